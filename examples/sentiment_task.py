@@ -1,0 +1,302 @@
+"""
+The sentiment experiment of the DPO paper (Sec. 6.1) at the size of a laptop.
+
+Film reviews, a small GPT-2 that is fine-tuned on them, a ground-truth reward (the probability that a classifier gives
+to "positive"), sampled and ranked completions of review prefixes, and the evaluation by true reward and by KL from the
+reference. `quickstart.py` puts these together.
+
+Axes: **B** sequences, **P** prompt tokens, **C** completion tokens, **V** vocabulary.
+"""
+
+import itertools
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    get_cosine_schedule_with_warmup,
+    set_seed,
+)
+
+
+REVIEWS = Path(__file__).parent / "film_reviews" / "reviews.jsonl"
+EOS, PAD = "<|endoftext|>", "<|pad|>"
+MIN_PREFIX_TOKENS, MAX_PREFIX_TOKENS = 2, 8
+MAX_NEW_TOKENS = 40
+SAMPLING_BATCH = 500
+
+
+# Model
+
+
+def load_reviews() -> list[dict[str, str]]:
+    """The shipped reviews, each with its `text` and its `sentiment` ("good" or "bad")."""
+    return [json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
+
+
+def train_tokenizer(texts: list[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on `texts`, with an end-of-sequence and a padding token."""
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[EOS, PAD], show_progress=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe._tokenizer, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+    )
+
+
+def small_gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
+    """A GPT-2 of 2 layers and width 96 (about 330,000 parameters) with random weights."""
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=128,
+        n_layer=2,
+        n_embd=96,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return GPT2LMHeadModel(config)
+
+
+def fine_tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    texts: list[str],
+    *,
+    num_steps: int,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+) -> None:
+    """Supervised fine-tuning of `model`, in place, on whole reviews with an end-of-sequence token."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
+    scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=num_steps // 20, num_training_steps=num_steps)
+    model.train()
+    batches = shuffled_batches(texts, batch_size)
+    for _ in (progress := tqdm(range(num_steps), desc="fine-tuning", unit="step")):
+        loss = model(**language_modeling_batch(tokenizer, next(batches), model.device)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        progress.set_postfix(loss=f"{loss.item():.3f} nats a token")
+    model.eval()
+
+
+def shuffled_batches(texts: list[str], batch_size: int) -> Iterator[list[str]]:
+    """Batches of `texts` for ever, in a new order every epoch."""
+    while True:
+        order = torch.randperm(len(texts)).tolist()
+        for start in range(0, len(texts) - batch_size + 1, batch_size):
+            yield [texts[i] for i in order[start : start + batch_size]]
+
+
+def language_modeling_batch(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device
+) -> dict[str, Tensor]:
+    """`texts` with an end-of-sequence token each, padded on the right, as the model's inputs and labels."""
+    batch = tokenizer([text + EOS for text in texts], return_tensors="pt", padding=True, padding_side="right").to(device)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
+
+
+@torch.no_grad()
+def nats_per_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
+    """Mean negative log-likelihood of `texts` under `model`."""
+    return model(**language_modeling_batch(tokenizer, texts, model.device)).loss.item()
+
+
+# Reward
+
+
+class SentimentReward:
+    """
+    The ground-truth reward of a review: the probability of "good" under a logistic regression on words and word pairs.
+
+    It is strongly regularised on purpose: a judge that is sure of every review gives rewards of 0 and 1 only, which
+    leaves nothing to rank.
+    """
+
+    def __init__(self, reviews: list[dict[str, str]]):
+        self.classifier = make_pipeline(
+            CountVectorizer(ngram_range=(1, 2), binary=True), LogisticRegression(C=0.01, max_iter=1000)
+        )
+        self.classifier.fit([review["text"] for review in reviews], [review["sentiment"] == "good" for review in reviews])
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        """Rewards of `texts`, in [0, 1]."""
+        return self.classifier.predict_proba(texts)[:, 1]
+
+
+# Prefixes and completions
+
+
+def cut_prefixes(
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, *, num_prefixes: int, seed: int, exclude: set[str] = frozenset()
+) -> list[str]:
+    """
+    Different beginnings of `texts`, 2 to 8 tokens long, none of them in `exclude`.
+
+    They end where a word ends, so that a completion starts with its space and prompt and completion can be tokenised
+    apart. May return fewer than `num_prefixes`.
+    """
+    generator = random.Random(seed)
+    prefixes: dict[str, None] = {}
+    for text in generator.sample(texts, len(texts)):
+        ids = tokenizer(text)["input_ids"]
+        tokens = tokenizer.convert_ids_to_tokens(ids)
+        ends = [n for n in range(MIN_PREFIX_TOKENS, MAX_PREFIX_TOKENS + 1) if n < len(ids) and tokens[n][0] == "Ġ"]
+        if ends and (prefix := tokenizer.decode(ids[: generator.choice(ends)])) not in exclude:
+            prefixes[prefix] = None
+        if len(prefixes) == num_prefixes:
+            break
+    return list(prefixes)
+
+
+@dataclass
+class Samples:
+    """Completions of one batch of prompts, padded on the left of the prompt and on the right of the completion."""
+
+    input_ids: Tensor  # (B, P + C)
+    prompt_mask: Tensor  # (B, P), True on the prompt
+    completion_mask: Tensor  # (B, C), True up to and including the end-of-sequence token
+    completions: list[str]
+    finished: Tensor  # (B,), whether the end-of-sequence token came
+
+
+@torch.no_grad()
+def sample_completions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Samples:
+    """One completion for each of `prompts`, drawn from `model` at temperature 1."""
+    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
+    input_ids = model.generate(
+        **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS
+    )
+    completion_ids = input_ids[:, batch["input_ids"].shape[1] :]  # (B, C)
+    is_eos = completion_ids == tokenizer.eos_token_id
+    return Samples(
+        input_ids=input_ids,
+        prompt_mask=batch["attention_mask"].bool(),
+        completion_mask=is_eos.cumsum(1) - is_eos.long() == 0,
+        completions=tokenizer.batch_decode(completion_ids, skip_special_tokens=True),
+        finished=is_eos.any(1),
+    )
+
+
+def preference_pairs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    reward: SentimentReward,
+    prefixes: list[str],
+    *,
+    num_completions: int = 4,
+) -> tuple[list[dict[str, str]], int]:
+    """
+    Samples completions of every prefix, ranks them by their reward and pairs each with all those below it.
+
+    Returns:
+        The pairs, with columns `prompt`, `chosen` and `rejected`, and the number of ties, which are left out.
+    """
+    pairs, num_ties = [], 0
+    prompts = [prefix for prefix in prefixes for _ in range(num_completions)]
+    completions = []
+    for start in tqdm(range(0, len(prompts), SAMPLING_BATCH), desc="sampling", unit="batch"):
+        completions += sample_completions(model, tokenizer, prompts[start : start + SAMPLING_BATCH]).completions
+    rewards = reward([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+    for start in range(0, len(prompts), num_completions):
+        ranked = sorted(range(start, start + num_completions), key=lambda i: -rewards[i])
+        for better, worse in itertools.combinations(ranked, 2):
+            if rewards[better] == rewards[worse]:
+                num_ties += 1
+            else:
+                pairs.append(
+                    {"prompt": prompts[start], "chosen": completions[better], "rejected": completions[worse]}
+                )
+    return pairs, num_ties
+
+
+# Evaluation
+
+
+@dataclass
+class Evaluation:
+    """What a policy does on a set of prefixes, one entry a prefix."""
+
+    texts: list[str]
+    rewards: np.ndarray
+    kls: np.ndarray  # nats, of whole completions
+    unfinished: float  # share of completions without an end-of-sequence token
+
+    def summary(self) -> dict[str, float]:
+        """Means and standard errors."""
+        root_n = len(self.texts) ** 0.5
+        return {
+            "reward": float(self.rewards.mean()),
+            "reward_stderr": float(self.rewards.std(ddof=1) / root_n),
+            "kl": float(self.kls.mean()),
+            "kl_stderr": float(self.kls.std(ddof=1) / root_n),
+            "unfinished": self.unfinished,
+        }
+
+
+def evaluate(
+    policy: PreTrainedModel,
+    ref: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    reward: SentimentReward,
+    prefixes: list[str],
+    *,
+    seed: int,
+) -> Evaluation:
+    """True reward of the policy's completions of `prefixes`, and their KL from the reference."""
+    set_seed(seed)
+    samples = sample_completions(policy, tokenizer, prefixes)
+    texts = [prefix + completion for prefix, completion in zip(prefixes, samples.completions, strict=True)]
+    return Evaluation(
+        texts=texts,
+        rewards=reward(texts),
+        kls=sequence_kl(policy, ref, samples).cpu().numpy(),
+        unfinished=1 - samples.finished.float().mean().item(),
+    )
+
+
+@torch.no_grad()
+def sequence_kl(policy: PreTrainedModel, ref: PreTrainedModel, samples: Samples) -> Tensor:
+    r"""
+    KL of the policy from the reference along sampled completions.
+
+    $$ \\sum_t \\sum_v \\pi(v | x, y_{<t}) \\log \\frac{\\pi(v | x, y_{<t})}{\\pi_{ref}(v | x, y_{<t})} $$
+
+    The mean over completions drawn from the policy estimates the KL of the two distributions over completions. Every
+    step's KL is exact, which makes the estimate less noisy than the log-ratio of the sampled tokens.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`: nats.
+    """
+    attention_mask = torch.cat([samples.prompt_mask, samples.completion_mask], dim=1).long()  # (B, P + C)
+    inputs = {
+        "input_ids": samples.input_ids,
+        "attention_mask": attention_mask,
+        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),  # padding on the left does not count
+        "logits_to_keep": samples.completion_mask.shape[1] + 1,
+    }
+    policy_logprobs = policy(**inputs).logits[:, :-1].log_softmax(-1)  # (B, C, V)
+    ref_logprobs = ref(**inputs).logits[:, :-1].log_softmax(-1)
+    step_kls = (policy_logprobs.exp() * (policy_logprobs - ref_logprobs)).sum(-1)  # (B, C)
+    return (step_kls * samples.completion_mask).sum(-1)

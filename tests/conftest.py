@@ -1,0 +1,82 @@
+"""Test session without network, telemetry or shared caches; one thread; the tiny models saved once."""
+
+# ruff: noqa: E402
+
+import gc
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+
+# Read when `huggingface_hub`, `datasets` and `transformers` are imported, so they come before every such import.
+_HF_HOME = tempfile.mkdtemp(prefix="trl_dpo_ext_tests_")
+os.environ.update(
+    {
+        "HF_HOME": _HF_HOME,
+        "HF_DATASETS_CACHE": f"{_HF_HOME}/datasets",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",  # TRL's own telemetry honours it
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+        "WANDB_MODE": "disabled",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+    }
+)
+
+import pytest
+import torch
+from tiny import MODELS, save_tiny, tiny_processing_class, tiny_tokenizer
+from transformers import set_seed
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _frozen_imports() -> None:
+    # accelerate collects garbage after every training. Half of a tiny run would go into the objects of the imports.
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    set_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """`tiny_folder("llama")` is the folder of that model of `tiny.MODELS` with its tokenizer, saved on first use."""
+    base = tmp_path_factory.mktemp("tiny")
+
+    @cache
+    def folder(name: str) -> str:
+        return save_tiny(MODELS[name](), tiny_processing_class(name), base / name)
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tiny_folder: Callable[[str], str]) -> str:
+    return tiny_folder("llama")
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tiny_folder: Callable[[str], str]) -> str:
+    return tiny_folder("gpt2")
+
+
+@pytest.fixture(scope="session")
+def bos_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Llama beside a tokenizer that puts a BOS token before every text."""
+    return save_tiny(MODELS["llama"](), tiny_tokenizer(bos=True), Path(tmp_path_factory.mktemp("bos")))

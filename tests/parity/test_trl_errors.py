@@ -1,0 +1,176 @@
+"""Where `trl.DPOTrainer` refuses a call, ours refuses it with the same type and the same text."""
+
+from typing import NamedTuple
+
+import peft
+import pytest
+from harness import Case, assert_same_refusal
+from peft import LoraConfig
+from tiny import preference_rows, tiny_processor
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+
+class Refusal(NamedTuple):
+    case: Case
+    error: type[Exception]
+    match: str  # in TRL's text
+
+
+def refusals(*table: Refusal) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("refusal", [pytest.param(refusal, id=refusal.case.id) for refusal in table])
+
+
+def _lora(target: str = "q_proj") -> LoraConfig:
+    return LoraConfig(r=2, target_modules=[target], task_type="CAUSAL_LM")
+
+
+def _model_as_its_own_reference(folder, tag):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    return {"model": model, "ref_model": model}
+
+
+def _streamed(tag):
+    return preference_rows(12, tag=tag).to_iterable_dataset()
+
+
+@refusals(
+    Refusal(Case("none", build=lambda folder, tag: {"train_dataset": None}), ValueError, "is required"),
+    Refusal(
+        Case("list", build=lambda folder, tag: {"train_dataset": list(preference_rows(4))}), TypeError, "got `list`"
+    ),
+    Refusal(
+        Case("dict", build=lambda folder, tag: {"train_dataset": {"train": preference_rows(4)}}),
+        TypeError,
+        "got `dict`",
+    ),
+    Refusal(
+        Case(
+            "streaming_without_max_steps",
+            {"max_steps": -1},
+            build=lambda folder, tag: {"train_dataset": _streamed(tag)},
+        ),
+        ValueError,
+        "max_steps",
+    ),
+    Refusal(Case("images_for_a_text_model", rows="vision"), ValueError, "vision-related"),
+)
+def test_train_dataset(refusal, llama_folder, tmp_path):
+    assert_same_refusal(*refusal, llama_folder, tmp_path)
+
+
+PRECOMPUTE = {"precompute_ref_log_probs": True}
+
+
+@refusals(
+    Refusal(
+        Case("streaming", PRECOMPUTE, build=lambda folder, tag: {"train_dataset": _streamed(tag)}),
+        ValueError,
+        "not supported with IterableDataset",
+    ),
+    Refusal(
+        Case("streaming_eval", PRECOMPUTE, build=lambda folder, tag: {"eval_dataset": _streamed(tag)}),
+        ValueError,
+        "not supported with IterableDataset",
+    ),
+    Refusal(
+        Case("evaluate_later", PRECOMPUTE, finish=lambda trainer, tag: trainer.evaluate(preference_rows(4, tag=tag))),
+        ValueError,
+        "after training has started",
+    ),
+    Refusal(
+        Case(
+            "evaluate_dict_later",
+            PRECOMPUTE,
+            finish=lambda trainer, tag: trainer.evaluate({"a": preference_rows(4, tag=tag)}),
+        ),
+        ValueError,
+        "after training has started",
+    ),
+    Refusal(Case("sync_ref_model", {**PRECOMPUTE, "sync_ref_model": True}), ValueError, "sync_ref_model=True"),
+)
+def test_precompute(refusal, llama_folder, tmp_path):
+    assert_same_refusal(*refusal, llama_folder, tmp_path)
+
+
+@refusals(
+    Refusal(Case("precompute", PRECOMPUTE), ValueError, "not supported for vision datasets"),
+    Refusal(Case("keep_end", {"truncation_mode": "keep_end"}), ValueError, "keep_end"),
+    Refusal(Case("cut_image", {"max_length": 4}), ValueError, "image placeholder tokens"),
+    Refusal(Case("pad_to_multiple_of", {"pad_to_multiple_of": 8}), NotImplementedError, "vision-language"),
+)
+def test_vision(refusal, tiny_folder, tmp_path):
+    case = refusal.case
+    vision = Case(case.id, case.config, rows="vision")
+    assert_same_refusal(vision, refusal.error, refusal.match, tiny_folder("vlm"), tmp_path)
+
+
+@refusals(
+    Refusal(Case("model_as_reference", build=_model_as_its_own_reference), ValueError, "cannot be the same object"),
+    Refusal(
+        Case("sync_with_peft", {"sync_ref_model": True}, build=lambda folder, tag: {"peft_config": _lora()}),
+        NotImplementedError,
+        "sync_ref_model=True",
+    ),
+    Refusal(
+        Case("lm_head_adapter", build=lambda folder, tag: {"peft_config": _lora("lm_head")}),
+        ValueError,
+        "`lm_head` is not supported",
+    ),
+    Refusal(Case("dict_as_peft_config", build=lambda folder, tag: {"peft_config": {"r": 2}}), TypeError, "got dict"),
+    Refusal(
+        Case(
+            "peft_model_and_config",
+            build=lambda folder, tag: {
+                "model": peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), _lora()),
+                "peft_config": _lora(),
+            },
+        ),
+        ValueError,
+        "`PeftModel` instance together with a `peft_config`",
+    ),
+    Refusal(
+        Case(
+            "quantized_instance",
+            build=lambda folder, tag: {
+                "model": AutoModelForCausalLM.from_pretrained(folder),
+                "quantization_config": BitsAndBytesConfig(load_in_4bit=True),
+            },
+        ),
+        ValueError,
+        "already instantiated",
+    ),
+    Refusal(
+        Case(
+            "quantized_twice",
+            {"model_init_kwargs": {"quantization_config": {"load_in_4bit": True}}},
+            build=lambda folder, tag: {"quantization_config": BitsAndBytesConfig(load_in_4bit=True)},
+        ),
+        ValueError,
+        "in only one place",
+    ),
+    Refusal(
+        Case("image_processor", build=lambda folder, tag: {"processing_class": tiny_processor().image_processor}),
+        TypeError,
+        "`processing_class` must be",
+    ),
+    Refusal(Case("pad_token", {"pad_token": "<nowhere>"}), ValueError, "<nowhere>"),
+    Refusal(Case("dense_router", {"router_aux_loss_coef": 0.1}), ValueError, "not a Mixture-of-Experts model"),
+)
+def test_model(refusal, llama_folder, tmp_path):
+    assert_same_refusal(*refusal, llama_folder, tmp_path)
+
+
+@refusals(
+    Refusal(Case("exo_pair", {"loss_type": "exo_pair"}), ValueError, "greater than 0.0"),
+    Refusal(Case("exo_pair_in_mixture", {"loss_type": ["sigmoid", "exo_pair"]}), ValueError, "greater than 0.0"),
+    Refusal(
+        Case("f_divergence", {"loss_type": "bco_pair", "f_divergence_type": "forward_kl"}),
+        ValueError,
+        "only supported",
+    ),
+    Refusal(Case("unknown_f_divergence", {"f_divergence_type": "chi2"}), ValueError, "chi2"),
+    Refusal(Case("wpo_aot", {"loss_type": "aot", "use_weighting": True}), NotImplementedError, "WPO"),
+    Refusal(Case("unknown", {"loss_type": "sigmoidal"}), ValueError, "Unknown loss type: sigmoidal"),
+)
+def test_objective(refusal, llama_folder, tmp_path):
+    assert_same_refusal(*refusal, llama_folder, tmp_path)

@@ -1,0 +1,33 @@
+"""
+Direct Preference Optimization as the paper describes it (Rafailov et al., 2023), as an extension of Hugging Face TRL.
+
+Public names load on first use: `import trl_dpo_ext` and `import trl_dpo_ext.objectives` import neither TRL nor
+transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "DPOPaperConfig": "trl_dpo_ext.trainers.dpo_config",
+    "DPOPaperTrainer": "trl_dpo_ext.trainers.dpo_trainer",
+}
+
+__all__ = ["DPOPaperConfig", "DPOPaperTrainer"]
+
+if TYPE_CHECKING:
+    from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
+    from trl_dpo_ext.trainers.dpo_trainer import DPOPaperTrainer
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(_MODULE_OF[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

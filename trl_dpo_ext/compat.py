@@ -1,0 +1,75 @@
+"""
+The only module that touches names TRL does not export, and the list of the seams the trainers stand on.
+
+Importing it checks that each seam still has the signature this package was written for, so that an incompatible TRL or
+transformers is one clear `ImportError` and not a wrong number.
+"""
+
+import inspect
+
+import transformers
+import trl
+from trl import DPOTrainer
+from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+
+
+__all__ = ["SEAMS", "check_seams", "get_config_model_id", "global_then_local_main_first"]
+
+# Methods of `trl.DPOTrainer` (some inherited from `transformers.Trainer`) that the trainers override or call, with the
+# parameters they rely on, `self` left out.
+SEAMS = {
+    "__init__": (
+        "model",
+        "ref_model",
+        "args",
+        "data_collator",
+        "train_dataset",
+        "eval_dataset",
+        "processing_class",
+        "compute_metrics",
+        "callbacks",
+        "optimizers",
+        "quantization_config",
+        "peft_config",
+    ),
+    "_precompute_ref_logps": ("dataset", "name", "batch_size"),
+    "_prepare_dataset": ("dataset", "processing_class", "args", "dataset_name"),
+    "_set_signature_columns_if_needed": (),
+    "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
+    "compute_ref_log_probs": ("model", "inputs"),
+    "create_scheduler": ("num_training_steps", "optimizer"),
+    "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
+    "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
+    "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
+    "log": ("logs", "start_time"),
+    "predict": ("test_dataset", "ignore_keys", "metric_key_prefix"),
+    "prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
+    "save_model": ("output_dir", "_internal_call"),
+    "train": ("resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
+}
+
+
+def check_seams(trainer_class: type = DPOTrainer) -> None:
+    """
+    Checks that every seam in [`SEAMS`] exists on `trainer_class` with the expected parameters.
+
+    Args:
+        trainer_class (`type`, *optional*, defaults to `trl.DPOTrainer`):
+            Class to check.
+
+    Raises:
+        ImportError: Naming the first seam that moved, what it looks like now, and the installed versions.
+    """
+    for name, expected in SEAMS.items():
+        method = getattr(trainer_class, name, None)
+        found = None if method is None else tuple(list(inspect.signature(method).parameters)[1:])
+        if found != expected:
+            now = "is gone" if found is None else f"is now ({', '.join(found)})"
+            raise ImportError(
+                f"`{trainer_class.__name__}.{name}({', '.join(expected)})` {now} in trl {trl.__version__} with "
+                f"transformers {transformers.__version__}, and trl_dpo_ext stands on it. Install a version named in "
+                "constraints.txt, or upgrade trl_dpo_ext."
+            )
+
+
+check_seams()

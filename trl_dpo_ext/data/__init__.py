@@ -1,0 +1,1 @@
+"""Columns, checks, prompts, tokens and cuts: from raw rows to token ids."""

@@ -1,0 +1,90 @@
+"""From a batch and a model to log-probabilities of completions, through TRL's fused LM head (never full logits)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+__all__ = ["CompletionLogps", "completion_logps", "from_fused_output", "stacked_to_pairs"]
+
+# Entries of a batch that are not arguments of the model
+_NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+
+
+@dataclass
+class CompletionLogps:
+    r"""
+    What one forward says about N completions of T - 1 scored positions.
+
+    Args:
+        logps (`torch.Tensor` of shape `(N,)`):
+            \\( \log \pi(y|x) \\), summed over the completion's tokens, EOS included; nats, float32, with gradient.
+        mask (`torch.Tensor` of shape `(N, T - 1)`, bool):
+            `True` where the next token belongs to the completion.
+        entropy, mean_logits, is_top1 (`torch.Tensor` of shape `(N, T - 1)`):
+            Entropy of the next-token distribution in nats, mean logit, and whether the token is the most likely one;
+            0 outside `mask`. No gradient.
+        aux_loss (`torch.Tensor`, *optional*):
+            Load-balancing loss of a mixture-of-experts model.
+    """
+
+    logps: Tensor
+    mask: Tensor
+    entropy: Tensor
+    mean_logits: Tensor
+    is_top1: Tensor
+    aux_loss: Tensor | None
+
+
+def completion_logps(model: Callable[..., Any], batch: Mapping[str, Any], **model_kwargs: Any) -> CompletionLogps:
+    """
+    Runs `model` on a batch in the layout of TRL's preference collators and sums the completions' log-probabilities.
+
+    Args:
+        model (`Callable`):
+            Causal language model with TRL's fused LM head, or anything that calls one with the same arguments.
+        batch (`Mapping`):
+            `input_ids` and `completion_mask` of shape `(N, T)`, with whatever else the model takes.
+        model_kwargs:
+            Further arguments of the model.
+
+    Returns:
+        [`CompletionLogps`]
+    """
+    inputs = {name: value for name, value in batch.items() if name not in _NOT_FOR_THE_MODEL}
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    outputs = model(**inputs, **model_kwargs, use_cache=False, labels=labels, fused_lm_head=True)
+    return from_fused_output(outputs, batch)
+
+
+def from_fused_output(outputs: Any, batch: Mapping[str, Any], ld_alpha: float | None = None) -> CompletionLogps:
+    """
+    Reads a [`CompletionLogps`] from the output of a fused LM head that scored `batch`.
+
+    With `ld_alpha`, tokens beyond the length that a pair's completions share count `ld_alpha` times (LD-DPO).
+    """
+    mask = batch["completion_mask"][:, 1:].bool()  # (N, T - 1)
+    # Prompt-learning adapters put virtual tokens in front; the last T - 1 positions are the real ones
+    length = mask.size(1)
+    token_logps = outputs.log_probs[:, -length:]  # (N, T - 1); 0 outside the completion
+    if ld_alpha is not None:
+        lengths = stacked_to_pairs(mask.sum(dim=1))  # (B, 2)
+        shared = lengths.amin(dim=1).repeat(2)[:, None]  # (N, 1)
+        token_logps = torch.where(mask.cumsum(dim=1) > shared, ld_alpha * token_logps, token_logps)
+    return CompletionLogps(
+        logps=token_logps.sum(dim=1),  # (N,)
+        mask=mask,
+        entropy=outputs.entropy[:, -length:].detach(),
+        mean_logits=outputs.mean_logits[:, -length:],
+        is_top1=outputs.is_top1[:, -length:],
+        aux_loss=outputs.aux_loss,
+    )
+
+
+def stacked_to_pairs(stacked: Tensor) -> Tensor:
+    """Turns TRL's stacked rows, `[all chosen; all rejected]` of shape `(2B, ...)`, into `(B, 2, ...)`."""
+    chosen_and_rejected = stacked.unflatten(0, (2, -1))  # (2, B, ...)
+    return chosen_and_rejected.transpose(0, 1)

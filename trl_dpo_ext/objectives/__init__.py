@@ -1,0 +1,6 @@
+"""Preference objectives: pure functions from log-probabilities to one loss per prompt. They need nothing but torch."""
+
+from .dpo import dpo_loss
+
+
+__all__ = ["dpo_loss"]

@@ -1,0 +1,90 @@
+"""Reference log-probabilities on disk, under a key of everything that changes their value and of nothing else."""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import xxhash
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS
+
+
+__all__ = ["CacheKey", "RefLogpsFile", "hash_token_ids", "sample_rows"]
+
+
+@dataclass(frozen=True)
+class CacheKey:
+    """
+    What determines reference log-probabilities. Beta, output folder, epochs, batch sizes and the policy do not.
+
+    Args:
+        reference (`str`): Hash of the reference's weights.
+        tokens (`str`): Hash of the token ids as cut.
+        compute_dtype (`str`): Dtype of the weights, and of autocast.
+        ld_alpha (`float`, *optional*): LD-DPO's weight of tokens beyond the shared length.
+    """
+
+    reference: str
+    tokens: str
+    compute_dtype: str
+    ld_alpha: float | None = None
+
+    def __str__(self) -> str:
+        return xxhash.xxh3_128(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def hash_token_ids(dataset: Dataset) -> str:
+    """Hashes the token ids of all rows, in order."""
+    digest = xxhash.xxh3_128()
+    columns = list(TOKENIZED_COLUMNS)
+    for batch in dataset.select_columns(columns).with_format("numpy").iter(batch_size=1000):
+        for name in columns:
+            for ids in batch[name]:
+                digest.update(len(ids).to_bytes(4, "little"))
+                digest.update(ids.astype("<i8").tobytes())
+    return digest.hexdigest()
+
+
+def sample_rows(num_rows: int, num_samples: int = 4) -> list[int]:
+    """Row numbers spread evenly over a data set, to be computed again when a cache is loaded."""
+    count = min(num_rows, num_samples)
+    return [round(i * (num_rows - 1) / max(count - 1, 1)) for i in range(count)]
+
+
+class RefLogpsFile:
+    """
+    One data set's reference log-probabilities, shape `(n, K)`, nats, float32, in a safetensors file.
+
+    Written in pieces, so that an interrupted pass goes on where it stopped; a piece is moved into place whole, so that
+    a killed process never leaves half a file.
+
+    Args:
+        folder (`Path`): Folder of the file; made when first written to.
+        key ([`CacheKey`]): Key of the content.
+    """
+
+    def __init__(self, folder: Path, key: CacheKey):
+        self.path = Path(folder) / f"ref_logps-{key}.safetensors"
+        self._metadata = {name: str(value) for name, value in asdict(key).items()}
+
+    def read(self) -> Tensor | None:
+        """Returns the rows written so far, `(m, K)`, or `None` if there is no readable file."""
+        try:
+            with safe_open(self.path, framework="pt") as file:
+                return file.get_tensor("ref_logps")
+        except (FileNotFoundError, SafetensorError):
+            return None
+
+    def write(self, pieces: Iterable[Tensor]) -> None:
+        """Replaces the file by the given rows."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
+        save_file({"ref_logps": torch.cat(list(pieces)).contiguous()}, temporary, metadata=self._metadata)
+        os.replace(temporary, self.path)

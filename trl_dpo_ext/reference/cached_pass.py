@@ -1,0 +1,102 @@
+"""One pass of the reference policy over a data set: resumable, spot-checked on load, the same on every process."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list, tqdm
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from trl_dpo_ext.reference.cache import RefLogpsFile, sample_rows
+
+
+__all__ = ["reference_pass"]
+
+logger = get_logger(__name__)
+
+_SECONDS_BETWEEN_WRITES = 60
+
+
+def reference_pass(
+    dataset: Dataset,
+    *,
+    logps_of: Callable[[dict[str, Any]], Tensor],
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    to_device: Callable[[dict[str, Any]], dict[str, Any]],
+    tolerance_of: Callable[[Tensor], Tensor],
+    accelerator: Accelerator,
+    batch_size: int,
+    file: RefLogpsFile | None,
+    name: str,
+) -> Tensor:
+    """
+    Returns the reference log-probabilities of all rows, from the file as far as it goes.
+
+    Args:
+        dataset (`Dataset`):
+            Tokenised rows.
+        logps_of (`Callable`):
+            Reference log-probabilities `(B, K)` of a batch.
+        collate (`Callable`):
+            Makes a batch of rows.
+        to_device (`Callable`):
+            Moves a batch to this process's device.
+        tolerance_of (`Callable`):
+            Largest difference, in nats, that rounding can make in given log-probabilities.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator that splits the pass over processes.
+        batch_size (`int`):
+            Rows a process takes at a time.
+        file ([`~trl_dpo_ext.reference.cache.RefLogpsFile`], *optional*):
+            Where results are kept. The main process alone reads and writes it.
+        name (`str`):
+            Name of the data set, for messages.
+
+    Returns:
+        `torch.Tensor` of shape `(n, K)`, float32, on the CPU of every process.
+    """
+    keeps = file is not None and accelerator.is_main_process
+    known = _broadcast(accelerator, file.read() if keeps else None)
+    if known is not None and len(known):
+        rows = sample_rows(len(known))
+        again = logps_of(to_device(collate([dataset[row] for row in rows]))).cpu()
+        difference = (again - known[rows]).abs()
+        agrees = bool((difference <= tolerance_of(again)).all())
+        if not _broadcast(accelerator, agrees):
+            logger.warning(
+                f"The cached reference log-probabilities of the {name} dataset in {file.path} differ by "
+                f"{difference.max():.3g} nats from the reference policy; they are computed again."
+            )
+            known = None
+    pieces = [known] if known is not None else []
+    done = sum(map(len, pieces))
+    if done == len(dataset):
+        return known
+
+    loader = DataLoader(dataset.select(range(done, len(dataset))), batch_size=batch_size, collate_fn=collate)
+    written = time.monotonic()
+    with tqdm(
+        total=len(dataset), initial=done, unit="row", desc=f"Computing reference log-probabilities of {name} dataset"
+    ) as progress:
+        for batch in accelerator.prepare(loader):
+            pieces.append(accelerator.gather_for_metrics(logps_of(batch)).cpu())
+            progress.update(len(pieces[-1]))
+            if keeps and time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+                file.write(pieces)
+                written = time.monotonic()
+    if keeps:
+        file.write(pieces)
+    return torch.cat(pieces)
+
+
+def _broadcast(accelerator: Accelerator, value: Any) -> Any:
+    # The main process decides for all, so that no process waits for one that took another way
+    box = [value]
+    if accelerator.num_processes > 1:
+        broadcast_object_list(box, from_process=0)
+    return box[0]

@@ -1,0 +1,86 @@
+"""Which policy is the reference, decided before TRL builds its trainer."""
+
+import os
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+
+from trl_dpo_ext.data.preparation import has_ref_logps
+from trl_dpo_ext.reference.policy import (
+    ADAPTER_COPY,
+    ADAPTER_OFF,
+    COLUMNS,
+    COPY,
+    EXPLICIT,
+    NONE,
+    SECOND_LOAD,
+    START,
+    check_adapter_start,
+)
+
+
+__all__ = ["choose_reference"]
+
+
+def choose_reference(
+    model: Any,
+    ref_model: Any,
+    args: Any,
+    train_dataset: Any,
+    eval_dataset: Any,
+    peft_config: Any,
+) -> str:
+    """
+    Decides what the reference is, from the arguments of a trainer.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Explicit reference.
+        args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
+            Options.
+        train_dataset (`Dataset` or `IterableDataset`):
+            Training rows.
+        eval_dataset (`Dataset`, `IterableDataset` or `dict`, *optional*):
+            Evaluation rows.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter that TRL is going to add.
+
+    Returns:
+        `str`: One of the kinds that [`~trl_dpo_ext.reference.policy`] lists.
+
+    Raises:
+        ValueError: If two of them contradict each other.
+    """
+    evaluation = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
+    datasets = [rows for rows in [train_dataset, *evaluation] if isinstance(rows, (Dataset, IterableDataset))]
+    brought = [has_ref_logps(rows) for rows in datasets]
+    no_reference = getattr(args, "reference_free", False)
+    if any(brought):
+        if not all(brought):
+            raise ValueError(
+                "Some data sets bring `ref_chosen_logps` and `ref_rejected_logps` and some do not. Bring them for "
+                "training and evaluation, or remove them with `dataset.remove_columns`."
+            )
+        if ref_model is not None or no_reference:
+            other = "`ref_model`" if ref_model is not None else "`reference_free=True`"
+            raise ValueError(
+                f"The data set brings reference log-probabilities, which {other} contradicts. Remove the columns "
+                "`ref_chosen_logps` and `ref_rejected_logps`, or leave it out."
+            )
+        return COLUMNS
+    if no_reference:
+        if ref_model is not None:
+            raise ValueError("`ref_model` has no effect with `reference_free=True`. Leave one of them out.")
+        return NONE
+    if ref_model is not None:
+        return EXPLICIT
+    if peft_config is not None or is_peft_model(model):
+        check_adapter_start(model, peft_config)
+        return ADAPTER_COPY if is_peft_model(model) else ADAPTER_OFF
+    sharded_later = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    if args.precompute_ref_log_probs and not sharded_later:
+        return START
+    return SECOND_LOAD if isinstance(model, str) else COPY

@@ -1,0 +1,48 @@
+"""The identity of a reference policy: a hash of the weights behind its log-probabilities, and of nothing else."""
+
+import re
+
+import torch
+import xxhash
+from accelerate.utils import is_peft_model
+from torch import nn
+
+
+__all__ = ["hash_weights"]
+
+
+def hash_weights(model: nn.Module) -> str | None:
+    """
+    Hashes a model's weights as the reference policy sees them.
+
+    With a PEFT model only the base weights count, and those of an adapter named `"ref"` if there is one (TRL's frozen
+    copy of a trained adapter): the policy's own adapter is not part of the reference. Names are those of the base
+    model, so a base model under a fresh adapter has the hash of the base model alone.
+
+    Args:
+        model ([`~torch.nn.Module`]):
+            Model, not sharded.
+
+    Returns:
+        `str` or `None`: 128-bit hash in hexadecimal; `None` if the weights are partitioned over processes.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):  # ZeRO-3
+        return None
+    adapters = set(model.peft_config) - {"ref"} if is_peft_model(model) else set()
+    names = {_base_name(name): tensor for name, tensor in model.state_dict().items() if not _belongs(name, adapters)}
+    digest = xxhash.xxh3_128()
+    for name in sorted(names):
+        tensor = names[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # Viewed as bytes: numpy has no bfloat16
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _belongs(name: str, adapters: set[str]) -> bool:
+    return any(part in adapters for part in name.split("."))
+
+
+def _base_name(name: str) -> str:
+    name = re.sub(r"^base_model\.model\.", "", name)
+    return re.sub(r"\.(base_layer|original_module)\b", "", name)

@@ -1,0 +1,117 @@
+"""Which policy is the reference, decided before TRL builds its trainer."""
+
+import copy
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+
+__all__ = [
+    "ADAPTER_COPY",
+    "ADAPTER_OFF",
+    "COLUMNS",
+    "COPY",
+    "EXPLICIT",
+    "NONE",
+    "SECOND_LOAD",
+    "START",
+    "check_adapter_start",
+    "copy_in_memory",
+    "forget_ref_adapter",
+    "mark_ref_adapter",
+]
+
+# What the reference is, in the words of logs and messages
+NONE = "none"
+COLUMNS = "the data set's own log-probabilities"
+EXPLICIT = "the model passed as `ref_model`"
+ADAPTER_OFF = "adapter off"
+ADAPTER_COPY = "frozen copy of the adapter"
+COPY = "copy in memory"
+SECOND_LOAD = "second load of the path"
+START = "policy at the start"  # kept only as cached log-probabilities
+
+# Initialisations that move part of the base weights into the adapter: switching it off is then not the start
+_BASE_CHANGING_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
+
+_REF_ADAPTER_MARK = "_trl_dpo_ext_made_ref_adapter"
+
+
+def copy_in_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """
+    Copies a model as it is in memory, frozen.
+
+    TRL would load `config._name_or_path` again, which is another policy when the weights have changed since (measured
+    with TRL 1.16: first loss 1.159 instead of 0.693).
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Model to copy.
+
+    Returns:
+        [`~transformers.PreTrainedModel`]: The copy, with its class's own forward.
+
+    Raises:
+        ValueError: If DeepSpeed ZeRO-3 has partitioned the model.
+    """
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            "The reference policy cannot be copied from a model that DeepSpeed ZeRO-3 has partitioned. Pass "
+            "`ref_model=`, loaded from the same checkpoint, or pass the model as a path."
+        )
+    reference = copy.deepcopy(model)
+    # A trainer that has already used `model` left its fused and autocast forward on the instance, bound to `model`
+    if not hasattr(reference, "_hf_hook"):
+        for name in ("forward", "_original_forward"):
+            vars(reference).pop(name, None)
+    return reference.requires_grad_(False).eval()
+
+
+def check_adapter_start(model: nn.Module | str, peft_config: Any) -> None:
+    """
+    Checks that switching the adapter off gives the policy that training starts from.
+
+    Args:
+        model ([`~torch.nn.Module`] or `str`):
+            Policy as passed to the trainer.
+        peft_config ([`~peft.PeftConfig`], *optional*):
+            Adapter that TRL is going to add.
+
+    Raises:
+        ValueError: If the adapter's initialisation changes the base weights.
+    """
+    configs = [peft_config] if peft_config is not None else []
+    if is_peft_model(model):
+        configs += model.peft_config.values()
+    for config in configs:
+        init = getattr(config, "init_lora_weights", True)
+        if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+            raise ValueError(
+                f"`init_lora_weights={init!r}` moves part of the base weights into the adapter, so the model with the "
+                "adapter switched off is not the policy that training starts from. Pass that policy as `ref_model=`, "
+                "or use `init_lora_weights=True`."
+            )
+
+
+def forget_ref_adapter(model: nn.Module | str) -> None:
+    """
+    Removes the reference adapter that an earlier trainer left on a PEFT model, so that TRL can make a fresh one.
+
+    Raises:
+        ValueError: If the model has an adapter named `"ref"` that no trainer of this package made.
+    """
+    if is_peft_model(model) and "ref" in model.peft_config:
+        if not vars(model).get(_REF_ADAPTER_MARK):
+            raise ValueError(
+                "The model has an adapter named `ref`, the name under which TRL keeps its reference adapter. Remove "
+                "it with `model.delete_adapter('ref')`, or load it under another name."
+            )
+        model.delete_adapter("ref")
+
+
+def mark_ref_adapter(model: nn.Module) -> None:
+    """Records that the adapter named `"ref"` is a trainer's and not the user's."""
+    if is_peft_model(model) and "ref" in model.peft_config:
+        setattr(model, _REF_ADAPTER_MARK, True)

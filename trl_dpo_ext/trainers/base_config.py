@@ -1,0 +1,253 @@
+"""Options that all the trainers share, and how a preset, the batch arithmetic and the token options are resolved."""
+
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from accelerate.parallelism_config import ParallelismConfig
+from accelerate.utils import get_int_from_env, parse_flag_from_env
+from trl import DPOConfig
+from typing_extensions import Self
+
+from trl_dpo_ext.trainers.presets import PRESETS, preset_values
+
+
+__all__ = ["BaseDPOConfig"]
+
+# `None` is a value of `max_length` ("cut nothing"), so "left alone" needs another one that a command line can show.
+_MAX_LENGTH_OF_PRESET = -1
+
+
+@dataclass
+class BaseDPOConfig(DPOConfig):
+    r"""
+    Options that all the trainers of `trl_dpo_ext` share; everything else is [`trl.DPOConfig`]'s.
+
+    Options that a preset sets are `None` (`max_length`: -1) until they are resolved, on construction. What is passed
+    explicitly always wins over the preset.
+
+    Parameters:
+        preset (`str`, *optional*, defaults to `"paper"`):
+            Which defaults hold: `"paper"`, `"paper_tldr"`, `"authors_code"` or `"trl"`. See
+            [`~trl_dpo_ext.trainers.presets.preset_values`].
+        global_batch_size (`int`, *optional*):
+            Rows per update over all data-parallel ranks. Derives `gradient_accumulation_steps` as `global_batch_size /
+            (per_device_train_batch_size * ranks)`, which must be a whole number. Setting
+            `gradient_accumulation_steps` alone overrides the preset's value; contradicting it is an error.
+        tokenization (`str`, *optional*):
+            `"separate"`: prompt and answers tokenised apart and the EOS id appended, as the authors do (chat data
+            goes through the chat template). `"joint"`: TRL's tokens and TRL's cut.
+        max_prompt_length (`int`, *optional*):
+            With `tokenization="separate"`: tokens that a prompt is cut to when prompt and longest answer together
+            exceed `max_length`. Defaults to half of `max_length`.
+        prompt_truncation_mode (`str`, *optional*):
+            With `tokenization="separate"`: which end of a cut prompt is kept, `"keep_end"` (the authors' choice for
+            dialogue) or `"keep_start"` (for everything else).
+        ref_logps_cache_dir (`str`, *optional*):
+            With `precompute_ref_log_probs=True`: folder of the cached reference log-probabilities. Defaults to
+            `trl_dpo_ext/` inside the `datasets` cache.
+
+    Raises:
+        ValueError: If an option has a value that does not exist, would have no effect, or contradicts another one.
+    """
+
+    preset: str = field(
+        default="paper",
+        metadata={"help": "Which defaults hold for options left alone.", "choices": list(PRESETS)},
+    )
+    global_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows per update over all ranks; derives `gradient_accumulation_steps`. Paper: 64."},
+    )
+    tokenization: str | None = field(
+        default=None,
+        metadata={
+            "help": "'separate': prompt and answers apart, EOS id appended (paper). 'joint': TRL's tokens and cut.",
+            "choices": ["separate", "joint"],
+        },
+    )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens an over-long row's prompt is cut to. Default: half of `max_length`."},
+    )
+    prompt_truncation_mode: str | None = field(
+        default=None,
+        metadata={"help": "Which end of a cut prompt is kept.", "choices": ["keep_start", "keep_end"]},
+    )
+    ref_logps_cache_dir: str | None = field(
+        default=None,
+        metadata={"help": "Folder of cached reference log-probabilities. Default: inside the `datasets` cache."},
+    )
+
+    # TRL's options that a preset sets
+    beta: float | None = field(default=None, metadata={"help": "Strength of the KL constraint, > 0. Paper: 0.1."})
+    learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate. Paper: 1e-6."})
+    optim: str | None = field(default=None, metadata={"help": "Optimizer. Paper: 'rmsprop'."})
+    lr_scheduler_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "Schedule. Paper: 'constant_with_warmup', under a paper preset (k + 1)/(W + 1) at update k."
+        },
+    )
+    warmup_steps: float | None = field(
+        default=None, metadata={"help": "Warm-up updates, or a share of all when below 1. Paper: 150."}
+    )
+    max_grad_norm: float | None = field(default=None, metadata={"help": "Gradient clip. Authors' code: 10."})
+    num_train_epochs: float | None = field(default=None, metadata={"help": "Epochs. Authors' code: 1."})
+    max_length: int | None = field(
+        default=_MAX_LENGTH_OF_PRESET,
+        metadata={"help": "Most tokens of a prompt with an answer; null: no cut; -1: the preset's (paper: 512)."},
+    )
+    gradient_accumulation_steps: int | None = field(
+        default=None, metadata={"help": "Micro-batches per update. Default: derived from `global_batch_size`."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(
+                f"`preset={self.preset!r}` does not exist. Choose one of {', '.join(map(repr, PRESETS))}."
+            )
+        values = preset_values(self.preset)
+        self._resolve_batch(values.pop("global_batch_size"))
+        if self.fp16:
+            values.pop("bf16")
+        if self.tokenization == "joint":
+            values["prompt_truncation_mode"] = None
+        for name, value in values.items():
+            unset = _MAX_LENGTH_OF_PRESET if name == "max_length" else None
+            if getattr(self, name) == unset:
+                setattr(self, name, value)
+        self._resolve_tokenization()
+        super().__post_init__()
+
+        if self.world_size != _world_size():
+            raise ValueError(
+                f"This process group has {self.world_size} processes, but the environment announced {_world_size()} "
+                "when `gradient_accumulation_steps` was derived. Start the script with `accelerate launch` or "
+                "`torchrun`, which set WORLD_SIZE."
+            )
+
+    @classmethod
+    def from_trl(cls, args: DPOConfig) -> Self:
+        """
+        Wraps a resolved [`trl.DPOConfig`] so that every option of TRL's keeps its value.
+
+        Args:
+            args (`trl.DPOConfig`):
+                Configuration to wrap. It is not modified.
+
+        Returns:
+            An instance of this class with `preset="trl"`.
+        """
+        config = object.__new__(cls)
+        own = {f.name: f.default for f in fields(cls) if f.name not in vars(args)}
+        vars(config).update(own | vars(args) | {"preset": "trl", "tokenization": "joint"})
+        return config
+
+    @property
+    def data_parallel_ranks(self) -> int:
+        """Number of processes that see different rows (tensor, context and sequence parallel ranks share them)."""
+        parallelism = self.parallelism_config
+        if parallelism is None and parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
+            parallelism = ParallelismConfig()
+        shared = 1 if parallelism is None else parallelism.tp_size * parallelism.cp_size * parallelism.sp_size
+        return _world_size() // shared
+
+    @property
+    def uses_paper_schedule(self) -> bool:
+        """Whether `constant_with_warmup` means the authors' warm-up, (k + 1)/(W + 1)."""
+        return self.preset != "trl" and self.lr_scheduler_type == "constant_with_warmup"
+
+    def default_cache_dir(self) -> Path:
+        """Folder of the cached reference log-probabilities."""
+        import datasets
+
+        return Path(self.ref_logps_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "trl_dpo_ext"))
+
+    def _resolve_batch(self, of_preset: int | None) -> None:
+        rows = self.per_device_train_batch_size * self.data_parallel_ranks
+        if self.global_batch_size is None and self.gradient_accumulation_steps is None:
+            self.global_batch_size = of_preset
+        if self.global_batch_size is None:
+            self.gradient_accumulation_steps = self.gradient_accumulation_steps or 1
+            if not self.auto_find_batch_size:
+                self.global_batch_size = rows * self.gradient_accumulation_steps
+            return
+
+        if self.auto_find_batch_size:
+            raise ValueError(
+                f"`auto_find_batch_size` changes the batch that `global_batch_size={self.global_batch_size}` fixes. "
+                "Switch it off, or set `gradient_accumulation_steps` instead of `global_batch_size`."
+            )
+        if self.global_batch_size < rows or self.global_batch_size % rows:
+            raise ValueError(self._batch_message(rows))
+        derived = self.global_batch_size // rows
+        if self.gradient_accumulation_steps not in (None, derived):
+            raise ValueError(
+                f"`global_batch_size={self.global_batch_size}` = {self.per_device_train_batch_size} per device x "
+                f"{self.data_parallel_ranks} rank(s) x {derived}, which contradicts "
+                f"`gradient_accumulation_steps={self.gradient_accumulation_steps}`. Leave one of them out."
+            )
+        self.gradient_accumulation_steps = derived
+
+    def _batch_message(self, rows: int) -> str:
+        size, ranks = self.global_batch_size, self.data_parallel_ranks
+        if size < 1 or size % ranks:
+            return (
+                f"`global_batch_size={size}` cannot be split over {ranks} ranks. "
+                f"Nearest sizes that can: {max(size // ranks, 1) * ranks} and {(size // ranks + 1) * ranks}."
+            )
+        working = [n for n in range(1, size // ranks + 1) if size % (n * ranks) == 0]
+        return (
+            f"`global_batch_size={size}` is not a multiple of {rows} = {self.per_device_train_batch_size} per device "
+            f"x {ranks} rank(s). `per_device_train_batch_size` may be {', '.join(map(str, working))}; or "
+            "set `gradient_accumulation_steps` and leave `global_batch_size` out."
+        )
+
+    def _resolve_tokenization(self) -> None:
+        _check_choice("tokenization", self.tokenization, ("separate", "joint"))
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"`max_length={self.max_length}` leaves no room for a prompt and an answer. Raise it.")
+        if self.tokenization == "joint":
+            for name in ("max_prompt_length", "prompt_truncation_mode"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"`{name}={getattr(self, name)!r}` has no effect with `tokenization='joint'`, which cuts as "
+                        "TRL does (`max_length`, `truncation_mode`). Leave it out, or use `tokenization='separate'`."
+                    )
+            return
+
+        # `preset="trl"` sets no mode, since its own tokenization has none
+        if self.prompt_truncation_mode is None:
+            self.prompt_truncation_mode = "keep_end"
+        _check_choice("prompt_truncation_mode", self.prompt_truncation_mode, ("keep_start", "keep_end"))
+        if self.truncation_mode != "keep_start":
+            raise ValueError(
+                f"`truncation_mode={self.truncation_mode!r}` has no effect with `tokenization='separate'`. Use "
+                f"`prompt_truncation_mode={self.truncation_mode!r}`, or `tokenization='joint'` for TRL's cut."
+            )
+        if self.max_length is None:
+            if self.max_prompt_length is not None:
+                raise ValueError(
+                    f"`max_prompt_length={self.max_prompt_length}` has no effect with `max_length=None`: a prompt is "
+                    "only cut in a row that exceeds `max_length`. Set `max_length`, or leave `max_prompt_length` out."
+                )
+            return
+        if self.max_prompt_length is None:
+            self.max_prompt_length = self.max_length // 2
+        if not 0 < self.max_prompt_length < self.max_length:
+            raise ValueError(
+                f"`max_prompt_length={self.max_prompt_length}` must be above 0 and below "
+                f"`max_length={self.max_length}`."
+            )
+
+
+def _world_size() -> int:
+    # The launchers' variables: the process group itself only exists after `TrainingArguments.__post_init__`
+    return int(get_int_from_env(["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"], 1))
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}={value!r}` does not exist. Choose one of {', '.join(map(repr, choices))}.")

@@ -1,0 +1,454 @@
+"""What all the trainers share: data, reference, exact weighting of rows, exact figures."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, get_last_checkpoint
+from trl import DPOConfig, DPOTrainer
+
+import trl_dpo_ext
+from trl_dpo_ext.compat import get_config_model_id
+from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
+from trl_dpo_ext.data.preparation import DataReport, has_ref_logps
+from trl_dpo_ext.logps import CompletionLogps, completion_logps, stacked_to_pairs
+from trl_dpo_ext.reference import policy as reference_policy
+from trl_dpo_ext.reference.cache import CacheKey, RefLogpsFile, hash_token_ids
+from trl_dpo_ext.reference.cached_pass import reference_pass
+from trl_dpo_ext.reference.choice import choose_reference
+from trl_dpo_ext.reference.identity import hash_weights
+from trl_dpo_ext.reference.start_check import explain_start, reward_tolerance
+from trl_dpo_ext.rewards import implicit_rewards
+from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
+from trl_dpo_ext.trainers.metrics import MeanMeter, preference_sums
+from trl_dpo_ext.trainers.rows import first_rows, num_real_rows, num_rows, num_rows_everywhere
+from trl_dpo_ext.trainers.run_summary import RunSummary
+from trl_dpo_ext.trainers.saved_state import check_same_reference, read_state, write_state
+from trl_dpo_ext.trainers.update_guard import UpdateGuard
+
+
+__all__ = ["BaseDPOTrainer", "ScoredBatch"]
+
+logger = get_logger(__name__)
+
+# Entry of a batch: how many of its rows are real. The others were repeated to fill the batch.
+_NUM_REAL_ROWS = "num_real_rows"
+
+
+@dataclass
+class ScoredBatch:
+    """
+    A batch of B pairs after the forward passes.
+
+    Args:
+        losses (`torch.Tensor` of shape `(B,)`): Losses, with gradient.
+        rewards (`torch.Tensor` of shape `(B, 2)`): Implicit rewards, detached.
+        ref_logps (`torch.Tensor` of shape `(B, 2)`, *optional*): Reference log-probabilities.
+        policy ([`~trl_dpo_ext.logps.CompletionLogps`]): What the policy says of the `2B` completions.
+        weights (`torch.Tensor` of shape `(B,)`): 1 for real rows, 0 for repeated ones.
+    """
+
+    losses: Tensor
+    rewards: Tensor
+    ref_logps: Tensor | None
+    policy: CompletionLogps
+    weights: Tensor
+
+
+class BaseDPOTrainer(DPOTrainer):
+    """
+    [`trl.DPOTrainer`] with the right reference, exact figures, and rows weighted by example.
+
+    A subclass sets `config_class` and implements [`objective`]; see [`DPOPaperTrainer`]. Arguments are those of
+    [`trl.DPOTrainer`]; a plain [`trl.DPOConfig`] is taken as `preset="trl"`.
+    """
+
+    config_class: ClassVar[type[BaseDPOConfig]] = BaseDPOConfig
+
+    # The loss is already a mean over the examples of the update
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model,
+        ref_model=None,
+        args=None,
+        data_collator=None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        compute_metrics=None,
+        callbacks=None,
+        optimizers=(None, None),
+        quantization_config=None,
+        peft_config=None,
+    ):
+        args = self._config_from(args, model)
+        # A non-finite loss is an error here; the filter would replace it by an average, at one synchronisation a
+        # micro-batch
+        args.logging_nan_inf_filter = False
+        if args.accelerator_config.dispatch_batches:
+            raise ValueError(
+                "`dispatch_batches=True` cuts a batch of stacked rows (all chosen, then all rejected) in the wrong "
+                "place. Leave it out of `accelerator_config`."
+            )
+        self.data_reports: dict[str, DataReport] = {}
+        self._meters = {"train": MeanMeter(), "eval": MeanMeter()}
+        self._new_tokens: Tensor | int = 0
+        self._num_tokens = 0
+        self._reference_hash: str | None = None
+
+        self.reference_kind = choose_reference(model, ref_model, args, train_dataset, eval_dataset, peft_config)
+        explicit = ref_model is not None
+        if explicit and ref_model is not model:
+            self._reference_hash = hash_weights(ref_model)
+        if self.reference_kind == reference_policy.COPY:
+            ref_model = reference_policy.copy_in_memory(model)
+        reference_policy.forget_ref_adapter(model)
+        # TRL's way of keeping no reference in memory; it refuses it for images, whose reference is dropped below
+        without_reference = self.reference_kind in (reference_policy.NONE, reference_policy.COLUMNS)
+        precompute = args.precompute_ref_log_probs
+        args.precompute_ref_log_probs = precompute or (without_reference and not _has_images(train_dataset))
+
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+
+        args.precompute_ref_log_probs = precompute
+        if without_reference or (precompute and not explicit):
+            self.ref_model = None
+        if without_reference:
+            self.precompute_ref_logps = False
+        reference_policy.mark_ref_adapter(self.model)
+        self._check_attention()
+        if args.save_strategy != "no":
+            self.reference_hash  # noqa: B018 - computed now: training shards or changes the weights
+        self._guard = UpdateGuard(self.accelerator, self.beta, self._compute_dtype, self._reference_is_the_start)
+        self.add_callback(RunSummary(self))
+
+    def objective(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+        """
+        Returns the losses of a batch. The one method a new objective implements.
+
+        Args:
+            policy_logps (`torch.Tensor` of shape `(B, 2)`):
+                Summed log-probabilities under the policy, chosen first, nats.
+            ref_logps (`torch.Tensor` of shape `(B, 2)`, *optional*):
+                The same under the reference.
+
+        Returns:
+            `torch.Tensor` of shape `(B,)`: losses, with gradient.
+        """
+        raise NotImplementedError
+
+    def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> ScoredBatch:
+        """Runs reference and policy on a batch and applies the objective."""
+        ref_logps = self.reference_logps(inputs)
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        policy = completion_logps(model, inputs, **router)
+        policy_logps = stacked_to_pairs(policy.logps)  # (B, 2)
+        losses = self.objective(policy_logps, ref_logps)
+        if self.aux_loss_enabled:
+            losses = losses + self.router_aux_loss_coef * policy.aux_loss
+        return ScoredBatch(losses, self.rewards(policy_logps, ref_logps), ref_logps, policy, weights)
+
+    def rewards(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+        """Implicit rewards, `(B, 2)`, detached."""
+        return implicit_rewards(policy_logps, ref_logps, beta=self.beta)
+
+    def reference_logps(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Reference log-probabilities of a batch, `(B, 2)`: from its columns if it has them, else live."""
+        if self.reference_kind == reference_policy.NONE:
+            return None
+        if all(name in inputs for name in REF_LOGPS_COLUMNS):
+            logps = [inputs[name] for name in REF_LOGPS_COLUMNS]
+        else:
+            logps = self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, inputs)
+        return torch.stack(list(logps), dim=1)  # (B, 2)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        rows = num_rows(inputs)
+        real = inputs.pop(_NUM_REAL_ROWS, rows)
+        if real < rows and not self._is_vision_dataset:
+            inputs = first_rows(inputs, max(real, 1))
+        weights = (torch.arange(num_rows(inputs), device=inputs["input_ids"].device) < real).float()  # (B,)
+        scored = self.score(model, inputs, weights)
+
+        mode = "train" if self.model.training else "eval"
+        self._meters[mode].add(preference_sums(scored))
+        if mode == "train":
+            attention_mask = stacked_to_pairs(inputs["attention_mask"])  # (B, 2, T)
+            self._new_tokens = self._new_tokens + (attention_mask.sum(dim=(1, 2)) * weights).sum()
+            self._guard.add(scored)
+            if self.accelerator.sync_gradients:
+                explain = partial(self._explain_start, model, inputs, scored)
+                self._guard.finish(self.state.global_step + 1, explain)
+
+        total = (scored.losses * weights).sum()
+        if num_items_in_batch is None:
+            loss = total / max(real, 1)
+        else:
+            # Gradients are averaged over the ranks; this makes them the mean over the update's examples
+            loss = total * self.args.data_parallel_ranks / num_items_in_batch
+        return (loss, scored) if return_outputs else loss
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """Collects the micro-batches of an update, notes how many rows of each are real, and counts them."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len(batches) < num_batches and isinstance(self.train_dataset, IterableDataset):
+            return self._end_of_stream(batches, num_batches), None
+        in_update = 0
+        for position, batch in enumerate(batches, start=1):
+            is_last = position == len(batches)
+            in_update += num_rows_everywhere(
+                self.accelerator, num_rows(batch), self.args.data_parallel_ranks, is_last=is_last
+            )
+            batch[_NUM_REAL_ROWS] = num_real_rows(self.accelerator, batch, is_last=is_last)
+        return batches, in_update or None
+
+    def _end_of_stream(self, batches: list, num_batches: int) -> list:
+        # HF would carry these micro-batches' gradients into the next epoch, or loop for ever without an update
+        if self.state.global_step == 0:
+            raise ValueError(
+                f"The streaming training set ended after {len(batches)} micro-batches; an update takes {num_batches}. "
+                "Lower `global_batch_size` (or `gradient_accumulation_steps`), or stream more rows."
+            )
+        if batches:
+            logger.warning(
+                f"The streaming training set ended within an update: its last {sum(map(num_rows, batches))} rows on "
+                "each process, fewer than an update takes, are left out."
+            )
+        return []
+
+    def _explain_start(
+        self, model: nn.Module, inputs: dict[str, Any], scored: ScoredBatch, tolerance: float
+    ) -> tuple[bool, str]:
+        def gap_without_dropout() -> float:
+            model.eval()
+            with torch.no_grad():
+                policy_logps = stacked_to_pairs(completion_logps(model, inputs).logps)
+            model.train()
+            gap = self.rewards(policy_logps, scored.ref_logps).abs().max()
+            return self._guard.worst_of_all_processes(gap[None])[0]
+
+        return explain_start(gap_without_dropout, tolerance, self.model, self.ref_model, self.reference_kind)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
+        if self.lr_scheduler is None and self.args.uses_paper_schedule:
+            warmup = self.args.get_warmup_steps(num_training_steps)
+            # The authors': update 1 runs at lr/(W + 1), where HF's k/W has it at 0
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda k: min(1.0, (k + 1) / (warmup + 1)))
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # `loss` marks HF's log of a training window, which every process makes
+        if "loss" in logs and self._meters["train"]:
+            logs.update(self._meters["train"].means(self._add_up))
+            new_tokens = self._add_up(torch.as_tensor(self._new_tokens, dtype=torch.float32)).item()
+            self._num_tokens += round(new_tokens) * self.args.data_parallel_ranks // self.accelerator.num_processes
+            self._new_tokens = 0
+            logs["num_tokens"] = self._num_tokens
+        super().log(logs, start_time)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        rows = num_rows(inputs)
+        inputs[_NUM_REAL_ROWS] = num_real_rows(self.accelerator, inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, scored = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss, None, None
+        # Every process returns as many rows, and the repeated ones are dropped when they are gathered
+        rewards = scored.rewards.new_full((rows, 2), float("nan"))
+        rewards[: len(scored.rewards)] = scored.rewards
+        ranks = torch.arange(2, device=rewards.device).expand(rows, 2)
+        return loss, rewards, ranks
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        self._meters["eval"] = MeanMeter()
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        exact = self._meters["eval"].means(self._add_up)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in exact.items()}
+        metrics[f"{metric_key_prefix}_num_tokens"] = self._num_tokens
+        return output._replace(metrics=output.metrics | metrics)
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test") -> PredictionOutput:
+        """
+        Scores raw or prepared rows.
+
+        Args:
+            test_dataset (`Dataset`):
+                Preference rows, as for training.
+            ignore_keys (`list[str]`, *optional*):
+                As in [`~transformers.Trainer.predict`].
+            metric_key_prefix (`str`, *optional*, defaults to `"test"`):
+                Prefix of the metrics.
+
+        Returns:
+            [`~transformers.trainer_utils.PredictionOutput`]: `predictions` are implicit rewards `(n, 2)`, chosen
+            first; `label_ids` are ranks `(n, 2)`, 0 for the best; `metrics` are the exact means.
+        """
+        if not self._is_vision_dataset:
+            test_dataset = self._prepare_dataset(test_dataset, self.processing_class, self.args, metric_key_prefix)
+            if self.precompute_ref_logps:
+                if self.ref_model is None and not is_peft_model(self.model) and self.state.global_step > 0:
+                    raise ValueError(
+                        "`predict` cannot compute reference log-probabilities of new rows after training: with "
+                        "`precompute_ref_log_probs=True` and no `ref_model` the reference was the policy before "
+                        "training. Pass `ref_model`, or set `precompute_ref_log_probs=False`."
+                    )
+                batch_size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
+                test_dataset = self._precompute_ref_logps(test_dataset, metric_key_prefix, batch_size)
+        return super().predict(test_dataset, ignore_keys, metric_key_prefix)
+
+    def _add_up(self, sums: Tensor) -> Tensor:
+        return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
+
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        def prepare_as_trl(rows: Any, max_length: int | None) -> Any:
+            given, args.max_length = args.max_length, max_length
+            try:
+                return super(BaseDPOTrainer, self)._prepare_dataset(rows, processing_class, args, dataset_name)
+            finally:
+                args.max_length = given
+
+        dataset, report = prepare_preferences(dataset, self._tokenizer, args, dataset_name, prepare_as_trl)
+        self.data_reports[dataset_name] = report
+        if report.dropped:
+            logger.warning(
+                f"{report.dropped} rows of the {dataset_name} dataset are left out (first: {report.first_dropped})."
+            )
+        return dataset
+
+    @property
+    def reference_hash(self) -> str | None:
+        """Hash of the reference's weights; `None` without a reference model or where the weights are partitioned."""
+        known_from_start = (reference_policy.NONE, reference_policy.COLUMNS, reference_policy.EXPLICIT)
+        if self._reference_hash is None and self.reference_kind not in known_from_start:
+            # Before training the policy holds the reference's weights, and is not sharded yet
+            self._reference_hash = hash_weights(self.model)
+        return self._reference_hash
+
+    @property
+    def reference_description(self) -> str:
+        """What the reference is, in words."""
+        return self.reference_kind + (", cached" if self.precompute_ref_logps else "")
+
+    @property
+    def _reference_is_the_start(self) -> bool:
+        exempt = (reference_policy.NONE, reference_policy.COLUMNS, reference_policy.EXPLICIT)
+        prompt_learning = is_peft_model(self.model) and any(
+            config.is_prompt_learning for config in self.model.peft_config.values()
+        )
+        return self.reference_kind not in exempt and not prompt_learning and self.args.neftune_noise_alpha is None
+
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return autocast.get(self.accelerator.mixed_precision, self.model.dtype)
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        if isinstance(dataset, IterableDataset):
+            return super()._precompute_ref_logps(dataset, name, batch_size)  # TRL's error
+        if self.reference_kind == reference_policy.NONE or has_ref_logps(dataset):
+            return dataset
+        model = self.model if self.ref_model is None else self.ref_model
+        dtype = f"{self.model.dtype} under {self.accelerator.mixed_precision} autocast"
+        key = self.reference_hash and CacheKey(self.reference_hash, hash_token_ids(dataset), dtype, self.ld_alpha)
+        training = model.training
+        model.eval()
+        logps = reference_pass(
+            dataset,
+            logps_of=lambda batch: torch.stack(self.compute_ref_log_probs(model, batch), dim=1),
+            collate=self.data_collator,
+            to_device=self._prepare_inputs,
+            tolerance_of=lambda logps: reward_tolerance(logps, 1.0, self._compute_dtype),
+            accelerator=self.accelerator,
+            batch_size=batch_size,
+            file=RefLogpsFile(self.args.default_cache_dir(), key) if key else None,
+            name=name,
+        )
+        model.train(training)
+        for column, values in zip(REF_LOGPS_COLUMNS, logps.T.tolist(), strict=True):
+            dataset = dataset.add_column(column, values)
+        return dataset
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if folder:
+            state = read_state(folder)
+            check_same_reference(state, self.reference_hash, folder)
+            self._num_tokens = state.get("num_tokens", 0)
+            self._guard.checks_start = False
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            write_state(output_dir or self.args.output_dir, self._saved_state())
+
+    def _saved_state(self) -> dict[str, Any]:
+        options = ("beta", "tokenization", "max_length", "max_prompt_length", "prompt_truncation_mode")
+        return {
+            "trainer": type(self).__name__,
+            "trl_dpo_ext": trl_dpo_ext.__version__,
+            "reference": {"kind": self.reference_description, "hash": self._reference_hash},
+            "num_tokens": self._num_tokens,
+        } | {name: getattr(self.args, name) for name in options}
+
+    def _config_from(self, args: DPOConfig | None, model: Any) -> BaseDPOConfig:
+        if args is None:
+            name = model if isinstance(model, str) else get_config_model_id(model.config)
+            return self.config_class(f"{name.split('/')[-1]}-{self._name}")
+        if isinstance(args, self.config_class):
+            return args
+        if not isinstance(args, DPOConfig):
+            raise TypeError(
+                f"`args` is a {type(args).__name__}. {type(self).__name__} takes a `{self.config_class.__name__}` or "
+                "a `trl.DPOConfig`."
+            )
+        logger.warning_once(
+            f"{type(self).__name__} got a `{type(args).__name__}` and keeps its values, which are TRL's and not the "
+            f"paper's. The paper's settings come with `{self.config_class.__name__}`."
+        )
+        return self.config_class.from_trl(args)
+
+    def _check_attention(self) -> None:
+        attention = self.model.config._attn_implementation or ""
+        if "flash" in attention and self._compute_dtype == torch.float32:
+            raise ValueError(
+                f"`attn_implementation={attention!r}` does not run in float32. Set `bf16=True`, or use "
+                "`attn_implementation='sdpa'`."
+            )
+
+
+def _has_images(dataset: Any) -> bool:
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return False
+    return not {"image", "images"}.isdisjoint(dataset.column_names or next(iter(dataset)))

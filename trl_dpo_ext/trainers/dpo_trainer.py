@@ -1,0 +1,91 @@
+"""DPO as the paper defines it (Eq. 7), with TRL's other losses delegated to TRL."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from trl import DPOTrainer
+
+from trl_dpo_ext.logps import from_fused_output, stacked_to_pairs
+from trl_dpo_ext.objectives import dpo_loss
+from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer, ScoredBatch
+from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
+
+
+__all__ = ["DPOPaperTrainer"]
+
+
+class DPOPaperTrainer(BaseDPOTrainer):
+    r"""
+    Direct Preference Optimization, exactly as in the paper; takes the place of [`trl.DPOTrainer`].
+
+    $$ L = -\log \sigma\Big(\beta \log \frac{\pi_\theta(y_w|x)}{\pi_{ref}(y_w|x)}
+           - \beta \log \frac{\pi_\theta(y_l|x)}{\pi_{ref}(y_l|x)}\Big) $$
+
+    [Eq. 7](https://huggingface.co/papers/2305.18290) of Rafailov et al. (2023), by
+    [`~trl_dpo_ext.objectives.dpo_loss`]. With another `loss_type`, an f-divergence, LD-DPO or WPO the loss is computed
+    by TRL's own code; reference, figures and data path stay this package's.
+
+    **Inputs**: a preference data set, `prompt`, `chosen`, `rejected` (text or messages; `prompt` may be the common
+    start of both answers).
+
+    **Relations**: with `preset="trl"` or a plain [`trl.DPOConfig`] equal to [`trl.DPOTrainer`] on one process and
+    batches that divide (losses within 1e-6).
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy. A folder or hub name is loaded in float32; an instance is used as it is.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference. By default the policy as training starts: the adapter switched off (a frozen copy of a trained
+            adapter), a copy of an instance as it is in memory, or a second load of a path.
+        args ([`DPOPaperConfig`] or [`trl.DPOConfig`], *optional*):
+            Options.
+
+    The other arguments are [`trl.DPOTrainer`]'s, by the same names and in the same order. `compute_metrics` gets
+    `predictions`, implicit rewards `(n, 2)`, and `label_ids`, ranks `(n, 2)`, where TRL passes logits.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
+
+    trainer = DPOPaperTrainer(
+        model="path/to/sft-model",
+        args=DPOPaperConfig("dpo-model", per_device_train_batch_size=8),
+        train_dataset=load_dataset("json", data_files="preferences.jsonl", split="train"),
+    )
+    trainer.train()
+    ```
+    """
+
+    config_class = DPOPaperConfig
+    args: DPOPaperConfig
+
+    def objective(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+        return dpo_loss(policy_logps, ref_logps, beta=self.beta, label_smoothing=self.label_smoothing)
+
+    def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> ScoredBatch:
+        if self.args.is_plain_dpo:
+            return super().score(model, inputs, weights)
+
+        ref_logps = self.reference_logps(inputs)
+        outputs = []
+
+        def recorded(**kwargs: Any) -> Any:
+            outputs.append(model(**kwargs))
+            return outputs[-1]
+
+        # TRL reads the reference from the batch, where it would otherwise run its own
+        inputs = inputs | {"ref_chosen_logps": ref_logps[:, 0], "ref_rejected_logps": ref_logps[:, 1]}
+        cached, self.precompute_ref_logps = self.precompute_ref_logps, True
+        try:
+            loss = DPOTrainer.compute_loss(self, recorded, inputs)
+        finally:
+            self.precompute_ref_logps = cached
+        # TRL's figures are means of batch means; the exact ones are computed from `outputs`
+        for figures in self._metrics.values():
+            figures.clear()
+
+        policy = from_fused_output(outputs[0], inputs, ld_alpha=self.ld_alpha)
+        rewards = self.rewards(stacked_to_pairs(policy.logps), ref_logps)
+        return ScoredBatch(loss.expand(len(rewards)), rewards, ref_logps, policy, weights)

@@ -1,0 +1,63 @@
+"""Which rows of a batch are real: accelerate repeats rows to give every process a full last batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+__all__ = ["first_rows", "num_real_rows", "num_rows", "num_rows_everywhere"]
+
+
+def num_rows(batch: Mapping[str, Any]) -> int:
+    """Examples in a batch of TRL's stacked rows, `[all chosen; all rejected]`."""
+    return batch["input_ids"].size(0) // 2
+
+
+def _rows_left(accelerator: Accelerator) -> int | None:
+    # Rows of the data set in the current batch of all processes, `None` where none is repeated
+    state = accelerator.gradient_state
+    return state.remainder if state.end_of_dataloader and state.remainder > 0 else None
+
+
+def num_real_rows(accelerator: Accelerator, batch: Mapping[str, Any], is_last: bool = True) -> int:
+    """
+    Returns how many of the first rows of this process's batch are real; the others were repeated by accelerate.
+
+    Args:
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator whose data loader made the batch.
+        batch (`Mapping`):
+            The batch.
+        is_last (`bool`, *optional*, defaults to `True`):
+            Whether it is the one the data loader gave out last.
+
+    Returns:
+        `int`
+    """
+    rows = num_rows(batch)
+    left = _rows_left(accelerator)
+    if not is_last or left is None or accelerator.parallelism_config is not None:
+        return rows
+    return min(max(left - accelerator.process_index * rows, 0), rows)
+
+
+def num_rows_everywhere(accelerator: Accelerator, rows: int, data_parallel_ranks: int, is_last: bool) -> int:
+    """Returns the real rows of a micro-batch over all processes; `rows` are this one's, repeated ones included."""
+    left = _rows_left(accelerator)
+    return left if is_last and left is not None else rows * data_parallel_ranks
+
+
+def first_rows(batch: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Keeps the first rows of a stacked text batch."""
+
+    total = num_rows(batch)
+
+    def keep(value: Tensor) -> Tensor:
+        if value.size(0) == total:  # one value per pair, such as reference log-probabilities
+            return value[:rows]
+        return value.unflatten(0, (2, -1))[:, :rows].flatten(0, 1)
+
+    return {name: keep(value) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

@@ -1,0 +1,99 @@
+"""What a run says at its start: one line of what is in force, and warnings with their fix."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+if TYPE_CHECKING:
+    from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
+
+__all__ = ["RunSummary"]
+
+logger = get_logger(__name__)
+
+_SMALL_MODEL = 500_000_000  # parameters; the paper trained 774 M to 6 B at 1e-6
+_HALF = (torch.bfloat16, torch.float16)
+
+
+class RunSummary(TrainerCallback):
+    """
+    Prints one line when training starts, and warns of settings that work but are probably not meant.
+
+    Args:
+        trainer ([`~trl_dpo_ext.trainers.base_trainer.BaseDPOTrainer`]):
+            Trainer to speak for.
+    """
+
+    def __init__(self, trainer: "BaseDPOTrainer"):
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            tqdm.write(self.line(args, state))
+        for warning in self.warnings(args, state):
+            logger.warning(warning)
+
+    def line(self, args: TrainingArguments, state: TrainerState) -> str:
+        """Returns the line: batch arithmetic, updates, optimizer, schedule, precision, cuts, reference."""
+        ranks = args.data_parallel_ranks
+        per_device, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
+        warmup = args.get_warmup_steps(state.max_steps)
+        schedule = args.lr_scheduler_type.value
+        if args.uses_paper_schedule:
+            schedule += " (k+1)/(W+1)"
+        weights = "/".join(sorted({_name(p.dtype) for p in self.trainer.model.parameters() if p.requires_grad}))
+        autocast = self.trainer.accelerator.mixed_precision
+        precision = f"{weights} weights" + ("" if autocast == "no" else f" under {autocast} autocast")
+        return (
+            f"{type(self.trainer).__name__} (preset {args.preset!r}): {per_device * accumulation * ranks} rows an "
+            f"update = {per_device} x {accumulation} x {ranks} (per device x accumulation x ranks), "
+            f"{state.max_steps} updates; {args.optim.value} at {args.learning_rate:g}, {schedule}, warm-up {warmup}; "
+            f"beta {args.beta:g}; {precision}; reference: {self.trainer.reference_description}; "
+            f"data: {self.trainer.data_reports.get('train', 'as passed')}."
+        )
+
+    def warnings(self, args: TrainingArguments, state: TrainerState) -> list[str]:
+        """Returns what probably is not meant, each with its fix."""
+        found = []
+        warmup = args.get_warmup_steps(state.max_steps)
+        if args.uses_paper_schedule and state.max_steps < 2 * warmup:
+            last = args.learning_rate * min(1.0, state.max_steps / (warmup + 1))
+            found.append(
+                f"{state.max_steps} updates are fewer than twice the {warmup} of warm-up; the last runs at {last:.3g} "
+                f"of {args.learning_rate:g}. Lower `warmup_steps`, lower `global_batch_size`, or train on more data."
+            )
+        trainable = [p for p in self.trainer.model.parameters() if p.requires_grad]
+        adapter = is_peft_model(self.trainer.model)
+        size = sum(p.numel() for p in self.trainer.model.parameters())
+        if args.preset != "trl" and args.learning_rate <= 1e-6 and (adapter or size < _SMALL_MODEL):
+            what = "an adapter" if adapter else f"a model of {size / 1e6:,.1f} M parameters"
+            found.append(
+                f"`learning_rate={args.learning_rate:g}` is the paper's, for full fine-tuning of billions of "
+                f"parameters: {what} will hardly move. Raise it (5e-6 to 5e-5 for adapters and small models)."
+            )
+        quantized = getattr(self.trainer.model, "is_quantized", False)
+        halves = sorted({_name(p.dtype) for p in trainable if p.dtype in _HALF})
+        if halves and not quantized:
+            found.append(
+                f"The trained weights are {'/'.join(halves)}: updates below about 1/256 of a weight are lost. Load "
+                "the model in float32 (`bf16=True` then computes in bfloat16), or train an adapter."
+            )
+        report = self.trainer.data_reports.get("train")
+        if report is not None and report.share_cut > 0.01:
+            found.append(
+                f"{report.share_cut:.1%} of the training rows are cut (`max_length={args.max_length}`, "
+                f"`max_prompt_length={args.max_prompt_length}`): {report}. A cut answer loses its EOS. Raise them, or "
+                "drop long rows before training."
+            )
+        return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
