@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 NUM_REVIEWS = 4_500
-MAX_WORDS = 26
+MAX_WORDS = 20
 SEED = 0
 
 # A rule lists alternatives, split by `|` or a line end; where the sentiment matters, one list for each sentiment.

@@ -3,7 +3,6 @@
 import os
 from typing import Any
 
-from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 
 from trl_dpo_ext.data.preparation import has_ref_logps
@@ -17,6 +16,7 @@ from trl_dpo_ext.reference.policy import (
     SECOND_LOAD,
     START,
     check_adapter_start,
+    is_peft_model,
 )
 
 

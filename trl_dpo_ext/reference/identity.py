@@ -4,7 +4,8 @@ import re
 
 import torch
 import xxhash
-from accelerate.utils import is_peft_model
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, is_peft_model
 from torch import nn
 
 
@@ -24,10 +25,19 @@ def hash_weights(model: nn.Module) -> str | None:
             Model, not sharded.
 
     Returns:
-        `str` or `None`: 128-bit hash in hexadecimal; `None` if the weights are partitioned over processes.
+        `str` or `None`: 128-bit hash in hexadecimal, of the main process's weights on every process; `None` if the
+        weights are partitioned over processes.
     """
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):  # ZeRO-3
         return None
+    # With FSDP's memory-efficient loading the other processes hold no weights yet
+    result = [_hash(model) if PartialState().is_main_process else None]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(result, from_process=0)
+    return result[0]
+
+
+def _hash(model: nn.Module) -> str:
     adapters = set(model.peft_config) - {"ref"} if is_peft_model(model) else set()
     names = {_base_name(name): tensor for name, tensor in model.state_dict().items() if not _belongs(name, adapters)}
     digest = xxhash.xxh3_128()

@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from accelerate.utils import is_peft_model
+from accelerate.utils import is_peft_model as is_peft_module
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -20,6 +20,7 @@ __all__ = [
     "check_adapter_start",
     "copy_in_memory",
     "forget_ref_adapter",
+    "is_peft_model",
     "mark_ref_adapter",
 ]
 
@@ -37,6 +38,11 @@ START = "policy at the start"  # kept only as cached log-probabilities
 _BASE_CHANGING_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 _REF_ADAPTER_MARK = "_trl_dpo_ext_made_ref_adapter"
+
+
+def is_peft_model(model: nn.Module | str) -> bool:
+    """Whether a model as passed to a trainer is a PEFT model (a path is not)."""
+    return not isinstance(model, str) and is_peft_module(model)
 
 
 def copy_in_memory(model: PreTrainedModel) -> PreTrainedModel:

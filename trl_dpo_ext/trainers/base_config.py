@@ -121,9 +121,10 @@ class BaseDPOConfig(DPOConfig):
         self._resolve_tokenization()
         super().__post_init__()
 
-        if self.world_size != _world_size():
+        announced = _announced_world_size()
+        if self.world_size != announced:
             raise ValueError(
-                f"This process group has {self.world_size} processes, but the environment announced {_world_size()} "
+                f"This process group has {self.world_size} processes, but the environment announced {announced} "
                 "when `gradient_accumulation_steps` was derived. Start the script with `accelerate launch` or "
                 "`torchrun`, which set WORLD_SIZE."
             )
@@ -152,7 +153,9 @@ class BaseDPOConfig(DPOConfig):
         if parallelism is None and parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
             parallelism = ParallelismConfig()
         shared = 1 if parallelism is None else parallelism.tp_size * parallelism.cp_size * parallelism.sp_size
-        return _world_size() // shared
+        state = vars(self).get("distributed_state")
+        world_size = _announced_world_size() if state is None else state.num_processes
+        return world_size // shared
 
     @property
     def uses_paper_schedule(self) -> bool:
@@ -243,7 +246,7 @@ class BaseDPOConfig(DPOConfig):
             )
 
 
-def _world_size() -> int:
+def _announced_world_size() -> int:
     # The launchers' variables: the process group itself only exists after `TrainingArguments.__post_init__`
     return int(get_int_from_env(["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"], 1))
 

@@ -71,6 +71,8 @@ class BaseDPOTrainer(DPOTrainer):
     [`trl.DPOTrainer`]; a plain [`trl.DPOConfig`] is taken as `preset="trl"`.
     """
 
+    _tag_names = ["trl", "dpo", "trl-dpo-ext"]
+
     config_class: ClassVar[type[BaseDPOConfig]] = BaseDPOConfig
 
     # The loss is already a mean over the examples of the update
@@ -140,8 +142,7 @@ class BaseDPOTrainer(DPOTrainer):
             self.precompute_ref_logps = False
         reference_policy.mark_ref_adapter(self.model)
         self._check_attention()
-        if args.save_strategy != "no":
-            self.reference_hash  # noqa: B018 - computed now: training shards or changes the weights
+        self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
         self._guard = UpdateGuard(self.accelerator, self.beta, self._compute_dtype, self._reference_is_the_start)
         self.add_callback(RunSummary(self))
 
@@ -181,6 +182,12 @@ class BaseDPOTrainer(DPOTrainer):
             return None
         if all(name in inputs for name in REF_LOGPS_COLUMNS):
             logps = [inputs[name] for name in REF_LOGPS_COLUMNS]
+        elif self.ref_model is None and not is_peft_model(self.model):
+            raise ValueError(
+                "The batch has no `ref_chosen_logps` and `ref_rejected_logps`, and no reference model is in memory "
+                f"(reference: {self.reference_description}). Bring these columns for every data set, and let a "
+                "`data_collator` of your own pass them on."
+            )
         else:
             logps = self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, inputs)
         return torch.stack(list(logps), dim=1)  # (B, 2)
@@ -418,7 +425,7 @@ class BaseDPOTrainer(DPOTrainer):
         return {
             "trainer": type(self).__name__,
             "trl_dpo_ext": trl_dpo_ext.__version__,
-            "reference": {"kind": self.reference_description, "hash": self._reference_hash},
+            "reference": {"kind": self.reference_description, "hash": self.reference_hash},
             "num_tokens": self._num_tokens,
         } | {name: getattr(self.args, name) for name in options}
 

@@ -1,0 +1,53 @@
+"""The command line, `trl-dpo-ext COMMAND`: one command a file, imported only when it is called."""
+
+import sys
+from importlib import import_module
+
+from trl_dpo_ext import __version__
+
+
+__all__ = ["main"]
+
+_COMMANDS = {
+    "dpo": "train DPOPaperTrainer from a YAML recipe and options (the options are listed by `dpo --help`)",
+    "env": "print the versions and hardware that a bug report needs",
+}
+
+
+def _usage() -> str:
+    commands = "\n".join(f"  {name:<6} {what}" for name, what in _COMMANDS.items())
+    return (
+        "usage: trl-dpo-ext [-h] [--version] COMMAND ...\n\n"
+        "Direct Preference Optimization as the paper describes it.\n\n"
+        f"commands:\n{commands}\n\n"
+        "Several processes: accelerate launch -m trl_dpo_ext.cli COMMAND ..."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """
+    Runs a command.
+
+    Args:
+        argv (`list[str]`, *optional*):
+            Words after the program's name; `sys.argv[1:]` by default.
+
+    Returns:
+        `int`: Exit status: 0, or 2 for a command that does not exist.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    command = argv[0] if argv else "--help"
+    if command in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if command == "--version":
+        print(__version__)
+        return 0
+    if command not in _COMMANDS:
+        import difflib
+
+        similar = difflib.get_close_matches(command, _COMMANDS, n=1)
+        hint = f" Did you mean `{similar[0]}`?" if similar else ""
+        print(f"trl-dpo-ext: there is no command `{command}`.{hint}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    return import_module(f"trl_dpo_ext.cli.{command}").run(argv[1:])

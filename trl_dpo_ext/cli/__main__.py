@@ -1,0 +1,9 @@
+"""`python -m trl_dpo_ext.cli`, which `accelerate launch -m` needs."""
+
+import sys
+
+from trl_dpo_ext.cli import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())
