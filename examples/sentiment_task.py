@@ -102,11 +102,13 @@ def fine_tune(
 
 
 def shuffled_batches(texts: list[str], batch_size: int) -> Iterator[list[str]]:
-    """Batches of `texts` for ever, in a new order every epoch."""
+    """Batches of `texts` of about the same length (which saves padding) for ever, in a new order every epoch."""
     while True:
-        order = torch.randperm(len(texts)).tolist()
-        for start in range(0, len(texts) - batch_size + 1, batch_size):
-            yield [texts[i] for i in order[start : start + batch_size]]
+        shuffled = random.sample(texts, len(texts))
+        for start in range(0, len(shuffled), 8 * batch_size):
+            pool = sorted(shuffled[start : start + 8 * batch_size], key=len)
+            batches = [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+            yield from random.sample(batches, len(batches))
 
 
 def language_modeling_batch(

@@ -35,6 +35,11 @@ def _streamed(n: int, tag: str, start: int = 0):
 @cases(
     Case("train", build=lambda folder, tag: {"train_dataset": _streamed(12, tag)}),
     Case(
+        "dispatch_batches",  # TRL switches it off for streams, with a warning
+        {"accelerator_config": {"dispatch_batches": True}},
+        build=lambda folder, tag: {"train_dataset": _streamed(12, tag)},
+    ),
+    Case(
         "train_and_eval",
         {"eval_strategy": "steps", "eval_steps": 2},
         build=lambda folder, tag: {"train_dataset": _streamed(12, tag), "eval_dataset": _streamed(8, tag, 20)},
@@ -80,6 +85,11 @@ EVERY_UPDATE = {"eval_strategy": "steps", "eval_steps": 1}
     Case("one", EVERY_UPDATE, build=lambda folder, tag: {"eval_dataset": _eval_sets(tag)["a"]}),
     Case("dict", EVERY_UPDATE, build=lambda folder, tag: {"eval_dataset": _eval_sets(tag)}),
     Case("dataset_dict", EVERY_UPDATE, build=lambda folder, tag: {"eval_dataset": DatasetDict(_eval_sets(tag))}),
+    Case(
+        "on_start",
+        {"eval_strategy": "epoch", "eval_on_start": True},
+        build=lambda folder, tag: {"eval_dataset": _eval_sets(tag)["a"]},
+    ),
     Case("passed_to_evaluate", finish=lambda trainer, tag: trainer.evaluate(_eval_sets(tag)["a"])),
     Case("dict_passed_to_evaluate", finish=lambda trainer, tag: trainer.evaluate(_eval_sets(tag))),
     Case(

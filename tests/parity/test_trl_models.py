@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 from harness import Case, assert_same_refusal, cases, train_both
-from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType
 from tiny import preference_rows, tiny_llama, tiny_processor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
@@ -81,6 +81,14 @@ def _with_peft(config: dict | None = None, **options) -> dict:
     Case("lora_dropout", **_with_peft({"disable_dropout": False}, lora_dropout=0.2)),
     Case("lora_cached", **_with_peft({"precompute_ref_log_probs": True})),
     Case("dora", **_with_peft(use_dora=True)),
+    Case(
+        "ia3",
+        build=lambda folder, tag: {
+            "peft_config": IA3Config(
+                target_modules=["k_proj", "v_proj"], feedforward_modules=[], task_type="CAUSAL_LM"
+            )
+        },
+    ),
     Case("lora_accumulated", **_with_peft({"gradient_accumulation_steps": 2})),
     Case(
         "lora_ref_model",
@@ -217,6 +225,7 @@ def _optimizers(folder: str, tag: str) -> dict:
     Case("neftune", {"neftune_noise_alpha": 5.0}),
     Case("own_optimizers", build=_optimizers),
     Case("callbacks", build=lambda folder, tag: {"callbacks": [_KeepsLosses()]}),
+    Case("logging_every_epoch", {"logging_strategy": "epoch", "max_steps": -1, "num_train_epochs": 2}),
     Case("logging_every_3", {"logging_steps": 3, "max_steps": 6}),
 )
 def test_options(case, llama_folder, tmp_path):

@@ -1,0 +1,133 @@
+"""Invariant 6: what changes only memory, speed or bookkeeping changes no number."""
+
+import pytest
+import torch
+from datasets import load_dataset
+from integration.conftest import updates
+from peft import LoraConfig
+from tiny import preference_rows, tiny_llama, tiny_tokenizer
+
+
+NAMES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "entropy")
+
+
+def assert_same_run(one, other, rel=1e-5, names=NAMES):
+    assert len(updates(one)) == len(updates(other)) > 0
+    for ours, theirs in zip(updates(one), updates(other), strict=True):
+        for name in names:
+            # log-probabilities of 140 nats are 1.5e-5 apart in float32
+            assert ours[name] == pytest.approx(theirs[name], rel=rel, abs=1e-5 if rel else 0.0), name
+    for (name, ours), theirs in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
+        distance = (ours - theirs).norm() / (theirs.norm() + 1e-8)
+        assert distance <= rel, name
+
+
+# 12 rows: batches of 8 leave one of 4, so the last update is short in every split
+SPLITS = {"8": 8, "2 x 4": 4, "4 x 2": 2, "8 x 1": 1}
+
+
+@pytest.fixture
+def whole_batches(trained, llama_folder):
+    return trained(llama_folder, {"per_device_train_batch_size": 8, "global_batch_size": 8, "num_train_epochs": 2})
+
+
+@pytest.mark.parametrize("split", list(SPLITS)[1:])
+def test_accumulation(trained, llama_folder, whole_batches, split):
+    options = {"per_device_train_batch_size": SPLITS[split], "global_batch_size": 8, "num_train_epochs": 2}
+    assert_same_run(trained(llama_folder, options), whole_batches)
+
+
+def test_a_short_last_micro_batch_weighs_by_its_rows(trained, llama_folder):
+    # 10 rows: 4 + 4 + 2 in one update, against all ten at once
+    rows = preference_rows(10)
+    options = {"num_train_epochs": 3, "max_steps": 3}
+    one = trained(
+        llama_folder,
+        options | {"per_device_train_batch_size": 10, "global_batch_size": 10},
+        train_dataset=rows,
+    )
+    accumulated = trained(
+        llama_folder,
+        options | {"per_device_train_batch_size": 4, "global_batch_size": 12},
+        train_dataset=rows,
+    )
+    assert_same_run(accumulated, one)
+
+
+@pytest.mark.parametrize("loss_type", ["hinge", "ipo"])
+def test_accumulation_of_a_loss_of_trl(trained, llama_folder, loss_type):
+    options = {"loss_type": loss_type, "global_batch_size": 8, "num_train_epochs": 2}
+    one = trained(llama_folder, options | {"per_device_train_batch_size": 8})
+    assert_same_run(trained(llama_folder, options | {"per_device_train_batch_size": 2}), one)
+
+
+def test_gradient_checkpointing(trained, llama_folder):
+    off = trained(llama_folder)
+    on = trained(llama_folder, {"gradient_checkpointing": True})
+    assert_same_run(on, off, rel=0.0)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "adapter"])
+def test_cached_reference(trained, llama_folder, tmp_path, adapter):
+    kwargs = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")} if adapter else {}
+    live = trained(llama_folder, **kwargs)
+    options = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(tmp_path / "cache")}
+    cached = trained(llama_folder, options, **kwargs)
+    again = trained(llama_folder, options, **kwargs)  # read from the file
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    # Other batch shapes move log-probabilities of 100 nats by up to 1e-4
+    assert_same_run(cached, live, rel=2e-3)
+    assert_same_run(again, cached, rel=0.0)
+
+
+@pytest.mark.parametrize("adapter", [False, True], ids=["full", "adapter"])
+def test_resumed_run_is_the_straight_run(trained, config, llama_folder, adapter):
+    kwargs = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")} if adapter else {}
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "train_sampling_strategy": "random"}
+    straight = trained(llama_folder, options, **kwargs)
+    resumed = trained(llama_folder, options, resume=f"{straight.args.output_dir}/checkpoint-2", **kwargs)
+    assert_same_run(resumed, straight, rel=0.0)
+    assert updates(resumed)[-1]["num_tokens"] == updates(straight)[-1]["num_tokens"]
+
+
+def test_resuming_a_trained_adapter_keeps_its_reference(trained, llama_folder, tmp_path):
+    from peft import PeftModel, get_peft_model
+
+    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(tiny_llama(), lora).save_pretrained(tmp_path / "adapter")
+
+    def policy():
+        return PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter", is_trainable=True)
+
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
+    straight = trained(policy(), options, processing_class=tiny_tokenizer())
+    checkpoint = f"{straight.args.output_dir}/checkpoint-2"
+    resumed = trained(policy(), options, resume=checkpoint, processing_class=tiny_tokenizer())
+    assert updates(resumed)[-1]["loss"] == updates(straight)[-1]["loss"]
+
+
+def test_resuming_against_another_reference_is_refused(trained, llama_folder):
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
+    straight = trained(llama_folder, options)
+    checkpoint = f"{straight.args.output_dir}/checkpoint-2"
+    with pytest.raises(ValueError, match="another reference policy"):
+        trained(checkpoint, options, resume=checkpoint)
+
+
+def test_a_stream_gives_the_numbers_of_its_rows(trained, llama_folder, tmp_path):
+    preference_rows(12).to_json(tmp_path / "rows.jsonl")
+    stream = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", streaming=True)
+    streamed = trained(llama_folder, {"max_steps": 3}, train_dataset=stream)
+    assert_same_run(streamed, trained(llama_folder, {"max_steps": 3}), rel=0.0)
+
+
+def test_rows_that_do_not_fill_an_update_at_the_end_of_a_stream(trained, llama_folder, tmp_path):
+    # 10 rows, updates of 4: two updates an epoch, the last two rows of each epoch are left out
+    preference_rows(10).to_json(tmp_path / "rows.jsonl")
+    stream = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", streaming=True)
+    options = {"max_steps": 4, "per_device_train_batch_size": 2}
+    streamed = trained(llama_folder, options, train_dataset=stream)
+    rows = trained(llama_folder, options | {"num_train_epochs": 2}, train_dataset=preference_rows(8))
+    assert_same_run(streamed, rows, rel=0.0)
+    with torch.no_grad():
+        assert streamed.state.global_step == 4
