@@ -86,5 +86,5 @@ def from_fused_output(outputs: Any, batch: Mapping[str, Any], ld_alpha: float | 
 
 def stacked_to_pairs(stacked: Tensor) -> Tensor:
     """Turns TRL's stacked rows, `[all chosen; all rejected]` of shape `(2B, ...)`, into `(B, 2, ...)`."""
-    chosen_and_rejected = stacked.unflatten(0, (2, -1))  # (2, B, ...)
-    return chosen_and_rejected.transpose(0, 1)
+    pairs: Tensor = torch.unflatten(stacked, 0, (2, -1)).transpose(0, 1)
+    return pairs

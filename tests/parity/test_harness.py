@@ -33,7 +33,7 @@ class _OtherReference(trl.DPOTrainer):
 
 class _NoAccuracies(trl.DPOTrainer):
     def log(self, logs, *args, **kwargs):
-        self._metrics["train"].pop("rewards/accuracies")
+        self._metrics["train"].pop("rewards/accuracies", None)
         super().log(logs, *args, **kwargs)
 
 

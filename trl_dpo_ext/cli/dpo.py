@@ -41,7 +41,7 @@ def run(argv: list[str]) -> int:
         print(f"trl-dpo-ext dpo: {error}", file=sys.stderr)
         return 2
 
-    given = args.model_init_kwargs or {}
+    given = dict(args.model_init_kwargs or {})
     args.model_init_kwargs = {
         "revision": model.model_revision,
         "attn_implementation": model.attn_implementation,

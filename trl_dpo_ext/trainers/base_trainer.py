@@ -11,6 +11,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
@@ -67,9 +68,13 @@ class BaseDPOTrainer(DPOTrainer):
     """
     [`trl.DPOTrainer`] with the right reference, exact figures, and rows weighted by example.
 
-    A subclass sets `config_class` and implements [`objective`]; see [`DPOPaperTrainer`]. Arguments are those of
+    A subclass sets `config_class` and implements [`losses`]; see [`DPOPaperTrainer`]. Arguments are those of
     [`trl.DPOTrainer`]; a plain [`trl.DPOConfig`] is taken as `preset="trl"`.
     """
+
+    args: BaseDPOConfig
+    model: PreTrainedModel
+    beta: float
 
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]
 
@@ -146,7 +151,7 @@ class BaseDPOTrainer(DPOTrainer):
         self._guard = UpdateGuard(self.accelerator, self.beta, self._compute_dtype, self._reference_is_the_start)
         self.add_callback(RunSummary(self))
 
-    def objective(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+    def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         """
         Returns the losses of a batch. The one method a new objective implements.
 
@@ -167,7 +172,7 @@ class BaseDPOTrainer(DPOTrainer):
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
         policy = completion_logps(model, inputs, **router)
         policy_logps = stacked_to_pairs(policy.logps)  # (B, 2)
-        losses = self.objective(policy_logps, ref_logps)
+        losses = self.losses(policy_logps, ref_logps)
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
         return ScoredBatch(losses, self.rewards(policy_logps, ref_logps), ref_logps, policy, weights)

@@ -84,7 +84,7 @@ def prepare_preferences(
 
 def _count_trl_cut(dataset: Any, report: DataReport, max_length: int | None) -> DataReport:
     # TRL drops rows whose prompt fills `max_length`, and its collator cuts the others
-    if not isinstance(dataset, Dataset) or max_length is None:
+    if not isinstance(dataset, Dataset) or max_length is None or report.rows is None or report.dropped is None:
         return report
     too_long = report.rows - len(dataset)
     if not len(dataset):

@@ -61,7 +61,7 @@ class DPOPaperTrainer(BaseDPOTrainer):
     config_class = DPOPaperConfig
     args: DPOPaperConfig
 
-    def objective(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+    def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         return dpo_loss(policy_logps, ref_logps, beta=self.beta, label_smoothing=self.label_smoothing)
 
     def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> ScoredBatch:
@@ -69,7 +69,8 @@ class DPOPaperTrainer(BaseDPOTrainer):
             return super().score(model, inputs, weights)
 
         ref_logps = self.reference_logps(inputs)
-        outputs = []
+        assert ref_logps is not None, "`reference_free` only exists for plain DPO"
+        outputs: list[Any] = []
 
         def recorded(**kwargs: Any) -> Any:
             outputs.append(model(**kwargs))

@@ -39,7 +39,7 @@ PRESETS = ("paper", "paper_tldr", "authors_code", "trl")
 def _trl_default(name: str) -> Any:
     for field in fields(DPOConfig):
         if field.name == name:
-            return field.default if field.default is not MISSING else field.default_factory()  # type: ignore[misc]
+            return field.default if field.default is not MISSING else field.default_factory()
     raise AttributeError(f"`trl.DPOConfig` has no option `{name}`")
 
 

@@ -6,7 +6,8 @@ import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from tqdm.auto import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 
 if TYPE_CHECKING:
@@ -36,16 +37,17 @@ class RunSummary(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            tqdm.write(self.line(args, state))
-        for warning in self.warnings(args, state):
+            tqdm.write(self.line(state))
+        for warning in self.warnings(state):
             logger.warning(warning)
 
-    def line(self, args: TrainingArguments, state: TrainerState) -> str:
+    def line(self, state: TrainerState) -> str:
         """Returns the line: batch arithmetic, updates, optimizer, schedule, precision, cuts, reference."""
+        args = self.trainer.args
         ranks = args.data_parallel_ranks
         per_device, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
         warmup = args.get_warmup_steps(state.max_steps)
-        schedule = args.lr_scheduler_type.value
+        schedule = SchedulerType(args.lr_scheduler_type).value
         if args.uses_paper_schedule:
             schedule += " (k+1)/(W+1)"
         weights = "/".join(sorted({_name(p.dtype) for p in self.trainer.model.parameters() if p.requires_grad}))
@@ -54,13 +56,14 @@ class RunSummary(TrainerCallback):
         return (
             f"{type(self.trainer).__name__} (preset {args.preset!r}): {per_device * accumulation * ranks} rows an "
             f"update = {per_device} x {accumulation} x {ranks} (per device x accumulation x ranks), "
-            f"{state.max_steps} updates; {args.optim.value} at {args.learning_rate:g}, {schedule}, warm-up {warmup}; "
-            f"beta {args.beta:g}; {precision}; reference: {self.trainer.reference_description}; "
+            f"{state.max_steps} updates; {OptimizerNames(args.optim).value} at {args.learning_rate:g}, {schedule}, "
+            f"warm-up {warmup}; beta {args.beta:g}; {precision}; reference: {self.trainer.reference_description}; "
             f"data: {self.trainer.data_reports.get('train', 'as passed')}."
         )
 
-    def warnings(self, args: TrainingArguments, state: TrainerState) -> list[str]:
+    def warnings(self, state: TrainerState) -> list[str]:
         """Returns what probably is not meant, each with its fix."""
+        args = self.trainer.args
         found = []
         warmup = args.get_warmup_steps(state.max_steps)
         if args.uses_paper_schedule and state.max_steps < 2 * warmup:

@@ -65,6 +65,7 @@ class UpdateGuard:
         Raises:
             ValueError: If a loss is not finite, or the reference is not where training starts.
         """
+        assert self._worst is not None, "`add` comes before `finish`"
         *nonfinite, largest, tolerance = self.worst_of_all_processes(self._worst)
         self._worst = None
         if any(nonfinite):
