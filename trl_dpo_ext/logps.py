@@ -70,12 +70,16 @@ def from_fused_output(outputs: Any, batch: Mapping[str, Any], ld_alpha: float | 
     # Prompt-learning adapters put virtual tokens in front; the last T - 1 positions are the real ones
     length = mask.size(1)
     token_logps = outputs.log_probs[:, -length:]  # (N, T - 1); 0 outside the completion
-    if ld_alpha is not None:
+    if ld_alpha is None:
+        logps = token_logps.sum(dim=1)
+    else:
         lengths = stacked_to_pairs(mask.sum(dim=1))  # (B, 2)
         shared = lengths.amin(dim=1).repeat(2)[:, None]  # (N, 1)
-        token_logps = torch.where(mask.cumsum(dim=1) > shared, ld_alpha * token_logps, token_logps)
+        tail = mask.cumsum(dim=1) > shared
+        # Added up as TRL's reference is, so that equal policies have equal sums to the last bit
+        logps = (token_logps * ~tail).sum(dim=1) + ld_alpha * (token_logps * tail).sum(dim=1)
     return CompletionLogps(
-        logps=token_logps.sum(dim=1),  # (N,)
+        logps=logps,  # (N,)
         mask=mask,
         entropy=outputs.entropy[:, -length:].detach(),
         mean_logits=outputs.mean_logits[:, -length:],

@@ -122,8 +122,8 @@ def by_loop(batch: ScoredBatch) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     policy = batch.policy
 
-    def note(name: str, value: Tensor | float) -> None:
-        found.setdefault(name, []).append(float(value))
+    def note(name: str, value: Tensor) -> None:
+        found.setdefault(name, []).append(value.detach().item())
 
     for row in range(ROWS):
         if not batch.weights[row]:

@@ -1,25 +1,22 @@
 """What all the trainers share: data, reference, exact weighting of rows, exact figures."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from datasets import Dataset, IterableDataset
+from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import PreTrainedModel
-from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput, get_last_checkpoint
-from trl import DPOConfig, DPOTrainer
+from transformers.trainer_utils import PredictionOutput, TrainOutput, get_last_checkpoint
 
 import trl_dpo_ext
-from trl_dpo_ext.compat import get_config_model_id
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
 from trl_dpo_ext.data.preparation import DataReport, has_ref_logps
-from trl_dpo_ext.logps import CompletionLogps, completion_logps, stacked_to_pairs
+from trl_dpo_ext.logps import completion_logps, stacked_to_pairs
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.cache import CacheKey, RefLogpsFile, hash_token_ids
 from trl_dpo_ext.reference.cached_pass import reference_pass
@@ -27,16 +24,18 @@ from trl_dpo_ext.reference.choice import choose_reference
 from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.start_check import explain_start, reward_tolerance
 from trl_dpo_ext.rewards import implicit_rewards
+from trl_dpo_ext.trainers.arguments import check_attention, check_data_loading, config_from, has_images
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
-from trl_dpo_ext.trainers.metrics import MeanMeter, preference_sums
+from trl_dpo_ext.trainers.figures import ExactFigures
 from trl_dpo_ext.trainers.rows import first_rows, num_real_rows, num_rows, num_rows_everywhere
 from trl_dpo_ext.trainers.run_summary import RunSummary
 from trl_dpo_ext.trainers.saved_state import check_same_reference, read_state, write_state
+from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 from trl_dpo_ext.trainers.update_guard import UpdateGuard
 
 
-__all__ = ["BaseDPOTrainer", "ScoredBatch"]
+__all__ = ["BaseDPOTrainer"]
 
 logger = get_logger(__name__)
 
@@ -44,27 +43,7 @@ logger = get_logger(__name__)
 _NUM_REAL_ROWS = "num_real_rows"
 
 
-@dataclass
-class ScoredBatch:
-    """
-    A batch of B pairs after the forward passes.
-
-    Args:
-        losses (`torch.Tensor` of shape `(B,)`): Losses, with gradient.
-        rewards (`torch.Tensor` of shape `(B, 2)`): Implicit rewards, detached.
-        ref_logps (`torch.Tensor` of shape `(B, 2)`, *optional*): Reference log-probabilities.
-        policy ([`~trl_dpo_ext.logps.CompletionLogps`]): What the policy says of the `2B` completions.
-        weights (`torch.Tensor` of shape `(B,)`): 1 for real rows, 0 for repeated ones.
-    """
-
-    losses: Tensor
-    rewards: Tensor
-    ref_logps: Tensor | None
-    policy: CompletionLogps
-    weights: Tensor
-
-
-class BaseDPOTrainer(DPOTrainer):
+class BaseDPOTrainer(ExactFigures):
     """
     [`trl.DPOTrainer`] with the right reference, exact figures, and rows weighted by example.
 
@@ -98,19 +77,12 @@ class BaseDPOTrainer(DPOTrainer):
         quantization_config=None,
         peft_config=None,
     ):
-        args = self._config_from(args, model)
+        args = config_from(args, model, self.config_class, self._name)
         # A non-finite loss is an error here; the filter would replace it by an average, at one synchronisation a
         # micro-batch
         args.logging_nan_inf_filter = False
-        if args.accelerator_config.dispatch_batches:
-            raise ValueError(
-                "`dispatch_batches=True` cuts a batch of stacked rows (all chosen, then all rejected) in the wrong "
-                "place. Leave it out of `accelerator_config`."
-            )
+        check_data_loading(args, train_dataset)
         self.data_reports: dict[str, DataReport] = {}
-        self._meters = {"train": MeanMeter(), "eval": MeanMeter()}
-        self._new_tokens: Tensor | int = 0
-        self._num_tokens = 0
         self._reference_hash: str | None = None
 
         self.reference_kind = choose_reference(model, ref_model, args, train_dataset, eval_dataset, peft_config)
@@ -123,7 +95,7 @@ class BaseDPOTrainer(DPOTrainer):
         # TRL's way of keeping no reference in memory; it refuses it for images, whose reference is dropped below
         without_reference = self.reference_kind in (reference_policy.NONE, reference_policy.COLUMNS)
         precompute = args.precompute_ref_log_probs
-        args.precompute_ref_log_probs = precompute or (without_reference and not _has_images(train_dataset))
+        args.precompute_ref_log_probs = precompute or (without_reference and not has_images(train_dataset))
 
         super().__init__(
             model=model,
@@ -146,7 +118,7 @@ class BaseDPOTrainer(DPOTrainer):
         if without_reference:
             self.precompute_ref_logps = False
         reference_policy.mark_ref_adapter(self.model)
-        self._check_attention()
+        check_attention(self.model.config._attn_implementation, self._compute_dtype)
         self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
         self._guard = UpdateGuard(self.accelerator, self.beta, self._compute_dtype, self._reference_is_the_start)
         self.add_callback(RunSummary(self))
@@ -203,13 +175,19 @@ class BaseDPOTrainer(DPOTrainer):
         if real < rows and not self._is_vision_dataset:
             inputs = first_rows(inputs, max(real, 1))
         weights = (torch.arange(num_rows(inputs), device=inputs["input_ids"].device) < real).float()  # (B,)
-        scored = self.score(model, inputs, weights)
-
-        mode = "train" if self.model.training else "eval"
-        self._meters[mode].add(preference_sums(scored))
-        if mode == "train":
-            attention_mask = stacked_to_pairs(inputs["attention_mask"])  # (B, 2, T)
-            self._new_tokens = self._new_tokens + (attention_mask.sum(dim=(1, 2)) * weights).sum()
+        try:
+            scored = self.score(model, inputs, weights)
+        except ValueError as error:
+            # TRL's words for a model's terse error
+            if "Image features and image tokens do not match" in str(error) and self.args.max_length is not None:
+                raise ValueError(
+                    f"The current `max_length` ({self.args.max_length}) is too short and causes image placeholder "
+                    "tokens in `input_ids` to be truncated, while the corresponding image features remain intact. "
+                    "Please increase `max_length` or set it to `None` to disable truncation."
+                ) from error
+            raise
+        self.record(scored, inputs)
+        if self.model.training:
             self._guard.add(scored)
             if self.accelerator.sync_gradients:
                 explain = partial(self._explain_start, model, inputs, scored)
@@ -272,16 +250,6 @@ class BaseDPOTrainer(DPOTrainer):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # `loss` marks HF's log of a training window, which every process makes
-        if "loss" in logs and self._meters["train"]:
-            logs.update(self._meters["train"].means(self._add_up))
-            new_tokens = self._add_up(torch.as_tensor(self._new_tokens, dtype=torch.float32)).item()
-            self._num_tokens += round(new_tokens) * self.args.data_parallel_ranks // self.accelerator.num_processes
-            self._new_tokens = 0
-            logs["num_tokens"] = self._num_tokens
-        super().log(logs, start_time)
-
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         rows = num_rows(inputs)
@@ -295,18 +263,6 @@ class BaseDPOTrainer(DPOTrainer):
         rewards[: len(scored.rewards)] = scored.rewards
         ranks = torch.arange(2, device=rewards.device).expand(rows, 2)
         return loss, rewards, ranks
-
-    def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
-    ) -> EvalLoopOutput:
-        self._meters["eval"] = MeanMeter()
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
-        )
-        exact = self._meters["eval"].means(self._add_up)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in exact.items()}
-        metrics[f"{metric_key_prefix}_num_tokens"] = self._num_tokens
-        return output._replace(metrics=output.metrics | metrics)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test") -> PredictionOutput:
         """
@@ -336,9 +292,6 @@ class BaseDPOTrainer(DPOTrainer):
                 batch_size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
                 test_dataset = self._precompute_ref_logps(test_dataset, metric_key_prefix, batch_size)
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
-
-    def _add_up(self, sums: Tensor) -> Tensor:
-        return self.accelerator.reduce(sums.to(self.accelerator.device), reduction="sum")
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         def prepare_as_trl(rows: Any, max_length: int | None) -> Any:
@@ -433,34 +386,3 @@ class BaseDPOTrainer(DPOTrainer):
             "reference": {"kind": self.reference_description, "hash": self.reference_hash},
             "num_tokens": self._num_tokens,
         } | {name: getattr(self.args, name) for name in options}
-
-    def _config_from(self, args: DPOConfig | None, model: Any) -> BaseDPOConfig:
-        if args is None:
-            name = model if isinstance(model, str) else get_config_model_id(model.config)
-            return self.config_class(f"{name.split('/')[-1]}-{self._name}")
-        if isinstance(args, self.config_class):
-            return args
-        if not isinstance(args, DPOConfig):
-            raise TypeError(
-                f"`args` is a {type(args).__name__}. {type(self).__name__} takes a `{self.config_class.__name__}` or "
-                "a `trl.DPOConfig`."
-            )
-        logger.warning_once(
-            f"{type(self).__name__} got a `{type(args).__name__}` and keeps its values, which are TRL's and not the "
-            f"paper's. The paper's settings come with `{self.config_class.__name__}`."
-        )
-        return self.config_class.from_trl(args)
-
-    def _check_attention(self) -> None:
-        attention = self.model.config._attn_implementation or ""
-        if "flash" in attention and self._compute_dtype == torch.float32:
-            raise ValueError(
-                f"`attn_implementation={attention!r}` does not run in float32. Set `bf16=True`, or use "
-                "`attn_implementation='sdpa'`."
-            )
-
-
-def _has_images(dataset: Any) -> bool:
-    if not isinstance(dataset, (Dataset, IterableDataset)):
-        return False
-    return not {"image", "images"}.isdisjoint(dataset.column_names or next(iter(dataset)))

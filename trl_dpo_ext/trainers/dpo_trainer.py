@@ -7,8 +7,9 @@ from trl import DPOTrainer
 
 from trl_dpo_ext.logps import from_fused_output, stacked_to_pairs
 from trl_dpo_ext.objectives import dpo_loss
-from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer, ScoredBatch
+from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
+from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
 
 __all__ = ["DPOPaperTrainer"]

@@ -1,16 +1,13 @@
 """Exact means: sums and weights are kept apart until a figure is logged, then added up over all processes at once."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from trl_dpo_ext.logps import stacked_to_pairs
+from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
-
-if TYPE_CHECKING:
-    from trl_dpo_ext.trainers.base_trainer import ScoredBatch
 
 __all__ = ["MeanMeter", "preference_sums"]
 
@@ -68,7 +65,7 @@ class MeanMeter:
         return {name: total / weight for name, (total, weight) in zip(names, totals, strict=True) if weight}
 
 
-def preference_sums(scored: "ScoredBatch") -> dict[str, tuple[Tensor, Tensor]]:
+def preference_sums(scored: ScoredBatch) -> dict[str, tuple[Tensor, Tensor]]:
     """
     Returns a batch's figures by TRL's names, as sums and weights.
 

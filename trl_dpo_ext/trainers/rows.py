@@ -47,7 +47,8 @@ def num_real_rows(accelerator: Accelerator, batch: Mapping[str, Any], is_last: b
 def num_rows_everywhere(accelerator: Accelerator, rows: int, data_parallel_ranks: int, is_last: bool) -> int:
     """Returns the real rows of a micro-batch over all processes; `rows` are this one's, repeated ones included."""
     left = _rows_left(accelerator)
-    return left if is_last and left is not None else rows * data_parallel_ranks
+    full = rows * data_parallel_ranks
+    return min(left, full) if is_last and left is not None else full
 
 
 def first_rows(batch: Mapping[str, Any], rows: int) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """What must hold before the weights are updated: finite losses and, before the first update, implicit rewards of 0."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -9,10 +8,8 @@ from accelerate.logging import get_logger
 from torch import Tensor
 
 from trl_dpo_ext.reference.start_check import reward_tolerance
+from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
-
-if TYPE_CHECKING:
-    from trl_dpo_ext.trainers.base_trainer import ScoredBatch
 
 __all__ = ["UpdateGuard"]
 
@@ -43,7 +40,7 @@ class UpdateGuard:
         self.checks_start = checks_start
         self._worst: Tensor | None = None  # (5,): three flags of a non-finite value, largest reward, its tolerance
 
-    def add(self, scored: "ScoredBatch") -> None:
+    def add(self, scored: ScoredBatch) -> None:
         """Adds a micro-batch, without synchronising."""
         logps, rewards = scored.policy.logps.detach(), scored.rewards
         ref_logps = torch.zeros_like(rewards) if scored.ref_logps is None else scored.ref_logps

@@ -1,0 +1,79 @@
+"""The seams: right on the installed TRL, named when one moves, and complete."""
+
+import inspect
+import re
+
+import pytest
+import transformers
+import trl
+from trl import DPOTrainer
+
+from trl_dpo_ext import DPOPaperTrainer
+from trl_dpo_ext.compat import SEAMS, check_seams
+
+
+OURS = [cls for cls in DPOPaperTrainer.__mro__ if cls.__module__.startswith("trl_dpo_ext.")]
+
+
+def test_the_installed_trl_has_every_seam():
+    assert check_seams() is None
+    assert check_seams(DPOPaperTrainer) is None  # so overriding changes no signature either
+
+
+def _with_another_parameter(self, dataset, processing_class, args, dataset_name, split): ...
+
+
+def _without_a_parameter(self, dataset, name): ...
+
+
+def _with_a_renamed_parameter(self, model, inputs, return_outputs=False, num_items=None): ...
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "now"),
+    [
+        ("evaluation_loop", None, "is gone"),
+        ("_prepare_dataset", _with_another_parameter, "is now (dataset, processing_class, args, dataset_name, split)"),
+        ("_precompute_ref_logps", _without_a_parameter, "is now (dataset, name)"),
+        ("compute_loss", _with_a_renamed_parameter, "is now (model, inputs, return_outputs, num_items)"),
+    ],
+)
+def test_a_seam_that_moved_is_named(name, method, now):
+    moved = type("MovedTrainer", (DPOTrainer,), {name: method})
+    expected = f"`MovedTrainer.{name}({', '.join(SEAMS[name])})` {now} in trl {trl.__version__}"
+    with pytest.raises(ImportError, match=re.escape(expected)) as error:
+        check_seams(moved)
+    assert f"transformers {transformers.__version__}" in str(error.value)
+    assert "constraints.txt" in str(error.value) and "upgrade trl_dpo_ext" in str(error.value)
+
+
+def test_a_class_without_any_seam():
+    with pytest.raises(ImportError, match=r"`object\._precompute_ref_logps\(dataset, name, batch_size\)` is gone"):
+        check_seams(object)
+
+
+def overridden(cls: type) -> set[str]:
+    """Methods and properties that a class of ours replaces."""
+    return {
+        name
+        for name, value in vars(cls).items()
+        if (inspect.isfunction(value) or isinstance(value, (property, classmethod, staticmethod)))
+        and hasattr(DPOTrainer, name)
+    }
+
+
+def test_every_override_is_a_seam():
+    assert DPOPaperTrainer in OURS and len(OURS) >= 2
+    found = set().union(*map(overridden, OURS))
+    assert {"compute_loss", "_prepare_dataset", "log"} <= found  # the search finds something
+    assert found - set(SEAMS) == set()
+
+
+def test_what_changes_too_often_is_not_overridden():
+    # `_compute_loss` had ten bodies in fifteen releases (DESIGN.md, section 5)
+    assert "_compute_loss" not in set().union(*map(overridden, OURS))
+
+
+def test_constructor_arguments_are_trl_s_in_the_same_order():
+    ours, theirs = (inspect.signature(cls.__init__).parameters.values() for cls in (DPOPaperTrainer, DPOTrainer))
+    assert [(p.name, p.default) for p in ours] == [(p.name, p.default) for p in theirs]

@@ -1,0 +1,187 @@
+"""Who may import whom (`DESIGN.md`, section 4), how long a module may be, and what an import costs."""
+
+import ast
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import trl_dpo_ext
+
+
+PACKAGE = Path(trl_dpo_ext.__file__).parent
+MODULES = {
+    ".".join(("trl_dpo_ext", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+# Each layer, and the layers of the package that it may import; a layer may always import itself.
+PURE = {"objectives", "rewards", "theory"}
+MAY_IMPORT = {
+    **dict.fromkeys(PURE, PURE),
+    "compat": set(),
+    "logps": PURE,
+    "data": PURE | {"logps", "compat"},
+    "reference": PURE | {"logps", "data", "compat"},
+    "trainers": PURE | {"logps", "data", "reference", "compat", "version"},
+    "scoring": PURE | {"logps", "data", "reference", "trainers", "compat", "version"},
+    "evaluation": PURE | {"logps", "data", "reference", "trainers", "compat", "version", "scoring"},
+    "cli": PURE
+    | {"logps", "data", "reference", "trainers", "compat", "version", "scoring", "evaluation", "public names"},
+}
+
+
+def layer_of(module: str) -> str:
+    """`trl_dpo_ext.data.checks` is of the layer `data`."""
+    return (module.split(".") + ["package"])[1]
+
+
+def imported_names(source: str, package: str) -> list[str]:
+    """Full names of what a module of `package` imports, in functions too, `TYPE_CHECKING` blocks left out."""
+    tree = ast.parse(source)
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            found += [f"{base}.{alias.name}" for alias in node.names]
+    return found
+
+
+def imports(module: str) -> list[str]:
+    path = MODULES[module]
+    return imported_names(path.read_text(), module if path.name == "__init__.py" else module.rpartition(".")[0])
+
+
+def layers_imported(module: str) -> set[str]:
+    """Layers of the package that a module imports, its own left out."""
+    layers = set()
+    for name in imports(module):
+        if name.split(".")[0] != "trl_dpo_ext":
+            continue
+        if name in ("trl_dpo_ext", "trl_dpo_ext.__version__"):
+            layers.add("version")  # `trl_dpo_ext` itself, which imports nothing
+        elif name.split(".")[1] in trl_dpo_ext.__all__:
+            layers.add("public names")
+        else:
+            layers.add(layer_of(name))
+    return layers - {layer_of(module)}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_arrows_point_one_way(module):
+    if module != "trl_dpo_ext":
+        assert layers_imported(module) <= MAY_IMPORT[layer_of(module)]
+    else:
+        assert imports(module) == ["importlib.import_module", "typing.TYPE_CHECKING", "typing.Any"]
+
+
+def test_the_reader_of_imports():
+    source = """
+import os.path
+from typing import TYPE_CHECKING
+from ..data.checks import check_columns, preference_problem
+from . import other
+if TYPE_CHECKING:
+    from left.out import Name
+def late():
+    from trl_dpo_ext.cli import main
+"""
+    assert imported_names(source, "trl_dpo_ext.trainers") == [
+        "os.path",
+        "typing.TYPE_CHECKING",
+        "trl_dpo_ext.data.checks.check_columns",
+        "trl_dpo_ext.data.checks.preference_problem",
+        "trl_dpo_ext.trainers.other",
+        "trl_dpo_ext.cli.main",
+    ]
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if layer_of(name) in PURE])
+def test_pure_layers_need_nothing_but_torch(module):
+    standard = sys.stdlib_module_names
+    outside = {name.split(".")[0] for name in imports(module)} - standard
+    assert outside <= {"torch", "trl_dpo_ext"}
+
+
+def _is_exported_by_trl(name: str) -> bool:
+    """`trl.DPOConfig` is, `trl.trainer.utils.pad` is not; private names of any package are not."""
+    import trl
+
+    parts = name.split(".")
+    if any(part.startswith("_") and not part.startswith("__") for part in parts):
+        return False
+    return parts[0] != "trl" or len(parts) == 2 and hasattr(trl, parts[1])
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "trl_dpo_ext.compat"])
+def test_only_compat_imports_what_trl_does_not_export(module):
+    from_outside = [name for name in imports(module) if name.split(".")[0] != "trl_dpo_ext"]
+    assert [name for name in from_outside if not _is_exported_by_trl(name)] == []
+
+
+def test_nothing_imports_the_command_line():
+    assert [name for name in MODULES if layer_of(name) != "cli" and "cli" in layers_imported(name)] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_are_short(module):
+    lines = MODULES[module].read_text().count("\n")
+    assert lines <= 400
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])
+def test_every_public_name_exists(module):
+    for name in getattr(import_module(module), "__all__", []):
+        assert getattr(import_module(module), name) is not None
+
+
+@pytest.mark.parametrize("module", [name for name, path in MODULES.items() if path.name != "__init__.py"])
+def test_modules_with_public_functions_say_so(module):
+    tree = ast.parse(MODULES[module].read_text())
+    public = {
+        node.name
+        for node in tree.body
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+    }
+    private = MODULES[module].name.startswith("_")
+    assert private or public <= set(getattr(import_module(module), "__all__", []))
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level packages in memory after a statement in a fresh interpreter."""
+    script = f"{statement}\nimport sys; print(*{{name.split('.')[0] for name in sys.modules}})"
+    return set(
+        subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout.split()
+    )
+
+
+def test_importing_the_pure_layers_loads_neither_trl_nor_transformers():
+    loaded = loaded_by("import trl_dpo_ext, trl_dpo_ext.objectives, trl_dpo_ext.rewards, trl_dpo_ext.theory")
+    assert "torch" in loaded
+    assert loaded & {"trl", "transformers", "accelerate", "datasets", "peft"} == set()
+
+
+def test_importing_the_package_and_its_command_line_loads_not_even_torch():
+    assert "torch" not in loaded_by("import trl_dpo_ext; import trl_dpo_ext.cli; dir(trl_dpo_ext)")
+
+
+def test_public_names_resolve_lazily():
+    for name in trl_dpo_ext.__all__:
+        assert getattr(trl_dpo_ext, name).__name__ == name
+        assert name in dir(trl_dpo_ext)
+    with pytest.raises(AttributeError, match="module 'trl_dpo_ext' has no attribute 'DPOPapertrainer'"):
+        trl_dpo_ext.DPOPapertrainer  # noqa: B018

@@ -1,0 +1,88 @@
+"""Checks and conversions of a trainer's arguments."""
+
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from datasets import Dataset, IterableDataset
+from trl import DPOConfig
+
+from trl_dpo_ext.compat import get_config_model_id
+from trl_dpo_ext.data.preparation import columns_of
+from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+
+
+__all__ = ["check_attention", "check_data_loading", "config_from", "has_images"]
+
+logger = get_logger(__name__)
+
+
+def config_from(args: DPOConfig | None, model: Any, config_class: type[BaseDPOConfig], method: str) -> BaseDPOConfig:
+    """
+    Returns the options a trainer works with.
+
+    Args:
+        args (`trl.DPOConfig`, *optional*):
+            As passed by the user; TRL's own config keeps its values.
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            Policy, whose name the default output folder takes.
+        config_class (`type`):
+            Config of the trainer.
+        method (`str`):
+            Short name of the method, for the default output folder.
+
+    Returns:
+        An instance of `config_class`.
+
+    Raises:
+        TypeError: If `args` is no config of TRL's or this package's.
+    """
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return config_class(f"{name.rstrip('/').split('/')[-1]}-{method}")
+    if isinstance(args, config_class):
+        return args
+    if not isinstance(args, DPOConfig):
+        raise TypeError(
+            f"`args` is a `{type(args).__name__}`; expected a `{config_class.__name__}` or a `trl.DPOConfig`."
+        )
+    logger.warning_once(
+        f"A `{type(args).__name__}` keeps its values, which are TRL's and not the paper's. The paper's settings come "
+        f"with `{config_class.__name__}`."
+    )
+    return config_class.from_trl(args)
+
+
+def check_data_loading(args: BaseDPOConfig, train_dataset: Any) -> None:
+    """
+    Checks that batches reach the processes whole.
+
+    Raises:
+        ValueError: If accelerate would cut stacked rows to dispatch them (for a stream TRL switches that off itself).
+    """
+    if args.accelerator_config.dispatch_batches and args.world_size > 1 and isinstance(train_dataset, Dataset):
+        raise ValueError(
+            "`dispatch_batches=True` cuts a batch of stacked rows (all chosen, then all rejected) in the wrong place. "
+            "Leave it out of `accelerator_config`."
+        )
+
+
+def check_attention(attention: str | None, compute_dtype: torch.dtype) -> None:
+    """
+    Checks that the attention implementation runs in the precision of the forward.
+
+    Raises:
+        ValueError: For FlashAttention in float32.
+    """
+    if "flash" in (attention or "") and compute_dtype == torch.float32:
+        raise ValueError(
+            f"`attn_implementation={attention!r}` does not run in float32. Set `bf16=True`, or use "
+            "`attn_implementation='sdpa'`."
+        )
+
+
+def has_images(dataset: Any) -> bool:
+    """Whether rows hold images."""
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        return False
+    return not {"image", "images"}.isdisjoint(columns_of(dataset))
