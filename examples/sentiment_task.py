@@ -87,7 +87,9 @@ def fine_tune(
 ) -> None:
     """Supervised fine-tuning of `model`, in place, on whole reviews with an end-of-sequence token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    scheduler = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=num_steps // 20, num_training_steps=num_steps)
+    scheduler = get_cosine_schedule_with_warmup(
+        optimizer, num_warmup_steps=num_steps // 20, num_training_steps=num_steps
+    )
     model.train()
     batches = shuffled_batches(texts, batch_size)
     for _ in (progress := tqdm(range(num_steps), desc="fine-tuning", unit="step")):
@@ -115,7 +117,9 @@ def language_modeling_batch(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device
 ) -> dict[str, Tensor]:
     """`texts` with an end-of-sequence token each, padded on the right, as the model's inputs and labels."""
-    batch = tokenizer([text + EOS for text in texts], return_tensors="pt", padding=True, padding_side="right").to(device)
+    batch = tokenizer([text + EOS for text in texts], return_tensors="pt", padding=True, padding_side="right").to(
+        device
+    )
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
 
@@ -141,7 +145,9 @@ class SentimentReward:
         self.classifier = make_pipeline(
             CountVectorizer(ngram_range=(1, 2), binary=True), LogisticRegression(C=0.01, max_iter=1000)
         )
-        self.classifier.fit([review["text"] for review in reviews], [review["sentiment"] == "good" for review in reviews])
+        self.classifier.fit(
+            [review["text"] for review in reviews], [review["sentiment"] == "good" for review in reviews]
+        )
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         """Rewards of `texts`, in [0, 1]."""
@@ -152,7 +158,12 @@ class SentimentReward:
 
 
 def cut_prefixes(
-    texts: list[str], tokenizer: PreTrainedTokenizerFast, *, num_prefixes: int, seed: int, exclude: set[str] = frozenset()
+    texts: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    num_prefixes: int,
+    seed: int,
+    exclude: set[str] = frozenset(),
 ) -> list[str]:
     """
     Different beginnings of `texts`, 2 to 8 tokens long, none of them in `exclude`.
@@ -228,9 +239,7 @@ def preference_pairs(
             if rewards[better] == rewards[worse]:
                 num_ties += 1
             else:
-                pairs.append(
-                    {"prompt": prompts[start], "chosen": completions[better], "rejected": completions[worse]}
-                )
+                pairs.append({"prompt": prompts[start], "chosen": completions[better], "rejected": completions[worse]})
     return pairs, num_ties
 
 

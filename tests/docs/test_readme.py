@@ -1,0 +1,53 @@
+"""Every Python snippet of the README runs, its preset table is the presets', and its tree is the package's."""
+
+import re
+from pathlib import Path
+
+import pytest
+from tiny import preference_rows, save_tiny, tiny_llama, tiny_tokenizer
+
+import trl_dpo_ext
+from trl_dpo_ext.trainers.presets import PRESETS, preset_values
+
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["full", "lora", "4-bit"])
+def test_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_tiny(tiny_llama(), tiny_tokenizer(), tmp_path / "sft-model")
+    preference_rows(70).to_json(tmp_path / "preferences.jsonl")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    snippet = snippet.replace("bf16=True", "bf16=True, use_cpu=True")  # transformers wants bf16 on a CPU asked for
+    exec(compile(snippet, "README.md", "exec"), names)
+    trainer = names["trainer"]
+    assert trainer.state.global_step == 2  # 70 rows in updates of 64
+    if "rewards" in names:
+        assert names["rewards"].shape == (70, 2)
+
+
+def test_preset_table():
+    section = README[README.index("## Presets") : README.index("## What differs")]
+    rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", section, flags=re.MULTILINE))
+    for position, preset in enumerate(PRESETS):
+        for name, value in preset_values(preset).items():
+            if name == "tf32" and preset != "trl":
+                value = True  # where the hardware has it
+            assert rows[name].split("|")[position].strip() == str(getattr(value, "value", value)), (preset, name)
+    assert set(rows) == set(preset_values("paper"))
+
+
+def test_every_module_has_its_line_in_the_tree():
+    tree = README[README.index("## Where things are") :]
+    for path in (ROOT / "trl_dpo_ext").rglob("*.py"):
+        if path.name not in ("__init__.py", "__main__.py") and path.parent.name != "cli":
+            assert path.name in tree, path
+
+
+def test_public_names_are_documented():
+    for name in trl_dpo_ext.__all__:
+        assert f"`{name}`" in README
