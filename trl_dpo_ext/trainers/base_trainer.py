@@ -121,7 +121,16 @@ class BaseDPOTrainer(ExactFigures):
         check_attention(self.model.config._attn_implementation, self._compute_dtype)
         self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
         self._guard = UpdateGuard(self.accelerator, self.beta, self._compute_dtype, self._reference_is_the_start)
-        self.add_callback(RunSummary(self))
+        self.add_callback(
+            RunSummary(
+                name=type(self).__name__,
+                args=args,
+                model=self.model,
+                mixed_precision=self.accelerator.mixed_precision,
+                reference=self.reference_description,
+                data=self.data_reports.get("train"),
+            )
+        )
 
     def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         """

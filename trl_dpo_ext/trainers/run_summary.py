@@ -1,17 +1,18 @@
 """What a run says at its start: one line of what is in force, and warnings with their fix."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
+from torch import nn
 from tqdm.auto import tqdm
 from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from trl_dpo_ext.data.preparation import DataReport
+from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
-if TYPE_CHECKING:
-    from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 
 __all__ = ["RunSummary"]
 
@@ -26,12 +27,35 @@ class RunSummary(TrainerCallback):
     Prints one line when training starts, and warns of settings that work but are probably not meant.
 
     Args:
-        trainer ([`~trl_dpo_ext.trainers.base_trainer.BaseDPOTrainer`]):
-            Trainer to speak for.
+        name (`str`):
+            Name of the trainer.
+        args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
+            Its options.
+        model ([`~torch.nn.Module`]):
+            Policy.
+        mixed_precision (`str`):
+            Accelerate's autocast: `"no"`, `"bf16"` or `"fp16"`.
+        reference (`str`):
+            What the reference is.
+        data ([`~trl_dpo_ext.data.preparation.DataReport`], *optional*):
+            What preparation did to the training rows; `None` where it did not run (images).
     """
 
-    def __init__(self, trainer: "BaseDPOTrainer"):
-        self.trainer = trainer
+    def __init__(
+        self,
+        name: str,
+        args: BaseDPOConfig,
+        model: nn.Module,
+        mixed_precision: str,
+        reference: str,
+        data: DataReport | None,
+    ):
+        self.name = name
+        self.args = args
+        self.model = model
+        self.mixed_precision = mixed_precision
+        self.reference = reference
+        self.data = data
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -43,27 +67,28 @@ class RunSummary(TrainerCallback):
 
     def line(self, state: TrainerState) -> str:
         """Returns the line: batch arithmetic, updates, optimizer, schedule, precision, cuts, reference."""
-        args = self.trainer.args
+        args = self.args
         ranks = args.data_parallel_ranks
         per_device, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
         warmup = args.get_warmup_steps(state.max_steps)
         schedule = SchedulerType(args.lr_scheduler_type).value
         if args.uses_paper_schedule:
             schedule += " (k+1)/(W+1)"
-        weights = "/".join(sorted({_name(p.dtype) for p in self.trainer.model.parameters() if p.requires_grad}))
-        autocast = self.trainer.accelerator.mixed_precision
-        precision = f"{weights} weights" + ("" if autocast == "no" else f" under {autocast} autocast")
+        weights = "/".join(sorted({_name(p.dtype) for p in self.model.parameters() if p.requires_grad}))
+        precision = f"{weights} weights"
+        if self.mixed_precision != "no":
+            precision += f" under {self.mixed_precision} autocast"
         return (
-            f"{type(self.trainer).__name__} (preset {args.preset!r}): {per_device * accumulation * ranks} rows an "
+            f"{self.name} (preset {args.preset!r}): {per_device * accumulation * ranks} rows an "
             f"update = {per_device} x {accumulation} x {ranks} (per device x accumulation x ranks), "
             f"{state.max_steps} updates; {OptimizerNames(args.optim).value} at {args.learning_rate:g}, {schedule}, "
-            f"warm-up {warmup}; beta {args.beta:g}; {precision}; reference: {self.trainer.reference_description}; "
-            f"data: {self.trainer.data_reports.get('train', 'as passed')}."
+            f"warm-up {warmup}; beta {args.beta:g}; {precision}; reference: {self.reference}; "
+            f"data: {self.data or 'as passed'}."
         )
 
     def warnings(self, state: TrainerState) -> list[str]:
         """Returns what probably is not meant, each with its fix."""
-        args = self.trainer.args
+        args = self.args
         found = []
         warmup = args.get_warmup_steps(state.max_steps)
         if args.uses_paper_schedule and state.max_steps < 2 * warmup:
@@ -72,28 +97,27 @@ class RunSummary(TrainerCallback):
                 f"{state.max_steps} updates are fewer than twice the {warmup} of warm-up; the last runs at {last:.3g} "
                 f"of {args.learning_rate:g}. Lower `warmup_steps`, lower `global_batch_size`, or train on more data."
             )
-        trainable = [p for p in self.trainer.model.parameters() if p.requires_grad]
-        adapter = is_peft_model(self.trainer.model)
-        size = sum(p.numel() for p in self.trainer.model.parameters())
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        adapter = is_peft_model(self.model)
+        size = sum(p.numel() for p in self.model.parameters())
         if args.preset != "trl" and args.learning_rate <= 1e-6 and (adapter or size < _SMALL_MODEL):
             what = "an adapter" if adapter else f"a model of {size / 1e6:,.1f} M parameters"
             found.append(
                 f"`learning_rate={args.learning_rate:g}` is the paper's, for full fine-tuning of billions of "
                 f"parameters: {what} will hardly move. Raise it (5e-6 to 5e-5 for adapters and small models)."
             )
-        quantized = getattr(self.trainer.model, "is_quantized", False)
+        quantized = getattr(self.model, "is_quantized", False)
         halves = sorted({_name(p.dtype) for p in trainable if p.dtype in _HALF})
         if halves and not quantized:
             found.append(
                 f"The trained weights are {'/'.join(halves)}: updates below about 1/256 of a weight are lost. Load "
                 "the model in float32 (`bf16=True` then computes in bfloat16), or train an adapter."
             )
-        report = self.trainer.data_reports.get("train")
-        if report is not None and report.share_cut > 0.01:
+        if self.data is not None and self.data.share_cut > 0.01:
             found.append(
-                f"{report.share_cut:.1%} of the training rows are cut (`max_length={args.max_length}`, "
-                f"`max_prompt_length={args.max_prompt_length}`): {report}. A cut answer loses its EOS. Raise them, or "
-                "drop long rows before training."
+                f"{self.data.share_cut:.1%} of the training rows are cut (`max_length={args.max_length}`, "
+                f"`max_prompt_length={args.max_prompt_length}`): {self.data}. A cut answer loses its EOS. Raise them, "
+                "or drop long rows before training."
             )
         return found
 
