@@ -11,7 +11,7 @@ Axes: **B** sequences, **P** prompt tokens, **C** completion tokens, **V** vocab
 import itertools
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import (
@@ -35,6 +35,7 @@ from transformers import (
 
 REVIEWS = Path(__file__).parent / "film_reviews" / "reviews.jsonl"
 EOS, PAD = "<|endoftext|>", "<|pad|>"
+SPACE = "\u0120"  # how byte-level BPE writes a space
 MIN_PREFIX_TOKENS, MAX_PREFIX_TOKENS = 2, 8
 MAX_NEW_TOKENS = 40
 SAMPLING_BATCH = 500
@@ -48,17 +49,25 @@ def load_reviews() -> list[dict[str, str]]:
     return [json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
 
 
-def train_tokenizer(texts: list[str], vocab_size: int = 1024) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: list[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on `texts`, with an end-of-sequence and a padding token."""
-    bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=vocab_size, special_tokens=[EOS, PAD], show_progress=False)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe._tokenizer, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False
     )
 
 
 def small_gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    """A GPT-2 of 2 layers and width 96 (about 330,000 parameters) with random weights."""
+    """A GPT-2 of 2 layers and width 96 (about 430,000 parameters) with random weights."""
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=128,
@@ -66,6 +75,7 @@ def small_gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
         n_embd=96,
         n_head=4,
         activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's own, faster
+        initializer_range=0.05,  # GPT-2's own 0.02 suits its width of 768
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -82,8 +92,8 @@ def fine_tune(
     texts: list[str],
     *,
     num_steps: int,
-    batch_size: int = 64,
-    learning_rate: float = 3e-3,
+    batch_size: int = 32,
+    learning_rate: float = 5e-3,
 ) -> None:
     """Supervised fine-tuning of `model`, in place, on whole reviews with an end-of-sequence token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
@@ -143,7 +153,7 @@ class SentimentReward:
 
     def __init__(self, reviews: list[dict[str, str]]):
         self.classifier = make_pipeline(
-            CountVectorizer(ngram_range=(1, 2), binary=True), LogisticRegression(C=0.01, max_iter=1000)
+            CountVectorizer(ngram_range=(1, 2), binary=True), LogisticRegression(C=0.05, max_iter=1000)
         )
         self.classifier.fit(
             [review["text"] for review in reviews], [review["sentiment"] == "good" for review in reviews]
@@ -158,30 +168,22 @@ class SentimentReward:
 
 
 def cut_prefixes(
-    texts: list[str],
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    num_prefixes: int,
-    seed: int,
-    exclude: set[str] = frozenset(),
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, *, num_prefixes: int, exclude: Collection[str] = ()
 ) -> list[str]:
     """
-    Different beginnings of `texts`, 2 to 8 tokens long, none of them in `exclude`.
+    Different beginnings of `texts`, 2 to 8 tokens long, in random order, none of them in `exclude`.
 
     They end where a word ends, so that a completion starts with its space and prompt and completion can be tokenised
     apart. May return fewer than `num_prefixes`.
     """
-    generator = random.Random(seed)
-    prefixes: dict[str, None] = {}
-    for text in generator.sample(texts, len(texts)):
-        ids = tokenizer(text)["input_ids"]
+    cuts = []
+    for ids in tokenizer(texts)["input_ids"]:
         tokens = tokenizer.convert_ids_to_tokens(ids)
-        ends = [n for n in range(MIN_PREFIX_TOKENS, MAX_PREFIX_TOKENS + 1) if n < len(ids) and tokens[n][0] == "Ġ"]
-        if ends and (prefix := tokenizer.decode(ids[: generator.choice(ends)])) not in exclude:
-            prefixes[prefix] = None
-        if len(prefixes) == num_prefixes:
-            break
-    return list(prefixes)
+        ends = range(MIN_PREFIX_TOKENS, min(MAX_PREFIX_TOKENS + 1, len(ids)))
+        cuts += [ids[:end] for end in ends if tokens[end].startswith(SPACE)]
+    random.shuffle(cuts)
+    prefixes = dict.fromkeys(tokenizer.batch_decode(cuts))  # keeps the order
+    return [prefix for prefix in prefixes if prefix not in exclude][:num_prefixes]
 
 
 @dataclass

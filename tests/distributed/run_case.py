@@ -1,12 +1,13 @@
 """
-Trains and evaluates `DPOPaperTrainer` on the cases of `CASES`, in one process or under `torchrun`.
+Trains and evaluates `DPOPaperTrainer` on the cases below, on one process or on several.
 
     python run_case.py --model FOLDER --out FOLDER
-    torchrun --nproc_per_node 2 run_case.py --model FOLDER --out FOLDER [--case NAME ...] [--reuse FOLDER]
+    torchrun --nproc_per_node 2 run_case.py --model FOLDER --out FOLDER --reuse FOLDER_OF_ONE_PROCESS --case NAME ...
 
-Every process writes `NAME.rank0.json`, `NAME.rank1.json`, ...: what the case returned, its error if it raised, the
-number of seconds. The main process writes the trained weights, `NAME.safetensors`. Errors are recorded, so that a case
-cannot hide the others; `--raise` lets them out, as a user's script would.
+Starting Python, torch and TRL costs more than a case, so a launch runs many. Each process writes `NAME.rank0.json`,
+`NAME.rank1.json`, ...: what the case returned, or its traceback; the main process also writes the weights after a
+training, `NAME.safetensors`. An exception ends the launch as it ends a user's script: processes that go on after one of
+them failed do not fit together any more.
 
 `test_two_processes.py` starts it and compares what 1 and 2 processes wrote.
 """
@@ -28,38 +29,56 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny import preference_rows, tiny_llama, tiny_tokenizer  # noqa: E402
+from tiny import preference_rows, tiny_llama, tiny_processor, tiny_tokenizer, tiny_vlm  # noqa: E402
 
 
 UPDATE = 4  # rows an update, whatever the number of processes
+RESUME_AFTER = 2  # updates
 
 
 @dataclass
 class Launch:
-    """Where a case runs."""
+    """
+    Where a case runs.
+
+    Args:
+        num_processes (`int`): Number of processes.
+        rank (`int`): Number of this one.
+        model (`str`): Folder of the tiny Llama.
+        out (`Path`): Folder of the launch's results.
+        folder (`Path`): Folder of what this case writes; the same for all processes.
+        reuse (`Path`): `out` of an earlier launch.
+    """
 
     num_processes: int
     rank: int
     model: str
-    folder: Path  # what it writes for itself, the same for all ranks
-    reuse: Path  # the same of the launch that came before, if there was one
     out: Path
+    folder: Path
+    reuse: Path
 
 
-CASES: dict[str, Callable[[Launch], dict[str, Any]]] = {}
+Case = Callable[[Launch], dict[str, Any]]
+CASES: dict[str, Case] = {}  # run in this order
+TWO_PROCESSES_ONLY: list[str] = []
+FATAL: list[str] = []  # end the launch; run when asked for by name
 
 
-def case(run: Callable[[Launch], dict[str, Any]]) -> Callable[[Launch], dict[str, Any]]:
-    CASES[run.__name__] = run
-    return run
+def case(*names_of: list[str]) -> Callable[[Case], Case]:
+    def register(run: Case) -> Case:
+        CASES[run.__name__] = run
+        for names in names_of:
+            names.append(run.__name__)
+        return run
+
+    return register
 
 
-def make_config(launch: Launch, **options: Any):
+def make_config(launch: Launch, *, folder: str = "run", **options: Any):
     from trl_dpo_ext import DPOPaperConfig
 
     defaults = {
         "use_cpu": True,
-        "ddp_timeout": 60,
         "per_device_train_batch_size": UPDATE // launch.num_processes,
         "per_device_eval_batch_size": 4,
         "global_batch_size": UPDATE,
@@ -72,122 +91,156 @@ def make_config(launch: Launch, **options: Any):
         "train_sampling_strategy": "sequential",
         "disable_tqdm": True,
     }
-    return DPOPaperConfig(str(launch.folder / options.pop("folder", "run")), **(defaults | options))
+    return DPOPaperConfig(str(launch.folder / folder), **(defaults | options))
 
 
 def make_trainer(launch: Launch, rows: Any = 12, *, options: dict[str, Any] | None = None, **arguments: Any):
+    from transformers import PrinterCallback
+
     from trl_dpo_ext import DPOPaperTrainer
 
-    config = arguments.pop("args", None) or make_config(launch, **(options or {}))
     dataset = preference_rows(rows) if isinstance(rows, int) else rows
-    return DPOPaperTrainer(**{"model": launch.model, "args": config, "train_dataset": dataset, **arguments})
+    arguments = {"model": launch.model, "train_dataset": dataset, **arguments}
+    if "args" not in arguments:
+        arguments["args"] = make_config(launch, **(options or {}))
+    trainer = DPOPaperTrainer(**arguments)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def train(launch: Launch, trainer: Any, name: str, **arguments: Any) -> dict[str, Any]:
-    """Trains, saves the weights on the main process and returns what was logged."""
+    """Trains; the main process saves the weights."""
     from safetensors.torch import save_file
 
+    start = _weights(trainer)
     trainer.train(**arguments)
-    weights = {key: tensor.detach().contiguous().clone() for key, tensor in trainer.model.state_dict().items()}
-    digest = hashlib.sha256()
-    for key in sorted(weights):
-        digest.update(weights[key].numpy().tobytes())
+    end = _weights(trainer)
     if launch.rank == 0:
-        save_file(weights, launch.out / f"{name}.safetensors")
-    return {"history": trainer.state.log_history, "weights_sha256": digest.hexdigest()}
+        save_file(end, launch.out / f"{name}.safetensors")
+    digest = hashlib.sha256()
+    for key in sorted(end):
+        digest.update(end[key].numpy().tobytes())
+    moved = torch.stack([(end[key].double() - start[key].double()).norm() for key in end]).norm()
+    return {"history": trainer.state.log_history, "travelled": moved.item(), "weights": digest.hexdigest()}
+
+
+def _weights(trainer: Any) -> dict[str, torch.Tensor]:
+    from torch.distributed.tensor import DTensor
+
+    state = {key: tensor.detach() for key, tensor in trainer.model.state_dict().items()}
+    whole = {key: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for key, tensor in state.items()}
+    return {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in whole.items()}
 
 
 def explicit_reference() -> Any:
-    """Another model than the policy: rewards are far from 0 without any training."""
+    """Another model than the policy, against which rewards are far from 0 without any training."""
     return tiny_llama(seed=1)
+
+
+def evaluate(trainer: Any, rows: Any) -> dict[str, Any]:
+    output = trainer.predict(rows)
+    return {
+        "metrics": trainer.evaluate(),
+        "test_metrics": output.metrics,
+        "predictions": output.predictions.tolist(),
+        "label_ids": output.label_ids.tolist(),
+    }
 
 
 # Training
 
 
-@case
+@case()
 def divides(launch: Launch) -> dict[str, Any]:
-    """12 rows, 3 updates, evaluated in between on 5 rows."""
+    """12 rows, 3 updates, evaluated on 5 rows in between."""
     options = {"eval_strategy": "steps", "eval_steps": 2}
-    trainer = make_trainer(launch, options=options, eval_dataset=preference_rows(5, start=40))
-    return train(launch, trainer, "divides")
+    return train(launch, make_trainer(launch, options=options, eval_dataset=preference_rows(5, start=40)), "divides")
 
 
-@case
+@case()
 def accumulates(launch: Launch) -> dict[str, Any]:
-    """16 rows in 2 updates: 4 micro-batches of 2 on one process, 2 on each of two."""
+    """16 rows in 2 updates of 4 micro-batches on one process, of 2 on each of two."""
     trainer = make_trainer(launch, 16, options={"per_device_train_batch_size": 2, "global_batch_size": 8})
     result = train(launch, trainer, "accumulates")
-    return result | {"accumulation": trainer.args.gradient_accumulation_steps}
+    return result | {"micro_batches": trainer.args.gradient_accumulation_steps}
 
 
-@case
+@case()
 def shuffles(launch: Launch) -> dict[str, Any]:
-    """The default order, random, in 2 epochs of 11 rows."""
+    """11 rows in the default order, random, for 2 epochs."""
     options = {"train_sampling_strategy": "random", "num_train_epochs": 2}
     return train(launch, make_trainer(launch, 11, options=options), "shuffles")
 
 
-@case
+@case()
 def ragged(launch: Launch) -> dict[str, Any]:
-    """11 rows in updates of 4: accelerate repeats a row on the second process."""
+    """11 rows in updates of 4: the second of two processes repeats a row in the last one."""
     return train(launch, make_trainer(launch, 11, options={"num_train_epochs": 2}), "ragged")
 
 
-@case
+@case()
 def ragged_accumulates(launch: Launch) -> dict[str, Any]:
-    """11 rows in updates of 8: the last one has 3 rows, in 2 micro-batches on one process, in 1 on each of two."""
-    options = {"per_device_train_batch_size": 2, "global_batch_size": 8, "num_train_epochs": 2}
+    """11 rows in updates of 8: the last has 3, in 2 micro-batches on one process, in 1 on each of two."""
+    options = {"per_device_train_batch_size": 2, "global_batch_size": 8, "num_train_epochs": 2, "optim": "sgd"}
     return train(launch, make_trainer(launch, 11, options=options), "ragged_accumulates")
 
 
-@case
-def idle_rank(launch: Launch) -> dict[str, Any]:
-    """9 rows in updates of 4: the last update is one row, and the second process has none of its own."""
-    return train(launch, make_trainer(launch, 9, options={"num_train_epochs": 2}), "idle_rank")
+@case()
+def idle(launch: Launch) -> dict[str, Any]:
+    """9 rows in updates of 4: the last is one row, and the second of two processes has none of its own."""
+    return train(launch, make_trainer(launch, 9, options={"num_train_epochs": 2}), "idle")
 
 
-@case
-def idle_rank_accumulates(launch: Launch) -> dict[str, Any]:
-    """9 rows, micro-batches of one row, updates of 4: the last micro-batch is empty on the second process."""
-    options = {"per_device_train_batch_size": 1, "global_batch_size": 4, "num_train_epochs": 2}
-    return train(launch, make_trainer(launch, 9, options=options), "idle_rank_accumulates")
+@case()
+def idle_accumulates(launch: Launch) -> dict[str, Any]:
+    """The same in micro-batches of one row."""
+    options = {"per_device_train_batch_size": 1, "num_train_epochs": 2}
+    return train(launch, make_trainer(launch, 9, options=options), "idle_accumulates")
 
 
-@case
+@case()
 def one_row(launch: Launch) -> dict[str, Any]:
-    """One row in all: it is the whole update, and the second process repeats it."""
+    """One row in all."""
     return train(launch, make_trainer(launch, 1, options={"num_train_epochs": 2}), "one_row")
 
 
-@case
+@case()
+def drops_last(launch: Launch) -> dict[str, Any]:
+    """11 rows, the incomplete update left out."""
+    return train(launch, make_trainer(launch, 11, options={"dataloader_drop_last": True}), "drops_last")
+
+
+@case()
 def chat_instance(launch: Launch) -> dict[str, Any]:
     """Chat data and a model instance, whose reference is a copy in memory."""
-    trainer = make_trainer(
-        launch, preference_rows(11, "chat"), model=tiny_llama(seed=3), processing_class=tiny_tokenizer()
-    )
+    rows = preference_rows(11, "chat")
+    trainer = make_trainer(launch, rows, model=tiny_llama(seed=3), processing_class=tiny_tokenizer())
     return train(launch, trainer, "chat_instance")
 
 
-@case
-def hinge(launch: Launch) -> dict[str, Any]:
-    """A loss of TRL's own code, whose scalar is weighted by rows."""
-    options = {"loss_type": "hinge", "num_train_epochs": 2}
-    trainer = make_trainer(launch, 11, options=options, eval_dataset=preference_rows(9, start=40))
-    result = train(launch, trainer, "hinge")
-    return result | {"metrics": trainer.evaluate()}
+@case()
+def from_file(launch: Launch) -> dict[str, Any]:
+    """Rows of a JSONL file, so that all processes write to one cache of `datasets`."""
+    from datasets import load_dataset
+
+    path = launch.folder / f"rows_of_rank{launch.rank}.jsonl"
+    preference_rows(11).to_json(path)
+    if launch.num_processes > 1:
+        torch.distributed.barrier()
+    path = launch.folder / "rows_of_rank0.jsonl"
+    rows = load_dataset("json", data_files=str(path), split="train", cache_dir=str(launch.folder / "datasets"))
+    return train(launch, make_trainer(launch, rows), "from_file")
 
 
-@case
+@case()
 def trl_config(launch: Launch) -> dict[str, Any]:
-    """A plain `trl.DPOConfig`: TRL's tokens, optimizer and schedule."""
+    """A plain `trl.DPOConfig`: TRL's tokens, optimizer and schedule, and gradient checkpointing."""
     from trl import DPOConfig
 
     args = DPOConfig(
         str(launch.folder / "run"),
         bf16=False,
         use_cpu=True,
-        ddp_timeout=60,
         per_device_train_batch_size=UPDATE // launch.num_processes,
         learning_rate=1e-3,
         num_train_epochs=1,
@@ -200,22 +253,25 @@ def trl_config(launch: Launch) -> dict[str, Any]:
     return train(launch, make_trainer(launch, 11, args=args), "trl_config")
 
 
-@case
+@case()
 def smoothed(launch: Launch) -> dict[str, Any]:
     """Conservative DPO."""
     return train(launch, make_trainer(launch, 11, options={"label_smoothing": 0.1}), "smoothed")
 
 
-@case
+@case()
 def reference_free(launch: Launch) -> dict[str, Any]:
-    return train(launch, make_trainer(launch, 11, options={"reference_free": True}), "reference_free")
+    """Rewards are beta log pi, so that `predict` gives the log-probabilities of each row."""
+    rows = preference_rows(9, start=40)
+    trainer = make_trainer(launch, 11, options={"reference_free": True}, eval_dataset=rows)
+    return train(launch, trainer, "reference_free") | evaluate(trainer, rows) | {"beta": trainer.beta}
 
 
-@case
-def checkpointed(launch: Launch) -> dict[str, Any]:
-    """Gradient checkpointing, TRL's default."""
-    options = {"gradient_checkpointing": True, "num_train_epochs": 2}
-    return train(launch, make_trainer(launch, 11, options=options), "checkpointed")
+@case()
+def synced_reference(launch: Launch) -> dict[str, Any]:
+    """TR-DPO: the reference follows the policy."""
+    options = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}
+    return train(launch, make_trainer(launch, 11, options=options), "synced_reference")
 
 
 def _lora() -> Any:
@@ -224,18 +280,23 @@ def _lora() -> Any:
     return LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
 
 
-@case
+# RMSprop's first updates have size 1 whatever the gradient, so a rounding error of an entry near 0 becomes an update:
+# the adapter's weights are compared under SGD.
+_ADAPTER_OPTIONS = {"optim": "sgd", "learning_rate": 0.3}
+
+
+@case()
 def lora(launch: Launch) -> dict[str, Any]:
-    """A fresh adapter; the reference is the model with the adapter off."""
-    options = {"learning_rate": 1e-2, "num_train_epochs": 2, "gradient_checkpointing": True}
-    trainer = make_trainer(launch, 11, options=options, peft_config=_lora(), eval_dataset=preference_rows(9, start=40))
-    result = train(launch, trainer, "lora")
-    return result | {"metrics": trainer.evaluate()}
+    """A fresh adapter under gradient checkpointing; the reference is the model with the adapter off."""
+    rows = preference_rows(9, start=40)
+    options = _ADAPTER_OPTIONS | {"gradient_checkpointing": True}
+    trainer = make_trainer(launch, 11, options=options, peft_config=_lora(), eval_dataset=rows)
+    return train(launch, trainer, "lora") | evaluate(trainer, rows)
 
 
-@case
+@case()
 def trained_adapter(launch: Launch) -> dict[str, Any]:
-    """A `PeftModel` whose adapter is not at 0; the reference is TRL's frozen copy of it."""
+    """A `PeftModel` whose adapter is not at 0; the reference is TRL's frozen copy of the adapter."""
     from peft import get_peft_model
 
     with torch.random.fork_rng(devices=[]):
@@ -244,56 +305,84 @@ def trained_adapter(launch: Launch) -> dict[str, Any]:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
-    options = {"learning_rate": 1e-2}
-    trainer = make_trainer(launch, 11, options=options, model=model, processing_class=tiny_tokenizer())
+    trainer = make_trainer(launch, 11, options=_ADAPTER_OPTIONS, model=model, processing_class=tiny_tokenizer())
     return train(launch, trainer, "trained_adapter")
 
 
-@case
-def synced_reference(launch: Launch) -> dict[str, Any]:
-    """TR-DPO: the reference follows the policy every update."""
-    options = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5, "num_train_epochs": 2}
-    return train(launch, make_trainer(launch, 11, options=options), "synced_reference")
+@case()
+def vision(launch: Launch) -> dict[str, Any]:
+    """A vision-language model on 7 rows with images, evaluated on 5."""
+    return _vision(launch, "vision")
 
 
-@case
+def _vision(launch: Launch, name: str, **options: Any) -> dict[str, Any]:
+    rows = preference_rows(5, "vision", start=20)
+    trainer = make_trainer(
+        launch,
+        preference_rows(7, "vision"),
+        options=options,
+        model=tiny_vlm(),
+        processing_class=tiny_processor(),
+        eval_dataset=rows,
+    )
+    return train(launch, trainer, name) | evaluate(trainer, rows)
+
+
+@case()
 def streams(launch: Launch) -> dict[str, Any]:
     """12 rows of a streaming data set of one shard."""
     rows = preference_rows(12).to_iterable_dataset()
     return train(launch, make_trainer(launch, rows, options={"max_steps": 3}), "streams")
 
 
-@case
-def streams_shards(launch: Launch) -> dict[str, Any]:
-    """The same of two shards, as many as processes."""
-    rows = preference_rows(12).to_iterable_dataset(num_shards=2)
-    result = train(launch, make_trainer(launch, rows, options={"max_steps": 3}), "streams_shards")
-    return result | {"tokens": result["history"][-2]["num_tokens"]}
+# Checkpoints
 
 
-# Resuming
-
-
-@case
+@case()
 def resumes(launch: Launch) -> dict[str, Any]:
-    """6 updates in 2 epochs of 11 rows, straight and from the checkpoint after 2, in the middle of an epoch."""
-    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
-    straight = train(launch, make_trainer(launch, 11, options=options), "straight")
-    checkpoint = launch.folder / "run" / "checkpoint-2"
-    options = {"num_train_epochs": 2, "folder": "resumed"}
-    resumed = train(
-        launch, make_trainer(launch, 11, options=options), "resumed", resume_from_checkpoint=str(checkpoint)
-    )
-    state = json.loads((checkpoint / "trl_dpo_ext.json").read_text())
-    return {"straight": straight, "resumed": resumed, "state": state}
+    """12 rows, from the checkpoint in the middle of the epoch."""
+    return _resumes(launch, 12, "resumes")
+
+
+@case()
+def resumes_ragged(launch: Launch) -> dict[str, Any]:
+    """11 rows, the same: the last update of the resumed epoch is short."""
+    return _resumes(launch, 11, "resumes_ragged")
+
+
+def _resumes(launch: Launch, rows: int, name: str) -> dict[str, Any]:
+    trainer = make_trainer(launch, rows, options={"save_strategy": "steps", "save_steps": RESUME_AFTER})
+    straight = train(launch, trainer, f"{name}_straight")
+    checkpoint = launch.folder / "run" / f"checkpoint-{RESUME_AFTER}"
+    trainer = make_trainer(launch, rows, options={"folder": "resumed"})
+    resumed = train(launch, trainer, name, resume_from_checkpoint=str(checkpoint))
+    return resumed | {"straight": straight, "state": json.loads((checkpoint / "trl_dpo_ext.json").read_text())}
+
+
+@case()
+def keeps_best(launch: Launch) -> dict[str, Any]:
+    """The best of 3 checkpoints by a reward metric on 9 rows is loaded at the end."""
+    rows = preference_rows(9, start=40)
+    options = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "eval_rewards/chosen",
+        "greater_is_better": False,
+    }
+    trainer = make_trainer(launch, 11, options=options, eval_dataset=rows)
+    result = train(launch, trainer, "keeps_best")
+    return result | {"best": Path(trainer.state.best_model_checkpoint).name} | evaluate(trainer, rows)
 
 
 # Evaluation and prediction
 
 
-@case
+@case()
 def evaluates(launch: Launch) -> dict[str, Any]:
-    """9 rows in batches of 4, against another model."""
+    """9 rows in batches of 4."""
     rows = preference_rows(9, start=40)
 
     def compute_metrics(prediction: Any) -> dict[str, float]:
@@ -301,19 +390,12 @@ def evaluates(launch: Launch) -> dict[str, Any]:
         return {"rows": len(chosen), "own_margin": float((chosen - rejected).mean())}
 
     trainer = make_trainer(launch, eval_dataset=rows, ref_model=explicit_reference(), compute_metrics=compute_metrics)
-    metrics = trainer.evaluate()
-    output = trainer.predict(rows)
-    return {
-        "metrics": metrics,
-        "test_metrics": output.metrics,
-        "predictions": output.predictions.tolist(),
-        "label_ids": output.label_ids.tolist(),
-    }
+    return evaluate(trainer, rows)
 
 
-@case
+@case()
 def evaluates_sets(launch: Launch) -> dict[str, Any]:
-    """Two sets of 9 and 5 rows."""
+    """Two sets, of 9 and 5 rows."""
     sets = {"long": preference_rows(9, start=40), "short": preference_rows(5, start=60)}
     trainer = make_trainer(launch, eval_dataset=sets, ref_model=explicit_reference())
     return {
@@ -322,74 +404,63 @@ def evaluates_sets(launch: Launch) -> dict[str, Any]:
     }
 
 
-@case
+@case()
 def predicts(launch: Launch) -> dict[str, Any]:
-    """7 rows, and 1 row."""
+    """7 rows, and the first of them alone."""
     trainer = make_trainer(launch, ref_model=explicit_reference())
-    found = {}
-    for name, rows in {"seven": preference_rows(7), "one": preference_rows(1)}.items():
-        output = trainer.predict(rows)
-        found[name] = {
-            "shape": list(output.predictions.shape),
+    outputs = {"seven": trainer.predict(preference_rows(7)), "one": trainer.predict(preference_rows(1))}
+    return {
+        name: {
             "predictions": output.predictions.tolist(),
             "label_ids": output.label_ids.tolist(),
             "metrics": output.metrics,
         }
-    return found
+        for name, output in outputs.items()
+    }
 
 
-@case
-def evaluates_hinge(launch: Launch) -> dict[str, Any]:
-    """TRL's own loss on 9 rows in batches of 4, against another model."""
-    rows = preference_rows(9, start=40)
-    trainer = make_trainer(
-        launch, options={"loss_type": "hinge"}, eval_dataset=rows, ref_model=explicit_reference()
-    )
-    return {"metrics": trainer.evaluate(), "predictions": trainer.predict(rows).predictions.tolist()}
+# A reference that is cached or brought along
 
 
-# Cached reference
-
-
-def _cache_files(folder: Path) -> dict[str, int]:
+def _files(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@case
+def _cached_options(folder: Path) -> dict[str, Any]:
+    return {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(folder), "num_train_epochs": 2}
+
+
+@case()
 def cached(launch: Launch) -> dict[str, Any]:
-    """In-memory rows and a cached reference, twice: the second trainer reads the file that the first wrote."""
+    """`ragged` with its reference cached; a second trainer, of another beta and output folder, reads the same file."""
     folder = launch.folder / "cache"
-    options = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(folder), "num_train_epochs": 2}
-    trainer = make_trainer(launch, 11, options=options)
-    columns = [trainer.train_dataset[name] for name in ("ref_chosen_logps", "ref_rejected_logps")]
-    files = _cache_files(folder)
+    trainer = make_trainer(launch, 11, options=_cached_options(folder))
+    logps = [list(trainer.train_dataset[name]) for name in ("ref_chosen_logps", "ref_rejected_logps")]
     result = train(launch, trainer, "cached")
-    # Another output folder and another beta: the same reference
-    make_trainer(launch, 11, options=options | {"folder": "second", "beta": 0.5})
-    return result | {"columns": [list(column) for column in columns], "files": files, "again": _cache_files(folder)}
+    files = _files(folder)
+    make_trainer(launch, 11, options=_cached_options(folder) | {"folder": "second", "beta": 0.5})
+    return result | {"logps": logps, "files": files, "files_after_second": _files(folder)}
 
 
-@case
-def cached_elsewhere(launch: Launch) -> dict[str, Any]:
-    """The file that `cached` wrote in the launch before."""
+@case(TWO_PROCESSES_ONLY)
+def cached_before(launch: Launch) -> dict[str, Any]:
+    """`ragged` with the file that `cached` wrote in the launch before."""
     folder = launch.reuse / "cached" / "cache"
-    before = _cache_files(folder)
-    options = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(folder), "num_train_epochs": 2}
-    trainer = make_trainer(launch, 11, options=options)
-    result = train(launch, trainer, "cached_elsewhere")
-    return result | {"before": before, "after": _cache_files(folder)}
+    before = _files(folder)
+    result = train(launch, make_trainer(launch, 11, options=_cached_options(folder)), "cached_before")
+    return result | {"files": before, "files_after_second": _files(folder)}
 
 
-@case
-def cached_eval(launch: Launch) -> dict[str, Any]:
-    """Cached references of the evaluation rows too, on sizes that do not divide."""
+@case()
+def cached_evaluates(launch: Launch) -> dict[str, Any]:
+    """`evaluates` with its reference cached."""
     rows = preference_rows(9, start=40)
-    options = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(launch.folder / "cache")}
-    trainer = make_trainer(launch, 11, options=options, eval_dataset=rows, ref_model=explicit_reference())
-    return {"metrics": trainer.evaluate(), "predictions": trainer.predict(rows).predictions.tolist()}
+    options = _cached_options(launch.folder / "cache")
+    trainer = make_trainer(launch, options=options, eval_dataset=rows, ref_model=explicit_reference())
+    return evaluate(trainer, rows)
 
 
-@case
+@case()
 def brought(launch: Launch) -> dict[str, Any]:
     """Reference log-probabilities that the rows bring."""
     rows = preference_rows(11)
@@ -398,83 +469,161 @@ def brought(launch: Launch) -> dict[str, Any]:
     return train(launch, make_trainer(launch, rows), "brought")
 
 
-# Failures. Each process reports its own.
+# Failures that every process reports by itself
 
 
-@case
+@case()
 def nonfinite(launch: Launch) -> dict[str, Any]:
-    """A reference log-probability of row 7, of the second update and the second process, is infinite."""
+    """Row 7, the last of the second update and on the second of two processes, has an infinite reference."""
     rows = preference_rows(12)
     rows = rows.add_column("ref_chosen_logps", [-200.0 if i != 7 else float("-inf") for i in range(12)])
     rows = rows.add_column("ref_rejected_logps", [-200.0] * 12)
-    trainer = make_trainer(launch, rows)
+    return _refusal(make_trainer(launch, rows))
+
+
+@case()
+def wrong_start(launch: Launch) -> dict[str, Any]:
+    """An adapter that does not start at 0, beside which adapter-off is the wrong reference."""
+    config = _lora()
+    config.init_lora_weights = False
+    return _refusal(make_trainer(launch, peft_config=config))
+
+
+def _refusal(trainer: Any) -> dict[str, Any]:
+    message = ""
     try:
         trainer.train()
     except ValueError as error:
-        return {"message": str(error), "updates": trainer.state.global_step}
-    return {"message": "", "updates": trainer.state.global_step}
+        message = str(error)
+    return {"message": message, "updates": trainer.state.global_step}
 
 
-@case
+# TRL's own code
+
+
+@case()
+def hinge(launch: Launch) -> dict[str, Any]:
+    """A loss of TRL's own on 11 rows in updates of 4."""
+    return train(launch, make_trainer(launch, 11, options={"loss_type": "hinge"}), "hinge")
+
+
+@case()
+def hinge_evaluates(launch: Launch) -> dict[str, Any]:
+    """The same loss on 11 rows in batches of 4."""
+    rows = preference_rows(11, start=40)
+    options = {"loss_type": "hinge"}
+    trainer = make_trainer(launch, options=options, eval_dataset=rows, ref_model=explicit_reference())
+    return evaluate(trainer, rows)
+
+
+@case()
+def vision_ipo(launch: Launch) -> dict[str, Any]:
+    """A loss of TRL's own on 7 rows with images."""
+    return _vision(launch, "vision_ipo", loss_type="ipo")
+
+
+@case()
+def streams_evaluates(launch: Launch) -> dict[str, Any]:
+    """The rows of `evaluates` as a streaming data set."""
+    rows = preference_rows(9, start=40)
+    trainer = make_trainer(launch, eval_dataset=rows.to_iterable_dataset(), ref_model=explicit_reference())
+    return {"metrics": trainer.evaluate()}
+
+
+# Sharded weights. Last: FSDP leaves its settings in the environment.
+
+
+@case(TWO_PROCESSES_ONLY)
+def sharded(launch: Launch) -> dict[str, Any]:
+    """`ragged` under FSDP2, evaluated like `evaluates` and saved."""
+    rows = preference_rows(9, start=40)
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    trainer = _sharded(launch, options, eval_dataset=rows)
+    result = train(launch, trainer, "sharded")
+    return result | {"shards": _shards(trainer)} | evaluate(trainer, rows)
+
+
+@case(TWO_PROCESSES_ONLY)
+def sharded_lora(launch: Launch) -> dict[str, Any]:
+    """`lora` under FSDP2."""
+    trainer = _sharded(launch, _ADAPTER_OPTIONS, peft_config=_lora())
+    return train(launch, trainer, "sharded_lora") | {"shards": _shards(trainer)}
+
+
+def _sharded(launch: Launch, options: dict[str, Any], **arguments: Any) -> Any:
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    fsdp_config = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
+    args = make_config(launch, fsdp=True, fsdp_config=fsdp_config, **options)
+    # On a CPU accelerate leaves FSDP out without a word and trains under DDP
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    return make_trainer(launch, 11, args=args, **arguments)
+
+
+def _shards(trainer: Any) -> dict[str, Any]:
+    from torch.distributed.tensor import DTensor
+
+    models = {"policy": trainer.model} | ({"reference": trainer.ref_model} if trainer.ref_model else {})
+    return {"distributed_type": trainer.accelerator.distributed_type.value} | {
+        name: [sum(isinstance(p, DTensor) for p in model.parameters()), len(list(model.parameters()))]
+        for name, model in models.items()
+    }
+
+
+# Failures that end the launch
+
+
+@case(FATAL)
 def none_in_a_row(launch: Launch) -> dict[str, Any]:
     """Row 7 has no rejected answer."""
     from datasets import Dataset
 
     rows = preference_rows(12).to_list()
     rows[7]["rejected"] = None
-    make_trainer(launch, Dataset.from_list(rows)).train()
-    return {}
+    return train(launch, make_trainer(launch, Dataset.from_list(rows)), "none_in_a_row")
 
 
-@case
+@case(FATAL)
 def empty_prompt(launch: Launch) -> dict[str, Any]:
-    """The prompt of row 7 has no token. It is found while the main process tokenises and the others wait."""
+    """The prompt of row 7 has no token, which the main process finds while the others wait for it."""
     from datasets import Dataset
 
     rows = preference_rows(12).to_list()
     rows[7]["prompt"] = ""
-    make_trainer(launch, Dataset.from_list(rows)).train()
-    return {}
+    return train(launch, make_trainer(launch, Dataset.from_list(rows)), "empty_prompt")
 
 
-@case
-def wrong_start(launch: Launch) -> dict[str, Any]:
-    """An adapter that does not start at 0, beside which adapter-off is the wrong reference."""
-    config = _lora()
-    config.init_lora_weights = False
-    trainer = make_trainer(launch, peft_config=config)
-    trainer.train()
-    return {}
-
-
-FATAL = ("empty_prompt",)  # one process fails while the other waits: only the launcher can end it
+def cases_for(num_processes: int) -> list[str]:
+    """The cases that a launch can run one after the other."""
+    left_out = FATAL if num_processes > 1 else FATAL + TWO_PROCESSES_ONLY
+    return [name for name in CASES if name not in left_out]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--case", action="append", choices=sorted(CASES), help="default: all that can go on")
+    parser.add_argument("--case", action="append", required=True, choices=list(CASES))
     parser.add_argument("--model", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--reuse", type=Path)
-    parser.add_argument("--raise", dest="raises", action="store_true")
     given = parser.parse_args()
 
     torch.set_num_threads(1)
     rank, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    for name in given.case or [name for name in CASES if name not in FATAL]:
+    for name in given.case:
         folder = given.out / name
         folder.mkdir(parents=True, exist_ok=True)
-        launch = Launch(num_processes, rank, given.model, folder, given.reuse or given.out, given.out)
+        launch = Launch(num_processes, rank, given.model, given.out, folder, given.reuse or given.out)
         start = time.perf_counter()
-        torch.manual_seed(0)
+        result = {}
         try:
             result = CASES[name](launch)
-        except Exception as error:
-            if given.raises:
-                raise
-            result = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-        result["seconds"] = time.perf_counter() - start
-        (given.out / f"{name}.rank{rank}.json").write_text(json.dumps(result))
+        except BaseException:
+            result = {"traceback": traceback.format_exc()}
+            raise
+        finally:
+            result["seconds"] = time.perf_counter() - start
+            (given.out / f"{name}.rank{rank}.json").write_text(json.dumps(result))
 
 
 if __name__ == "__main__":

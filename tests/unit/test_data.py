@@ -147,7 +147,7 @@ class TestTRLsTokens:
         rows = preference_rows(6, kind)
         assert prepare(rows, tokenization="joint").rows == prepared_by_trl(rows)
 
-    @pytest.mark.parametrize(("kind", "max_length", "left"), [("plain", 36, 5), ("chat", 50, 4), ("chat", None, 6)])
+    @pytest.mark.parametrize(("kind", "max_length", "left"), [("plain", 36, 4), ("chat", 50, 3), ("chat", None, 6)])
     def test_joint_leaves_out_the_rows_that_trl_leaves_out(self, prepare, prepared_by_trl, kind, max_length, left):
         rows = preference_rows(6, kind)
         ours = prepare(rows, tokenization="joint", max_length=max_length)
@@ -470,6 +470,22 @@ class TestCounts:
             "a": DataReport(rows=1, dropped=1, first_dropped="row 1, both answers are the same"),
             "b": DataReport(rows=2, answers_cut=1),
         }
+
+
+def test_every_row_has_its_prediction(tmp_path):
+    # A row without a preference carries no loss, but its neighbours must stay in their places
+    trainer = DPOPaperTrainer(
+        tiny_llama(),
+        args=DPOPaperConfig(str(tmp_path), **TINY | {"reference_free": True}),
+        train_dataset=Dataset.from_list([GOOD]),
+        processing_class=TOKENIZER,
+    )
+    other = GOOD | {"chosen": " Sure."}
+    predictions = trainer.predict(Dataset.from_list([GOOD, SAME, other])).predictions
+    assert len(predictions) == 3
+    for place, row in ((0, GOOD), (2, other)):
+        alone = trainer.predict(Dataset.from_list([row])).predictions[0]
+        assert predictions[place].tolist() == pytest.approx(alone.tolist(), rel=1e-5)
 
 
 def test_other_columns_survive(prepare):

@@ -1,6 +1,7 @@
 """Preference objectives: pure functions from log-probabilities to one loss per prompt. They need nothing but torch."""
 
 from .dpo import dpo_loss
+from .plackett_luce import plackett_luce_loss
 
 
-__all__ = ["dpo_loss"]
+__all__ = ["dpo_loss", "plackett_luce_loss"]

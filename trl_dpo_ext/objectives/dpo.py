@@ -6,6 +6,9 @@ from torch.nn.functional import logsigmoid
 from ._checks import check_beta, check_logps
 
 
+__all__ = ["dpo_loss"]
+
+
 def dpo_loss(
     policy_logps: Tensor, ref_logps: Tensor | None, *, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> Tensor:

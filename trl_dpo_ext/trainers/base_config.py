@@ -169,6 +169,9 @@ class BaseDPOConfig(DPOConfig):
         return Path(self.ref_logps_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "trl_dpo_ext"))
 
     def _resolve_batch(self, of_preset: int | None) -> None:
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}={getattr(self, name)}` must be at least 1.")
         rows = self.per_device_train_batch_size * self.data_parallel_ranks
         if self.global_batch_size is None and self.gradient_accumulation_steps is None:
             self.global_batch_size = of_preset
@@ -183,7 +186,7 @@ class BaseDPOConfig(DPOConfig):
                 f"`auto_find_batch_size` changes the batch that `global_batch_size={self.global_batch_size}` fixes. "
                 "Switch it off, or set `gradient_accumulation_steps` instead of `global_batch_size`."
             )
-        if self.global_batch_size < rows or self.global_batch_size % rows:
+        if self.global_batch_size % rows:
             raise ValueError(self._batch_message(rows))
         derived = self.global_batch_size // rows
         if self.gradient_accumulation_steps not in (None, derived):
@@ -196,10 +199,11 @@ class BaseDPOConfig(DPOConfig):
 
     def _batch_message(self, rows: int) -> str:
         size, ranks = self.global_batch_size, self.data_parallel_ranks
-        if size < 1 or size % ranks:
+        if size % ranks:
+            nearest = {max(size // rows, 1) * rows, (size // rows + 1) * rows}
             return (
-                f"`global_batch_size={size}` cannot be split over {ranks} ranks. "
-                f"Nearest sizes that can: {max(size // ranks, 1) * ranks} and {(size // ranks + 1) * ranks}."
+                f"`global_batch_size={size}` cannot be split over {ranks} ranks of {self.per_device_train_batch_size} "
+                f"rows. Nearest sizes that can: {' and '.join(map(str, sorted(nearest)))}."
             )
         working = [n for n in range(1, size // ranks + 1) if size % (n * ranks) == 0]
         return (

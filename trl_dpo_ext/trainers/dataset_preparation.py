@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl.data_utils import is_conversational
+from trl import is_conversational
 
 from trl_dpo_ext.compat import global_then_local_main_first
 from trl_dpo_ext.data.preparation import (
