@@ -97,9 +97,7 @@ def fine_tune(
 ) -> None:
     """Supervised fine-tuning of `model`, in place, on whole reviews with an end-of-sequence token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
-    scheduler = get_cosine_schedule_with_warmup(
-        optimizer, num_warmup_steps=num_steps // 20, num_training_steps=num_steps
-    )
+    scheduler = get_cosine_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
     model.train()
     batches = shuffled_batches(texts, batch_size)
     for _ in (progress := tqdm(range(num_steps), desc="fine-tuning", unit="step")):
@@ -127,9 +125,8 @@ def language_modeling_batch(
     tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device
 ) -> dict[str, Tensor]:
     """`texts` with an end-of-sequence token each, padded on the right, as the model's inputs and labels."""
-    batch = tokenizer([text + EOS for text in texts], return_tensors="pt", padding=True, padding_side="right").to(
-        device
-    )
+    texts = [text + EOS for text in texts]
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").to(device)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
 
@@ -152,15 +149,14 @@ class SentimentReward:
     """
 
     def __init__(self, reviews: list[dict[str, str]]):
-        self.classifier = make_pipeline(
-            CountVectorizer(ngram_range=(1, 2), binary=True), LogisticRegression(C=0.05, max_iter=1000)
-        )
-        self.classifier.fit(
-            [review["text"] for review in reviews], [review["sentiment"] == "good" for review in reviews]
-        )
+        words_and_pairs = CountVectorizer(ngram_range=(1, 2), binary=True)
+        self.classifier = make_pipeline(words_and_pairs, LogisticRegression(C=0.05, max_iter=1000))
+        texts = [review["text"] for review in reviews]
+        self.classifier.fit(texts, [review["sentiment"] == "good" for review in reviews])
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        """Rewards of `texts`, in [0, 1]."""
+    def __call__(self, prompts: list[str], completions: list[str]) -> np.ndarray:
+        """Rewards in [0, 1] of the texts that prompts and completions make, shape `(n,)`."""
+        texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         return self.classifier.predict_proba(texts)[:, 1]
 
 
@@ -234,7 +230,7 @@ def preference_pairs(
     completions = []
     for start in tqdm(range(0, len(prompts), SAMPLING_BATCH), desc="sampling", unit="batch"):
         completions += sample_completions(model, tokenizer, prompts[start : start + SAMPLING_BATCH]).completions
-    rewards = reward([prompt + completion for prompt, completion in zip(prompts, completions, strict=True)])
+    rewards = reward(prompts, completions)
     for start in range(0, len(prompts), num_completions):
         ranked = sorted(range(start, start + num_completions), key=lambda i: -rewards[i])
         for better, worse in itertools.combinations(ranked, 2):
@@ -252,14 +248,14 @@ def preference_pairs(
 class Evaluation:
     """What a policy does on a set of prefixes, one entry a prefix."""
 
-    texts: list[str]
+    completions: list[str]
     rewards: np.ndarray
     kls: np.ndarray  # nats, of whole completions
     unfinished: float  # share of completions without an end-of-sequence token
 
     def summary(self) -> dict[str, float]:
         """Means and standard errors."""
-        root_n = len(self.texts) ** 0.5
+        root_n = len(self.completions) ** 0.5
         return {
             "reward": float(self.rewards.mean()),
             "reward_stderr": float(self.rewards.std(ddof=1) / root_n),
@@ -281,10 +277,9 @@ def evaluate(
     """True reward of the policy's completions of `prefixes`, and their KL from the reference."""
     set_seed(seed)
     samples = sample_completions(policy, tokenizer, prefixes)
-    texts = [prefix + completion for prefix, completion in zip(prefixes, samples.completions, strict=True)]
     return Evaluation(
-        texts=texts,
-        rewards=reward(texts),
+        completions=samples.completions,
+        rewards=reward(prefixes, samples.completions),
         kls=sequence_kl(policy, ref, samples).cpu().numpy(),
         unfinished=1 - samples.finished.float().mean().item(),
     )

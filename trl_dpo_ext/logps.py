@@ -8,10 +8,17 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["CompletionLogps", "completion_logps", "from_fused_output", "stacked_to_pairs"]
+__all__ = [
+    "CompletionLogps",
+    "completion_logps",
+    "existing_completions",
+    "from_fused_output",
+    "stacked_to_pairs",
+    "to_groups",
+]
 
 # Entries of a batch that are not arguments of the model
-_NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
+_NOT_FOR_THE_MODEL = {"completion_mask", "rank_mask", "ranks", "ref_chosen_logps", "ref_logps", "ref_rejected_logps"}
 
 
 @dataclass
@@ -92,3 +99,15 @@ def stacked_to_pairs(stacked: Tensor) -> Tensor:
     """Turns TRL's stacked rows, `[all chosen; all rejected]` of shape `(2B, ...)`, into `(B, 2, ...)`."""
     pairs: Tensor = torch.unflatten(stacked, 0, (2, -1)).transpose(0, 1)
     return pairs
+
+
+def existing_completions(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The completions `(N, T)` that exist in a batch of groups `(B, K, T)`, row by row: absent ones are never run."""
+    exists = batch["rank_mask"]  # (B, K)
+    return {name: batch[name][exists] for name in ("input_ids", "attention_mask", "completion_mask")}
+
+
+def to_groups(values: Tensor, rank_mask: Tensor) -> Tensor:
+    """Puts values `(N, ...)` of the completions that exist back in their groups, `(B, K, ...)`, 0 where none is."""
+    groups = values.new_zeros(*rank_mask.shape, *values.shape[1:])
+    return groups.index_put((rank_mask,), values)

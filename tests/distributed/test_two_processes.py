@@ -1,9 +1,10 @@
 """
 One process and two processes give the same numbers.
 
-`run_case.py` runs all cases once on one process and once on two (`torchrun`: gloo on the CPU, where `accelerate launch`
-starts a single process). The tests compare what they wrote. The rows of an update are the same, its micro-batches are
-half as large, so sums are rounded in another order and nothing else may differ.
+`run_case.py` runs all cases once on one process and once on two, started by `torchrun`, with gloo: on a CPU
+`accelerate launch` starts one process, whatever `--num_processes` says. The tests compare what they wrote. The rows of
+an update are the same and its micro-batches half as large, so sums are rounded in another order and nothing else may
+differ.
 """
 
 import json
@@ -13,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,13 +28,16 @@ from safetensors.numpy import load_file
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 RUN_CASE = Path(__file__).with_name("run_case.py")
-LAUNCH_SECONDS = 240  # all cases take about a minute; a launch that hangs ends here
+LAUNCH_SECONDS = 240  # all cases take about a minute, a failure about 15 s; a launch that hangs ends here
+FAILURE_SECONDS = 100
 
 # What float32 allows, as a share of the size of what a figure is computed from (see `_size`).
 TOLERANCE = 1e-6
 # Distance of the final weights, as a share of the distance they travelled in training. An update divides gradients by
 # their own size (RMSprop), so entries near 0 are as far off as float32 lets them.
 WEIGHTS_TOLERANCE = 1e-5
+# Beta times two hundred nats, of which the rewards of a row are a difference
+REWARD_SIZE = 20
 
 _TIMINGS = re.compile(r"runtime|_per_second|total_flos|^seconds$")
 # HF counts epochs in micro-batches, and a run's mean loss from where it was resumed
@@ -68,7 +71,6 @@ class Launched:
         return result
 
     def weights(self, name: str) -> dict[str, np.ndarray]:
-        self.result(name)
         return load_file(self.out / f"{name}.safetensors")
 
 
@@ -88,8 +90,10 @@ class Both:
         return run_cases(2, self.model, self.folder / "two", reuse=self.one.out)
 
 
-def start(num_processes: int, model: str, out: Path, cases: list[str], reuse: Path | None = None) -> tuple[int, str]:
-    """Runs cases in one launch. Returns its exit status, `-9` where it had to be killed, and its output."""
+def start(
+    num_processes: int, model: str, out: Path, cases: list[str], reuse: Path | None = None, *, seconds: int
+) -> tuple[int, str]:
+    """Runs cases in one launch. Returns its exit status, -9 if it was killed after `seconds`, and its output."""
     out.mkdir(parents=True, exist_ok=True)
     command = [sys.executable]
     if num_processes > 1:
@@ -104,7 +108,7 @@ def start(num_processes: int, model: str, out: Path, cases: list[str], reuse: Pa
     with (out / "log").open("w+") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            status = process.wait(LAUNCH_SECONDS)
+            status = process.wait(seconds)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             status = process.wait()
@@ -117,7 +121,7 @@ def run_cases(num_processes: int, model: str, out: Path, reuse: Path | None = No
     launched = Launched(out, num_processes, {})
     left = cases_for(num_processes)
     while left:
-        _, log = start(num_processes, model, out, left, reuse)
+        _, log = start(num_processes, model, out, left, reuse, seconds=LAUNCH_SECONDS)
         left = [name for name in left if not _finished(launched, name)]
         if left:
             launched.log[left.pop(0)] = log
@@ -154,7 +158,7 @@ def deviations(ones: list[dict[str, Any]], twos: list[dict[str, Any]], beta: flo
                 continue
             size = largest_grad_norm if name == "grad_norm" else _size(name, one, beta)
             deviation = abs(value - two[name]) / size if value != two[name] else 0.0
-            found[name] = max(found.get(name, 0.0), deviation)
+            found[name] = float(np.maximum(found.get(name, 0.0), deviation))  # keeps NaN
     return found
 
 
@@ -189,6 +193,10 @@ def assert_same_training(
     assert_same_entries(ones["history"], twos["history"])
     distance = weights_distance(one.weights(f"{name}_{part}" if part else name), two.weights(other))
     assert distance <= WEIGHTS_TOLERANCE * ones["travelled"], distance / ones["travelled"]
+
+
+def assert_same_rewards(ones: list[list[float]], twos: list[list[float]]) -> None:
+    assert np.array(twos) == pytest.approx(np.array(ones), rel=TOLERANCE, abs=TOLERANCE * REWARD_SIZE)
 
 
 def assert_exact_means(metrics: dict[str, float], prefix: str, predictions: list[list[float]]) -> None:
@@ -300,7 +308,9 @@ def test_checkpoint_state(both: Both) -> None:
 def test_evaluation(both: Both, name: str) -> None:
     one, two = both.one.result(name), both.two.result(name)
     assert_same_entries([one["metrics"], one["test_metrics"]], [two["metrics"], two["test_metrics"]])
-    assert two["predictions"] == pytest.approx(np.array(one["predictions"]), rel=TOLERANCE, abs=20 * TOLERANCE)
+    assert two["predictions"] == pytest.approx(
+        np.array(one["predictions"]), rel=TOLERANCE, abs=REWARD_SIZE * TOLERANCE
+    )
     assert two["label_ids"] == [[0, 1]] * len(two["predictions"])
 
 
@@ -361,10 +371,14 @@ def test_predictions_keep_the_order_of_the_rows(both: Both) -> None:
     for name, rows in (("seven", 7), ("one", 1)):
         predictions = np.array(two[name]["predictions"])
         assert predictions.shape == (rows, 2)
-        assert predictions == pytest.approx(np.array(one[name]["predictions"]), rel=TOLERANCE, abs=20 * TOLERANCE)
+        assert predictions == pytest.approx(
+            np.array(one[name]["predictions"]), rel=TOLERANCE, abs=REWARD_SIZE * TOLERANCE
+        )
         assert two[name]["label_ids"] == [[0, 1]] * rows
         assert_exact_means(two[name]["metrics"], "test", predictions)
-    assert two["one"]["predictions"][0] == pytest.approx(two["seven"]["predictions"][0], rel=TOLERANCE, abs=2e-5)
+    assert two["one"]["predictions"][0] == pytest.approx(
+        two["seven"]["predictions"][0], rel=TOLERANCE, abs=REWARD_SIZE * TOLERANCE
+    )
     assert len({tuple(row) for row in two["seven"]["predictions"]}) == 7
 
 
@@ -421,10 +435,7 @@ def test_sharded_training(both: Both) -> None:
 
 def test_sharded_adapter(both: Both) -> None:
     assert both.two.result("sharded_lora")["shards"] == {"distributed_type": "FSDP", "policy": [29, 29]}
-    one, two = both.one.result("lora"), both.two.result("sharded_lora")
-    assert_same_entries(one["history"], two["history"][: len(one["history"])])
-    distance = weights_distance(both.one.weights("lora"), both.two.weights("sharded_lora"))
-    assert distance <= WEIGHTS_TOLERANCE * one["travelled"]
+    assert_same_training(both.one, "lora", both.two, "sharded_lora")
 
 
 # Failures
@@ -455,8 +466,6 @@ def test_wrong_reference_stops_all(both: Both) -> None:
 )
 def test_bad_data_ends_the_launch(llama_folder: str, tmp_path: Path, name: str, message: str) -> None:
     assert name in FATAL
-    begin = time.monotonic()
-    status, log = start(2, llama_folder, tmp_path, [name])
-    assert status == 1
+    status, log = start(2, llama_folder, tmp_path, [name], seconds=FAILURE_SECONDS)
+    assert status == 1, log[-3000:]
     assert f"ValueError: {message}" in log
-    assert time.monotonic() - begin < LAUNCH_SECONDS / 2

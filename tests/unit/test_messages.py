@@ -11,7 +11,7 @@ import trl
 from datasets import Dataset, IterableDataset
 from integration.conftest import TINY
 from peft import LoraConfig, get_peft_model
-from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_processor, tiny_tokenizer, tiny_vlm
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
 
@@ -317,6 +317,13 @@ class TestReference:
     def test_reference_free_and_a_model(self, build):
         with says("`ref_model` has no effect with `reference_free=True`. Leave one of them out"):
             build([GOOD], {"reference_free": True}, ref_model=tiny_llama(seed=1))
+
+    def test_reference_free_loads_no_second_model_for_images(self, build):
+        # An instance without a folder: a second load could only fail
+        trainer = build(
+            preference_rows(4, "vision"), {"reference_free": True}, model=tiny_vlm(), tokenizer=tiny_processor()
+        )
+        assert trainer.ref_model is None
 
     @pytest.mark.parametrize("init", ["pissa", "pissa_niter_4", "olora", "PiSSA"])
     def test_an_adapter_that_takes_weights_from_the_base(self, build, init):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from trl_dpo_ext.logps import CompletionLogps
-from trl_dpo_ext.trainers.base_trainer import ScoredBatch
 from trl_dpo_ext.trainers.metrics import MeanMeter, preference_sums
+from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
 
 def alone(sums: Tensor) -> Tensor:

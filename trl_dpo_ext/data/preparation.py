@@ -1,5 +1,6 @@
 """From a raw preference data set to checked, tokenised and cut rows, with a count of everything that was changed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -73,7 +74,7 @@ def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
 
 
 def drop_unusable(
-    dataset: Dataset | IterableDataset, dataset_name: str, num_proc: int | None = None
+    dataset: Dataset | IterableDataset, dataset_name: str, num_proc: int | None = None, keep_all: bool = False
 ) -> tuple[Dataset | IterableDataset, DataReport]:
     """
     Checks columns and rows, and leaves out rows that carry no preference: empty or identical answers.
@@ -85,6 +86,8 @@ def drop_unusable(
             Name used in messages.
         num_proc (`int`, *optional*):
             Processes to use.
+        keep_all (`bool`, *optional*, defaults to `False`):
+            Only check: every row is kept, for prediction.
 
     Returns:
         `tuple`: The usable rows and a [`DataReport`].
@@ -107,7 +110,7 @@ def drop_unusable(
         num_proc=num_proc,
         desc=f"Checking {dataset_name} dataset",
     )["problem"]
-    bad = [index for index, problem in enumerate(problems) if problem]
+    bad = [index for index, problem in enumerate(problems) if problem and not keep_all]
     first_dropped = f"row {bad[0]}, {problems[bad[0]]}" if bad else ""
     report = DataReport(rows=len(dataset) - len(bad), dropped=len(bad), first_dropped=first_dropped)
     if not report.rows:
@@ -216,9 +219,9 @@ def check_tokenized(dataset: Dataset | IterableDataset, dataset_name: str) -> Da
     return DataReport(rows=len(dataset))
 
 
-def has_ref_logps(dataset: Dataset | IterableDataset) -> bool:
+def has_ref_logps(dataset: Dataset | IterableDataset, columns: Sequence[str] = REF_LOGPS_COLUMNS) -> bool:
     """Whether the rows bring their own reference log-probabilities."""
-    return set(REF_LOGPS_COLUMNS) <= set(columns_of(dataset))
+    return set(columns) <= set(columns_of(dataset))
 
 
 def _problem(row: dict[str, Any], index: int, dataset_name: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ completions in the largest of them, **S** nodes of a quadrature.
 """
 
 import math
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -188,7 +189,7 @@ def _check_arguments(logps: Tensor, mask: Tensor | None, ranks: Tensor | None, t
         check_same_shape("policy_logps", logps, "ranks", ranks)
         if ranks.dtype == torch.bool or ranks.dtype.is_floating_point or ranks.dtype.is_complex:
             raise ValueError(f"Expected `ranks` to be integers, 0 for the best, got {ranks.dtype}.")
-    if top_m is not None and (not isinstance(top_m, int) or isinstance(top_m, bool) or top_m < 1):
+    if top_m is not None and (not isinstance(top_m, Integral) or isinstance(top_m, bool) or top_m < 1):
         raise ValueError(
             "Expected `top_m` to be the number of places that were observed, an integer of at least 1, or `None` for "
             f"all of them, got {top_m!r}."

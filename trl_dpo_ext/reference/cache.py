@@ -2,10 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 from datasets import Dataset
@@ -40,15 +42,22 @@ class CacheKey:
         return xxhash.xxh3_128(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def hash_token_ids(dataset: Dataset) -> str:
+def hash_token_ids(dataset: Dataset, columns: Sequence[str] = TOKENIZED_COLUMNS) -> str:
     """Hashes the token ids of all rows, in order."""
     digest = xxhash.xxh3_128()
-    columns = list(TOKENIZED_COLUMNS)
-    for batch in dataset.select_columns(columns).with_format("numpy").iter(batch_size=1000):
+
+    def update(ids: Any) -> None:
+        digest.update(len(ids).to_bytes(4, "little"))
+        if len(ids) and not np.isscalar(ids[0]):  # one list a completion
+            for inner in ids:
+                update(inner)
+        else:
+            digest.update(np.asarray(ids).astype("<i8").tobytes())
+
+    for batch in dataset.select_columns(list(columns)).with_format("numpy").iter(batch_size=1000):
         for name in columns:
             for ids in batch[name]:
-                digest.update(len(ids).to_bytes(4, "little"))
-                digest.update(ids.astype("<i8").tobytes())
+                update(ids)
     return digest.hexdigest()
 
 

@@ -30,6 +30,7 @@ def choose_reference(
     train_dataset: Any,
     eval_dataset: Any,
     peft_config: Any,
+    ref_columns: tuple[str, ...],
 ) -> str:
     """
     Decides what the reference is, from the arguments of a trainer.
@@ -47,6 +48,8 @@ def choose_reference(
             Evaluation rows.
         peft_config ([`~peft.PeftConfig`], *optional*):
             Adapter that TRL is going to add.
+        ref_columns (`tuple[str, ...]`):
+            Columns in which rows may bring reference log-probabilities.
 
     Returns:
         `str`: One of the kinds that [`~trl_dpo_ext.reference.policy`] lists.
@@ -56,19 +59,20 @@ def choose_reference(
     """
     evaluation = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
     datasets = [rows for rows in [train_dataset, *evaluation] if isinstance(rows, (Dataset, IterableDataset))]
-    brought = [has_ref_logps(rows) for rows in datasets]
+    brought = [has_ref_logps(rows, ref_columns) for rows in datasets]
     no_reference = getattr(args, "reference_free", False)
+    names = " and ".join(f"`{name}`" for name in ref_columns)
     if any(brought):
         if not all(brought):
             raise ValueError(
-                "Some data sets bring `ref_chosen_logps` and `ref_rejected_logps` and some do not. Bring them for "
+                f"Some data sets bring {names} and some do not. Bring them for "
                 "training and evaluation, or remove them with `dataset.remove_columns`."
             )
         if ref_model is not None or no_reference:
             other = "`ref_model`" if ref_model is not None else "`reference_free=True`"
             raise ValueError(
                 f"The data set brings reference log-probabilities, which {other} contradicts. Remove the columns "
-                "`ref_chosen_logps` and `ref_rejected_logps`, or leave it out."
+                f"{names}, or leave it out."
             )
         return COLUMNS
     if no_reference:

@@ -5,34 +5,31 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import IterableDataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import PreTrainedModel
 from transformers.trainer_utils import PredictionOutput, TrainOutput, get_last_checkpoint
 
 import trl_dpo_ext
-from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
-from trl_dpo_ext.data.preparation import DataReport, has_ref_logps
-from trl_dpo_ext.logps import completion_logps, stacked_to_pairs
+from trl_dpo_ext.data.preparation import DataReport
+from trl_dpo_ext.logps import CompletionLogps, completion_logps, stacked_to_pairs
 from trl_dpo_ext.reference import policy as reference_policy
-from trl_dpo_ext.reference.cache import CacheKey, RefLogpsFile, hash_token_ids
-from trl_dpo_ext.reference.cached_pass import reference_pass
 from trl_dpo_ext.reference.choice import choose_reference
 from trl_dpo_ext.reference.identity import hash_weights
-from trl_dpo_ext.reference.start_check import explain_start, reward_tolerance
+from trl_dpo_ext.reference.start_check import explain_start
 from trl_dpo_ext.rewards import implicit_rewards
 from trl_dpo_ext.trainers.arguments import check_attention, check_data_loading, config_from, has_images
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
-from trl_dpo_ext.trainers.figures import ExactFigures
 from trl_dpo_ext.trainers.rows import first_rows, num_real_rows, num_rows, num_rows_everywhere
 from trl_dpo_ext.trainers.run_summary import RunSummary
 from trl_dpo_ext.trainers.saved_state import check_same_reference, read_state, write_state
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 from trl_dpo_ext.trainers.update_guard import UpdateGuard
+from trl_dpo_ext.trainers.with_reference import WithReference
 
 
 __all__ = ["BaseDPOTrainer"]
@@ -43,7 +40,7 @@ logger = get_logger(__name__)
 _NUM_REAL_ROWS = "num_real_rows"
 
 
-class BaseDPOTrainer(ExactFigures):
+class BaseDPOTrainer(WithReference):
     """
     [`trl.DPOTrainer`] with the right reference, exact figures, and rows weighted by example.
 
@@ -52,7 +49,6 @@ class BaseDPOTrainer(ExactFigures):
     """
 
     args: BaseDPOConfig
-    model: PreTrainedModel
     beta: float
 
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]
@@ -85,7 +81,9 @@ class BaseDPOTrainer(ExactFigures):
         self.data_reports: dict[str, DataReport] = {}
         self._reference_hash: str | None = None
 
-        self.reference_kind = choose_reference(model, ref_model, args, train_dataset, eval_dataset, peft_config)
+        self.reference_kind = choose_reference(
+            model, ref_model, args, train_dataset, eval_dataset, peft_config, self.ref_columns
+        )
         explicit = ref_model is not None
         if explicit and ref_model is not model:
             self._reference_hash = hash_weights(ref_model)
@@ -150,33 +148,21 @@ class BaseDPOTrainer(ExactFigures):
     def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> ScoredBatch:
         """Runs reference and policy on a batch and applies the objective."""
         ref_logps = self.reference_logps(inputs)
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        policy = completion_logps(model, inputs, **router)
-        policy_logps = stacked_to_pairs(policy.logps)  # (B, 2)
+        policy, policy_logps = self.run_policy(model, inputs)
         losses = self.losses(policy_logps, ref_logps)
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
         return ScoredBatch(losses, self.rewards(policy_logps, ref_logps), ref_logps, policy, weights)
 
+    def run_policy(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[CompletionLogps, Tensor]:
+        """Runs the policy on a batch: what it says of each completion, and log-probabilities by row, `(B, 2)`."""
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        policy = completion_logps(model, inputs, **router)
+        return policy, stacked_to_pairs(policy.logps)
+
     def rewards(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         """Implicit rewards, `(B, 2)`, detached."""
         return implicit_rewards(policy_logps, ref_logps, beta=self.beta)
-
-    def reference_logps(self, inputs: dict[str, Any]) -> Tensor | None:
-        """Reference log-probabilities of a batch, `(B, 2)`: from its columns if it has them, else live."""
-        if self.reference_kind == reference_policy.NONE:
-            return None
-        if all(name in inputs for name in REF_LOGPS_COLUMNS):
-            logps = [inputs[name] for name in REF_LOGPS_COLUMNS]
-        elif self.ref_model is None and not is_peft_model(self.model):
-            raise ValueError(
-                "The batch has no `ref_chosen_logps` and `ref_rejected_logps`, and no reference model is in memory "
-                f"(reference: {self.reference_description}). Bring these columns for every data set, and let a "
-                "`data_collator` of your own pass them on."
-            )
-        else:
-            logps = self.compute_ref_log_probs(self.model if self.ref_model is None else self.ref_model, inputs)
-        return torch.stack(list(logps), dim=1)  # (B, 2)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         rows = num_rows(inputs)
@@ -244,7 +230,7 @@ class BaseDPOTrainer(ExactFigures):
         def gap_without_dropout() -> float:
             model.eval()
             with torch.no_grad():
-                policy_logps = stacked_to_pairs(completion_logps(model, inputs).logps)
+                _, policy_logps = self.run_policy(model, inputs)
             model.train()
             gap = self.rewards(policy_logps, scored.ref_logps).abs().max()
             return self._guard.worst_of_all_processes(gap[None])[0]
@@ -267,11 +253,14 @@ class BaseDPOTrainer(ExactFigures):
             loss, scored = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
+        rewards, ranks = self.predictions_of(scored)
         # Every process returns as many rows, and the repeated ones are dropped when they are gathered
-        rewards = scored.rewards.new_full((rows, 2), float("nan"))
-        rewards[: len(scored.rewards)] = scored.rewards
-        ranks = torch.arange(2, device=rewards.device).expand(rows, 2)
-        return loss, rewards, ranks
+        missing = rows - len(rewards)
+        return loss, F.pad(rewards, (0, 0, 0, missing)), F.pad(ranks, (0, 0, 0, missing))
+
+    def predictions_of(self, scored: ScoredBatch) -> tuple[Tensor, Tensor]:
+        """What `predict` returns for a batch: rewards `(B, 2)` and ranks `(B, 2)`."""
+        return scored.rewards, torch.arange(2, device=scored.rewards.device).expand_as(scored.rewards)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test") -> PredictionOutput:
         """
@@ -279,7 +268,7 @@ class BaseDPOTrainer(ExactFigures):
 
         Args:
             test_dataset (`Dataset`):
-                Preference rows, as for training.
+                Preference rows, as for training. All are scored, also those with two equal answers.
             ignore_keys (`list[str]`, *optional*):
                 As in [`~transformers.Trainer.predict`].
             metric_key_prefix (`str`, *optional*, defaults to `"test"`):
@@ -290,7 +279,9 @@ class BaseDPOTrainer(ExactFigures):
             first; `label_ids` are ranks `(n, 2)`, 0 for the best; `metrics` are the exact means.
         """
         if not self._is_vision_dataset:
-            test_dataset = self._prepare_dataset(test_dataset, self.processing_class, self.args, metric_key_prefix)
+            test_dataset, _ = self.prepare(
+                test_dataset, self.processing_class, self.args, metric_key_prefix, keep_all=True
+            )
             if self.precompute_ref_logps:
                 if self.ref_model is None and not is_peft_model(self.model) and self.state.global_step > 0:
                     raise ValueError(
@@ -303,14 +294,7 @@ class BaseDPOTrainer(ExactFigures):
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        def prepare_as_trl(rows: Any, max_length: int | None) -> Any:
-            given, args.max_length = args.max_length, max_length
-            try:
-                return super(BaseDPOTrainer, self)._prepare_dataset(rows, processing_class, args, dataset_name)
-            finally:
-                args.max_length = given
-
-        dataset, report = prepare_preferences(dataset, self._tokenizer, args, dataset_name, prepare_as_trl)
+        dataset, report = self.prepare(dataset, processing_class, args, dataset_name)
         self.data_reports[dataset_name] = report
         if report.dropped:
             logger.warning(
@@ -318,58 +302,19 @@ class BaseDPOTrainer(ExactFigures):
             )
         return dataset
 
-    @property
-    def reference_hash(self) -> str | None:
-        """Hash of the reference's weights; `None` without a reference model or where the weights are partitioned."""
-        known_from_start = (reference_policy.NONE, reference_policy.COLUMNS, reference_policy.EXPLICIT)
-        if self._reference_hash is None and self.reference_kind not in known_from_start:
-            # Before training the policy holds the reference's weights, and is not sharded yet
-            self._reference_hash = hash_weights(self.model)
-        return self._reference_hash
+    def prepare(
+        self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
+    ) -> tuple[Any, DataReport]:
+        """Turns raw rows into token ids; with `keep_all`, for prediction, none is left out."""
 
-    @property
-    def reference_description(self) -> str:
-        """What the reference is, in words."""
-        return self.reference_kind + (", cached" if self.precompute_ref_logps else "")
+        def prepare_as_trl(rows: Any, max_length: int | None) -> Any:
+            given, args.max_length = args.max_length, max_length
+            try:
+                return super(BaseDPOTrainer, self)._prepare_dataset(rows, processing_class, args, dataset_name)
+            finally:
+                args.max_length = given
 
-    @property
-    def _reference_is_the_start(self) -> bool:
-        exempt = (reference_policy.NONE, reference_policy.COLUMNS, reference_policy.EXPLICIT)
-        prompt_learning = is_peft_model(self.model) and any(
-            config.is_prompt_learning for config in self.model.peft_config.values()
-        )
-        return self.reference_kind not in exempt and not prompt_learning and self.args.neftune_noise_alpha is None
-
-    @property
-    def _compute_dtype(self) -> torch.dtype:
-        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return autocast.get(self.accelerator.mixed_precision, self.model.dtype)
-
-    def _precompute_ref_logps(self, dataset, name, batch_size):
-        if isinstance(dataset, IterableDataset):
-            return super()._precompute_ref_logps(dataset, name, batch_size)  # TRL's error
-        if self.reference_kind == reference_policy.NONE or has_ref_logps(dataset):
-            return dataset
-        model = self.model if self.ref_model is None else self.ref_model
-        dtype = f"{self.model.dtype} under {self.accelerator.mixed_precision} autocast"
-        key = self.reference_hash and CacheKey(self.reference_hash, hash_token_ids(dataset), dtype, self.ld_alpha)
-        training = model.training
-        model.eval()
-        logps = reference_pass(
-            dataset,
-            logps_of=lambda batch: torch.stack(self.compute_ref_log_probs(model, batch), dim=1),
-            collate=self.data_collator,
-            to_device=self._prepare_inputs,
-            tolerance_of=lambda logps: reward_tolerance(logps, 1.0, self._compute_dtype),
-            accelerator=self.accelerator,
-            batch_size=batch_size,
-            file=RefLogpsFile(self.args.default_cache_dir(), key) if key else None,
-            name=name,
-        )
-        model.train(training)
-        for column, values in zip(REF_LOGPS_COLUMNS, logps.T.tolist(), strict=True):
-            dataset = dataset.add_column(column, values)
-        return dataset
+        return prepare_preferences(dataset, self._tokenizer, args, dataset_name, prepare_as_trl, keep_all)
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
         folder = resume_from_checkpoint

@@ -32,6 +32,7 @@ def prepare_preferences(
     args: BaseDPOConfig,
     name: str,
     prepare_as_trl: Callable[[Any, int | None], Any],
+    keep_all: bool = False,
 ) -> tuple[Any, DataReport]:
     """
     Checks, tokenises and cuts preference rows. Rows that already are token ids are only checked and cut.
@@ -47,6 +48,8 @@ def prepare_preferences(
             Name of the data set, for messages.
         prepare_as_trl (`Callable`):
             TRL's own preparation, given rows and a `max_length`.
+        keep_all (`bool`, *optional*, defaults to `False`):
+            Keep rows that carry no preference, for prediction.
 
     Returns:
         `tuple`: Rows with TRL's token columns, and a [`~trl_dpo_ext.data.preparation.DataReport`].
@@ -56,9 +59,10 @@ def prepare_preferences(
     if is_tokenized(dataset):
         report = check_tokenized(dataset, name)
     else:
-        dataset, report = drop_unusable(dataset, name, num_proc)
+        dataset, report = drop_unusable(dataset, name, num_proc, keep_all)
         if joint:
-            dataset = prepare_as_trl(dataset, args.max_length)
+            # TRL drops rows whose prompt fills `max_length`, which prediction must not
+            dataset = prepare_as_trl(dataset, None if keep_all else args.max_length)
         else:
             with global_then_local_main_first():
                 dataset = split_prompts(dataset, name, num_proc)

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DPOTrainer
 
-from trl_dpo_ext.logps import stacked_to_pairs
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.metrics import MeanMeter, preference_sums
+from trl_dpo_ext.trainers.rows import tokens_of_rows
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
 
@@ -35,10 +35,13 @@ class ExactFigures(DPOTrainer):
     def record(self, scored: ScoredBatch, inputs: Mapping[str, Any]) -> None:
         """Adds a batch to the figures of the mode that the model is in, without synchronising."""
         training = self.model.training
-        self._meters["train" if training else "eval"].add(preference_sums(scored))
+        self._meters["train" if training else "eval"].add(self.figures_of(scored))
         if training:
-            attention_mask = stacked_to_pairs(inputs["attention_mask"])  # (B, 2, T)
-            self._new_tokens = self._new_tokens + (attention_mask.sum(dim=(1, 2)) * scored.weights).sum()
+            self._new_tokens = self._new_tokens + (tokens_of_rows(inputs) * scored.weights).sum()
+
+    def figures_of(self, scored: ScoredBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """The figures of a batch, each as a sum and the weight to divide by."""
+        return preference_sums(scored)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         # `loss` marks HF's log of a training window, which every process makes

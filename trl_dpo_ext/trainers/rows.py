@@ -7,13 +7,27 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from trl_dpo_ext.logps import stacked_to_pairs
 
-__all__ = ["first_rows", "num_real_rows", "num_rows", "num_rows_everywhere"]
+
+__all__ = ["first_rows", "is_ranked", "num_real_rows", "num_rows", "num_rows_everywhere", "tokens_of_rows"]
+
+
+def is_ranked(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch holds groups `(B, K, T)` of ranked completions, and not TRL's stacked pairs `(2B, T)`."""
+    return "rank_mask" in batch
 
 
 def num_rows(batch: Mapping[str, Any]) -> int:
-    """Examples in a batch of TRL's stacked rows, `[all chosen; all rejected]`."""
-    return batch["input_ids"].size(0) // 2
+    """Examples in a batch: groups, or pairs in TRL's stacked rows `[all chosen; all rejected]`."""
+    return batch["input_ids"].size(0) if is_ranked(batch) else batch["input_ids"].size(0) // 2
+
+
+def tokens_of_rows(batch: Mapping[str, Any]) -> Tensor:
+    """Tokens of each row, padding left out, `(B,)`."""
+    attention_mask = batch["attention_mask"]
+    groups = attention_mask if is_ranked(batch) else stacked_to_pairs(attention_mask)  # (B, K, T)
+    return groups.sum(dim=(1, 2))
 
 
 def _rows_left(accelerator: Accelerator) -> int | None:
@@ -52,12 +66,12 @@ def num_rows_everywhere(accelerator: Accelerator, rows: int, data_parallel_ranks
 
 
 def first_rows(batch: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """Keeps the first rows of a stacked text batch."""
+    """Keeps the first rows of a text batch."""
 
     total = num_rows(batch)
 
     def keep(value: Tensor) -> Tensor:
-        if value.size(0) == total:  # one value per pair, such as reference log-probabilities
+        if value.size(0) == total:  # groups, or one value per pair, such as reference log-probabilities
             return value[:rows]
         return value.unflatten(0, (2, -1))[:, :rows].flatten(0, 1)
 

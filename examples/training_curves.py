@@ -1,0 +1,81 @@
+"""The picture of a preference training: what the trainer logged, and the true rewards before and after."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+
+BLUE, ORANGE, GREY = "#2b6cb0", "#d9722e", "#718096"
+Log = list[dict[str, float]]
+
+
+def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarray, rewards_after: np.ndarray) -> None:
+    """
+    Writes the picture to `path`.
+
+    Args:
+        path (`Path`):
+            Where to write, with the ending of an image format.
+        log_history (`list[dict[str, float]]`):
+            `trainer.state.log_history` of a DPO training.
+        rewards_before (`np.ndarray` of shape `(n,)`):
+            True rewards of the completions before the training.
+        rewards_after (`np.ndarray` of shape `(n,)`):
+            True rewards of the completions after it.
+    """
+    figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    loss, accuracy, margin, rewards, logps, histogram = axes.flat
+
+    draw_metric(loss, log_history, "loss", BLUE)
+    loss.axhline(np.log(2), color=GREY, linewidth=1, linestyle=":")
+    loss.annotate("log 2", (1, np.log(2)), xycoords=loss.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
+    loss.set(title="DPO loss", ylabel="nats")
+
+    draw_metric(accuracy, log_history, "rewards/accuracies", BLUE)
+    accuracy.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
+    accuracy.set(title="Pairs in the right order", ylabel="share")
+
+    draw_metric(margin, log_history, "rewards/margins", BLUE)
+    margin.set(title="Implicit reward, chosen - rejected")
+
+    for axis, metric, title in (
+        (rewards, "rewards", "Implicit rewards"),
+        (logps, "logps", "Log-probabilities of completions"),
+    ):
+        draw_metric(axis, log_history, f"{metric}/chosen", BLUE, label="chosen")
+        draw_metric(axis, log_history, f"{metric}/rejected", ORANGE, label="rejected")
+        axis.set(title=title)
+    logps.set(ylabel="nats")
+
+    for rewards_seen, color, name in ((rewards_before, GREY, "before"), (rewards_after, BLUE, "after")):
+        bins = np.linspace(0, 1, 26)
+        histogram.hist(rewards_seen, bins, color=color, alpha=0.5, label=f"{name}, mean {rewards_seen.mean():.3f}")
+        histogram.axvline(rewards_seen.mean(), color=color, linewidth=2)
+    histogram.set(title="True reward of held-out completions", xlabel="reward", ylabel="completions")
+    histogram.legend(frameon=False)
+
+    for axis in axes.flat[:-1]:
+        axis.set_xlabel("update")
+        axis.legend(frameon=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_metric(axis: Axes, log_history: Log, name: str, color: str, label: str = "") -> None:
+    """One metric against the update: the training batches thin, the held-out pairs with dots."""
+    for key, kind, style in (
+        (name, "training", {"linewidth": 1, "alpha": 0.6}),
+        (f"eval_{name}", "held-out", {"linewidth": 1.5, "marker": "o", "markersize": 4}),
+    ):
+        points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
+        axis.plot(*zip(*points, strict=True), color=color, label=f"{label} {kind}".strip(), **style)

@@ -1,0 +1,246 @@
+"""Checks of raw and of tokenised rankings: one error that names the row, the column, what was found and the fix."""
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS, check_columns
+
+
+__all__ = [
+    "RANKING_COLUMNS",
+    "RANKING_REF_LOGPS_COLUMN",
+    "TOKENIZED_RANKING_COLUMNS",
+    "check_ranking",
+    "check_ranking_columns",
+    "check_tie_gap",
+]
+
+RANKING_COLUMNS = ("prompt", "completions", "ranks", "scores")  # all but `completions` may be left out
+TOKENIZED_RANKING_COLUMNS = ("prompt_ids", "completion_ids", "ranks")  # `ranks` may be left out: best first
+RANKING_REF_LOGPS_COLUMN = "ref_logps"
+
+
+def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
+    """
+    Checks that the columns of a ranking, a scored or a preference data set are there.
+
+    Args:
+        columns (`Sequence[str]`):
+            Column names found.
+        dataset_name (`str`):
+            Name used in messages.
+
+    Raises:
+        ValueError: If a column is missing or misspelt, or the data set is a ranking and a preference data set at once.
+    """
+    found = set(columns)
+    if {"prompt_ids", "completion_ids"} <= found:
+        return
+    if "completions" in found:
+        if both := found & {"chosen", "rejected"}:
+            raise ValueError(
+                f"The {dataset_name} dataset has the column `completions` of a ranking and {_names(sorted(both))} of "
+                "a preference pair. Remove one of the two kinds with `dataset.remove_columns`."
+            )
+        names = ["prompt"] + ([] if found & {"ranks", "scores"} else ["ranks", "scores"])
+        for name in names:
+            similar = [] if name in found else difflib.get_close_matches(name, columns, n=1, cutoff=0.75)
+            if similar:
+                why = "it is the common start of all completions" if name == "prompt" else "completions are best first"
+                raise ValueError(
+                    f"The {dataset_name} dataset has no column `{name}`, but one named `{similar[0]}`. Rename it with "
+                    f"`dataset.rename_column`, or remove it if {why}."
+                )
+    elif found & {"chosen", "rejected"} or set(TOKENIZED_COLUMNS) <= found:
+        check_columns(columns, dataset_name)
+    elif "completion_ids" in found:
+        raise ValueError(
+            f"The {dataset_name} dataset has the column `completion_ids` but not `prompt_ids`; found "
+            f"{', '.join(columns)}. A tokenised ranking needs both."
+        )
+    else:
+        similar = difflib.get_close_matches("completions", columns, n=1, cutoff=0.5)
+        hint = f" Is it `{similar[0]}`? Rename it with `dataset.rename_column`." if similar else ""
+        raise ValueError(
+            f"The {dataset_name} dataset has no column `completions`. A ranking data set needs `completions`, "
+            "optionally `ranks` or `scores` and, unless all completions start with it, `prompt`; a preference data "
+            f"set needs `chosen` and `rejected`; found {', '.join(columns)}.{hint}"
+        )
+
+
+def check_ranking(row: Mapping[str, Any], where: str, max_completions: int | None = None) -> None:
+    """
+    Checks the values of one ranking. Preference pairs are checked by [`~trl_dpo_ext.data.checks.preference_problem`].
+
+    Args:
+        row (`Mapping`):
+            Row with `completions`, or with `prompt_ids` and `completion_ids`, and optionally `prompt`, `ranks`,
+            `scores` and `ref_logps`.
+        where (`str`):
+            The row's name in messages.
+        max_completions (`int`, *optional*):
+            Most completions that a row may have.
+
+    Raises:
+        ValueError: If a value is missing, of the wrong kind, or contradicts another one.
+    """
+    if "completion_ids" in row:
+        column = "completion_ids"
+        _check_ids(row["prompt_ids"], "prompt_ids", where)
+        _check_list(row[column], column, where, "a list of token id lists")
+        for place, ids in enumerate(row[column]):
+            _check_ids(ids, f"{column}[{place}]", where)
+        if row.get("completions") is not None:  # carried along
+            _check_size(row["completions"], "completions", column, len(row[column]), where)
+    else:
+        column = "completions"
+        _check_list(row[column], column, where, "a list of texts or of message lists, best first")
+        _check_texts(row, where)
+
+    size = len(row[column])
+    if max_completions is not None and size > max_completions:
+        raise ValueError(
+            f"`{column}` in {where} has {size} entries but `max_completions={max_completions}`. Raise "
+            "`max_completions`, or drop such rows with `dataset.filter`."
+        )
+    _check_order(row, column, size, where)
+    if RANKING_REF_LOGPS_COLUMN in row:
+        _check_numbers(row[RANKING_REF_LOGPS_COLUMN], RANKING_REF_LOGPS_COLUMN, column, size, where)
+
+
+def check_tie_gap(tie_gap: float) -> None:
+    """
+    Checks a `score_tie_gap`.
+
+    Raises:
+        ValueError: If it is negative or not a finite number.
+    """
+    if not (isinstance(tie_gap, Real) and math.isfinite(tie_gap) and tie_gap >= 0):
+        raise ValueError(f"`score_tie_gap={tie_gap!r}` must be a number of 0 or more.")
+
+
+def _check_texts(row: Mapping[str, Any], where: str) -> None:
+    entries = {f"completions[{place}]": value for place, value in enumerate(row["completions"])}
+    if "prompt" in row:
+        entries = {"prompt": row["prompt"], **entries}
+    for name, value in entries.items():
+        _check_text(value, name, where)
+    texts = [name for name, value in entries.items() if isinstance(value, str)]
+    messages = [name for name, value in entries.items() if not isinstance(value, str)]
+    if texts and messages:
+        raise ValueError(f"In {where} `{texts[0]}` is text and `{messages[0]}` is messages. Use one of the two.")
+
+
+def _check_text(value: Any, name: str, where: str) -> None:
+    if value is None:
+        raise ValueError(f"`{name}` in {where} is None. Fill it in, or drop such rows with `dataset.filter`.")
+    if isinstance(value, str):
+        return
+    if isinstance(value, Mapping):
+        hint = (
+            "Put each completion's messages into a list of their own."
+            if "role" in value
+            else "For the schemas of UltraFeedback, Nectar and others see `trl_dpo_ext.data.ranking_adapters`."
+        )
+        raise ValueError(
+            f"`{name}` in {where} is a dict with the keys {', '.join(map(str, value))}. Expected text, or a list of "
+            f"messages. {hint}"
+        )
+    if not isinstance(value, list):
+        raise ValueError(
+            f"`{name}` in {where} is of type {type(value).__name__}. Expected text, or a list of messages."
+        )
+    for message in value:
+        if not (isinstance(message, Mapping) and "role" in message):
+            found = f"keys {sorted(message)}" if isinstance(message, Mapping) else type(message).__name__
+            raise ValueError(
+                f"`{name}` in {where} is a list with an entry of {found}. Expected text, or a list of messages with "
+                "`role` and `content`."
+            )
+
+
+def _check_list(value: Any, name: str, where: str, expected: str) -> None:
+    if value is None:
+        raise ValueError(f"`{name}` in {where} is None. Fill it in, or drop such rows with `dataset.filter`.")
+    if not isinstance(value, list):
+        found = "text" if isinstance(value, str) else f"of type {type(value).__name__}"
+        raise ValueError(f"`{name}` in {where} is {found}. Expected {expected}.")
+
+
+def _check_ids(value: Any, name: str, where: str) -> None:
+    _check_list(value, name, where, "a list of token ids")
+    if not value:
+        raise ValueError(f"`{name}` in {where} is empty. Drop such rows with `dataset.filter`.")
+    if not all(isinstance(token, Integral) for token in value):
+        raise ValueError(f"`{name}` in {where} holds something else than whole numbers. Expected token ids.")
+
+
+def _check_order(row: Mapping[str, Any], column: str, size: int, where: str) -> None:
+    # A data set put together of two kinds has both columns, and None in one of them
+    ranks, scores = row.get("ranks"), row.get("scores")
+    given = [name for name in ("ranks", "scores") if name in row]
+    if given and ranks is None and scores is None:
+        raise ValueError(
+            f"{_names(given)} in {where} {'are' if len(given) > 1 else 'is'} None. Give a value for every completion, "
+            "or remove the column if completions are best first."
+        )
+    if ranks is not None:
+        _check_list(ranks, "ranks", where, "a list of whole numbers, one for each completion")
+        _check_size(ranks, "ranks", column, size, where)
+        for place, rank in enumerate(ranks):
+            if rank is not None and (not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 0):
+                raise ValueError(
+                    f"`ranks[{place}]` in {where} is {rank!r}. Ranks are whole numbers of 0 (best) or more, and None "
+                    "for a completion that nobody ranked. Numbers where higher is better belong into `scores`."
+                )
+    if scores is not None:
+        _check_numbers(scores, "scores", column, size, where)
+    if ranks is not None and scores is not None:
+        _check_direction(ranks, scores, where)
+
+
+def _check_numbers(values: Any, name: str, column: str, size: int, where: str) -> None:
+    _check_list(values, name, where, "a list of numbers, one for each completion")
+    _check_size(values, name, column, size, where)
+    for place, value in enumerate(values):
+        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+            raise ValueError(
+                f"`{name}[{place}]` in {where} is {value!r}. Expected a finite number for every completion. Leave out "
+                "the completions without one, or drop such rows with `dataset.filter`."
+            )
+
+
+def _check_size(values: list[Any], name: str, column: str, size: int, where: str) -> None:
+    if len(values) != size:
+        raise ValueError(
+            f"`{name}` in {where} has {len(values)} entries but `{column}` has {size}. Give one for each completion."
+        )
+
+
+def _check_direction(ranks: list[int | None], scores: list[float], where: str) -> None:
+    places = [math.inf if rank is None else rank for rank in ranks]
+    pairs = [(i, j) for i in range(len(ranks)) for j in range(len(ranks)) if places[i] < places[j]]
+    against = [(i, j) for i, j in pairs if scores[i] < scores[j]]
+    if not against:
+        return
+    i, j = against[0]
+    found = (
+        f"completion {i} has rank {ranks[i]} and score {scores[i]}, completion {j} has rank {ranks[j]} and score "
+        f"{scores[j]}"
+    )
+    if any(scores[i] > scores[j] for i, j in pairs):
+        raise ValueError(
+            f"`ranks` and `scores` in {where} contradict each other: {found}. Remove the column that you trust less "
+            "with `dataset.remove_columns`."
+        )
+    raise ValueError(
+        f"The rank direction contradicts the scores in {where}: {found}. Rank 0 is the best, and a higher score is "
+        "better. Turn the ranks round or the scores' sign, or remove one of the two columns."
+    )
+
+
+def _names(columns: Sequence[str]) -> str:
+    return " and ".join(f"`{name}`" for name in columns)

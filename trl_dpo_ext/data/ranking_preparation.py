@@ -1,0 +1,345 @@
+"""From a raw data set of rankings to checked, sorted, tokenised and cut rows, with a count of everything changed."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS, preference_problem
+from trl_dpo_ext.data.preparation import DataReport, columns_of
+from trl_dpo_ext.data.ranking_checks import check_ranking, check_ranking_columns, check_tie_gap
+from trl_dpo_ext.data.ranking_rows import (
+    PAIR_COLUMNS,
+    as_ranking,
+    best_first,
+    dense_ranks,
+    empty_completions,
+    ranking_problem,
+    repeated_completions,
+    select_completions,
+    split_shared_prompt,
+)
+from trl_dpo_ext.data.ranking_tokenization import tokenize_ranking
+from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids
+
+
+__all__ = ["RankingReport", "is_tokenized_ranking", "prepare_rankings"]
+
+logger = logging.get_logger(__name__)
+
+# Columns of a prepared row that are only counted. A user's cannot have these names.
+_PROBLEM, _DROPPED, _WHY_DROPPED = "__problem", "__dropped", "__why_dropped"
+_PROMPT_CUT, _COMPLETIONS_CUT = "__prompt_cut", "__completions_cut"
+_COUNTED = [_PROBLEM, _DROPPED, _WHY_DROPPED, _PROMPT_CUT, _COMPLETIONS_CUT]
+
+
+@dataclass(frozen=True)
+class RankingReport(DataReport):
+    """
+    What preparation did to a data set of rankings. Counts are `None` where a streaming data set cannot be counted.
+
+    Args:
+        rows (`int` or `None`): Rows left.
+        dropped (`int` or `None`): Rows left out because they say nothing: fewer than two completions, or all tied.
+        first_dropped (`str`): Number of the first such row, and why.
+        prompts_cut (`int` or `None`): Rows with a cut prompt.
+        answers_cut (`int` or `None`): Rows with a cut completion.
+        completions (`int` or `None`): Completions left, over all rows.
+        completions_dropped (`int` or `None`): Completions left out of the rows left: empty ones, and copies.
+        first_completion_dropped (`str`): Number of the row of the first such completion, and why.
+        smallest (`int` or `None`): Completions of the row that has fewest.
+        largest (`int` or `None`): Completions of the row that has most.
+        tied (`int` or `None`): Rows left in which some completions tie.
+    """
+
+    completions: int | None = 0
+    completions_dropped: int | None = 0
+    first_completion_dropped: str = ""
+    smallest: int | None = 0
+    largest: int | None = 0
+    tied: int | None = 0
+
+    @classmethod
+    def uncounted(cls) -> "RankingReport":
+        """Report on a streaming data set."""
+        unknown: dict[str, Any] = {f.name: "" if f.name.startswith("first") else None for f in fields(cls)}
+        return cls(**unknown)
+
+    def __str__(self) -> str:
+        if self.rows is None:
+            return "streaming, not counted"
+        size = f"{self.smallest}" if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
+        return (
+            f"{self.rows:,} rows of {size} completions ({self.dropped:,} rows and {self.completions_dropped:,} single "
+            f"completions dropped), {self.tied:,} rows with ties, {self.prompts_cut:,} prompts and "
+            f"{self.answers_cut:,} answers cut"
+        )
+
+
+def is_tokenized_ranking(dataset: Dataset | IterableDataset) -> bool:
+    """Whether a data set already has the token columns of rankings, or TRL's of pairs."""
+    columns = set(columns_of(dataset))
+    return {"prompt_ids", "completion_ids"} <= columns or set(TOKENIZED_COLUMNS) <= columns
+
+
+def prepare_rankings(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    tokenization: str = "separate",
+    max_length: int | None = None,
+    max_prompt_length: int | None = None,
+    prompt_truncation_mode: str | None = "keep_end",
+    truncation_mode: str = "keep_start",
+    score_tie_gap: float = 0.0,
+    max_completions: int | None = None,
+    keep_all: bool = False,
+    dataset_name: str = "train",
+    num_proc: int | None = None,
+) -> tuple[Dataset | IterableDataset, RankingReport]:
+    """
+    Checks, sorts, tokenises and cuts rankings, scored completions or preference pairs. Rows that already are token ids
+    are checked, sorted and cut.
+
+    Rows come out best first, with ranks without gaps. Left out, and counted, are
+    - empty completions;
+    - completions whose tokens another one has as well, see
+        [`~trl_dpo_ext.data.ranking_rows.repeated_completions`]: one stays if their place is clear, else none;
+    - rows that then say nothing: fewer than two completions, or all tied;
+    - with `tokenization="joint"` and `truncation_mode="keep_start"`, rows whose prompt fills `max_length`, as in TRL.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows with `completions` (text or messages) and optionally `prompt`, `ranks` or `scores`, `ref_logps`,
+            `tools` and `chat_template_kwargs`; or with `chosen` and `rejected`; or tokenised.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer. It needs an EOS token for text and a chat template for messages.
+        tokenization (`str`, *optional*, defaults to `"separate"`):
+            `"separate"`: prompt and completions of plain text tokenised apart, and the authors' cut. `"joint"`: TRL's
+            tokens, and TRL's cut, which is left to `DataCollatorForRanking(max_length=..., truncation_mode=...)`.
+        max_length (`int`, *optional*):
+            Most tokens of a prompt with a completion. By default nothing is cut.
+        max_prompt_length (`int`, *optional*):
+            With `"separate"`: tokens an over-long row's prompt is cut to. Defaults to half of `max_length`.
+        prompt_truncation_mode (`str`, *optional*, defaults to `"keep_end"`):
+            With `"separate"`: which end of a cut prompt is kept, `"keep_end"` or `"keep_start"`.
+        truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
+            With `"joint"`: which end of an over-long prompt with completion the collator will keep.
+        score_tie_gap (`float`, *optional*, defaults to `0.0`):
+            Difference up to which scores tie. See [`~trl_dpo_ext.data.ranking_rows.ranks_from_scores`].
+        max_completions (`int`, *optional*):
+            Most completions a row may have; a longer row is an error.
+        keep_all (`bool`, *optional*, defaults to `False`):
+            Whether nothing is left out, for prediction: as many rows come out as go in, with all their completions.
+        dataset_name (`str`, *optional*, defaults to `"train"`):
+            Name used in messages.
+        num_proc (`int`, *optional*):
+            Processes to use.
+
+    Returns:
+        `tuple`: Rows with `prompt_ids`, `completion_ids` (K lists), `ranks` (K whole numbers) and what else they had,
+        and a [`RankingReport`].
+
+    Raises:
+        ValueError: If an option or a column is wrong, a row is malformed, or nothing is left.
+    """
+    _check_options(tokenization, prompt_truncation_mode, truncation_mode, score_tie_gap, max_completions)
+    columns = columns_of(dataset)
+    check_ranking_columns(columns, dataset_name)
+
+    streaming = isinstance(dataset, IterableDataset)
+    options = {
+        "dataset_name": dataset_name,
+        "tokenizer": tokenizer,
+        "leading_ids": leading_special_ids(tokenizer),
+        "joint": tokenization == "joint",
+        "max_length": max_length,
+        "max_prompt_length": max_length // 2 if max_length and max_prompt_length is None else max_prompt_length,
+        "keep_end": prompt_truncation_mode == "keep_end",
+        "collator_keeps_start": truncation_mode == "keep_start",
+        "score_tie_gap": score_tie_gap,
+        "max_completions": max_completions,
+        "keep_all": keep_all,
+        "streaming": streaming,
+    }
+    prepared = dataset.map(
+        _prepare_row,
+        with_indices=True,
+        fn_kwargs=options,
+        remove_columns=[name for name in columns if name in PAIR_COLUMNS],
+        # `IterableDataset.map` takes neither
+        **({} if streaming else {"num_proc": num_proc, "desc": f"Preparing {dataset_name} dataset"}),
+    )
+    if isinstance(prepared, Dataset):
+        return _count(prepared, dataset_name)
+    return prepared.filter(_is_usable).remove_columns(_COUNTED), RankingReport.uncounted()
+
+
+@dataclass
+class _Completions:
+    """What is left of a row's completions, by their place in it and best first, and why others are not."""
+
+    left: dict[int, Any]
+    ranks: list[int]  # of every place
+    keep_all: bool
+    dropped: dict[int, str] = field(default_factory=dict)
+
+    def drop(self, reasons: Mapping[int, str]) -> None:
+        if not self.keep_all:
+            self.left = {place: value for place, value in self.left.items() if place not in reasons}
+            self.dropped |= reasons
+
+    def replace(self, values: Iterable[Any]) -> None:
+        self.left = dict(zip(self.left, values, strict=True))
+
+    @property
+    def problem(self) -> str | None:
+        """Why what is left says nothing."""
+        if self.keep_all:
+            return None
+        return ranking_problem([self.ranks[place] for place in self.left], self.dropped)
+
+
+def _prepare_row(
+    row: dict[str, Any],
+    index: int,
+    *,
+    dataset_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    leading_ids: list[int],
+    joint: bool,
+    max_length: int | None,
+    max_prompt_length: int,
+    keep_end: bool,
+    collator_keeps_start: bool,
+    score_tie_gap: float,
+    max_completions: int | None,
+    keep_all: bool,
+    streaming: bool,
+) -> dict[str, Any]:
+    where = f"row {index} of the {dataset_name} dataset"
+    tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
+    if not tokenized and "completions" not in row:
+        preference_problem(row, index, dataset_name)  # its errors name `chosen` and `rejected`
+    ranking = as_ranking(row)
+    check_ranking(ranking, where, max_completions)
+    values = ranking["completion_ids" if tokenized else "completions"]
+    if keep_all and not values:
+        raise ValueError(f"`completions` in {where} is empty. Drop such rows with `dataset.filter`.")
+    order, ranks = best_first(ranking, len(values), score_tie_gap)
+    completions = _Completions({place: values[place] for place in order}, ranks, keep_all)
+
+    if not tokenized:
+        completions.drop(empty_completions(completions.left))
+        if "prompt" not in ranking:
+            ranking["prompt"], rest = split_shared_prompt(list(completions.left.values()))
+            completions.replace(rest)
+            completions.drop(empty_completions(completions.left))
+        texts = completions.left
+        if completions.problem is None:
+            left = ranking | {"completions": list(texts.values())}
+            ranking["prompt_ids"], ids = tokenize_ranking(left, tokenizer, leading_ids, where, joint=joint)
+            completions.replace(ids)
+    problem = completions.problem
+    if problem is None:
+        completions.drop(repeated_completions({place: tuple(ids) for place, ids in completions.left.items()}, ranks))
+        problem = completions.problem
+
+    prompt_cut = completions_cut = False
+    if problem is None and max_length is not None:
+        prompt_ids, completion_ids = ranking["prompt_ids"], list(completions.left.values())
+        if not joint:
+            prompt_ids, completion_ids, prompt_cut, completions_cut = cut_completions(
+                prompt_ids,
+                completion_ids,
+                max_length=max_length,
+                max_prompt_length=max_prompt_length,
+                keep_end=keep_end,
+                leading_ids=leading_ids,
+            )
+            ranking["prompt_ids"] = prompt_ids
+            completions.replace(completion_ids)
+        elif len(prompt_ids) >= max_length and collator_keeps_start and not keep_all:
+            problem = f"its prompt fills `max_length={max_length}`"
+        else:
+            completions_cut = len(prompt_ids) + max(map(len, completion_ids)) > max_length
+
+    if streaming and (problem or completions.dropped):
+        logger.warning_once(
+            f"Rows of the {dataset_name} stream that say nothing are left out, and so are empty completions and "
+            "copies. In a stream they are not counted."
+        )
+    why_dropped = next(iter(completions.dropped.values()), "")
+    flags = {
+        _PROBLEM: problem or "",
+        _DROPPED: len(completions.dropped),
+        _WHY_DROPPED: why_dropped,
+        _PROMPT_CUT: prompt_cut,
+        _COMPLETIONS_CUT: completions_cut,
+    }
+    if problem is not None:  # the row is filtered out; these keep the columns' types
+        return ranking | {"prompt_ids": [0], "completion_ids": [[0]], "ranks": [0]} | flags
+    places = list(completions.left)
+    ranking = select_completions(ranking, places)
+    if not tokenized:
+        ranking["completions"] = [texts[place] for place in places]
+    ranking["completion_ids"] = list(completions.left.values())
+    ranking["ranks"] = dense_ranks([ranks[place] for place in places])
+    return ranking | flags
+
+
+def _is_usable(row: Mapping[str, Any]) -> bool:
+    return not row[_PROBLEM]
+
+
+def _count(prepared: Dataset, dataset_name: str) -> tuple[Dataset, RankingReport]:
+    problems = prepared[_PROBLEM][:]
+    numbers = [number for number, problem in enumerate(problems) if not problem]
+    first_dropped = next((f"row {number}, {problem}" for number, problem in enumerate(problems) if problem), "")
+    if not numbers:
+        raise ValueError(
+            f"No row of the {dataset_name} dataset is usable ({first_dropped or 'it has none'}). It needs rankings in "
+            "which one completion is above another."
+        )
+    if first_dropped:
+        prepared = prepared.select(numbers)
+    counted = prepared.select_columns([*_COUNTED, "ranks"])[:]
+    sizes = [len(ranks) for ranks in counted["ranks"]]
+    whys = zip(numbers, counted[_WHY_DROPPED], strict=True)
+    report = RankingReport(
+        rows=len(numbers),
+        dropped=len(problems) - len(numbers),
+        first_dropped=first_dropped,
+        prompts_cut=sum(counted[_PROMPT_CUT]),
+        answers_cut=sum(counted[_COMPLETIONS_CUT]),
+        completions=sum(sizes),
+        completions_dropped=sum(counted[_DROPPED]),
+        first_completion_dropped=next((f"row {number}, {why}" for number, why in whys if why), ""),
+        smallest=min(sizes),
+        largest=max(sizes),
+        tied=sum(max(ranks) + 1 < len(ranks) for ranks in counted["ranks"]),
+    )
+    return prepared.remove_columns(_COUNTED), report
+
+
+def _check_options(
+    tokenization: str,
+    prompt_truncation_mode: str | None,
+    truncation_mode: str,
+    score_tie_gap: float,
+    max_completions: int | None,
+) -> None:
+    modes = ("keep_start", "keep_end")
+    for name, value, choices in (
+        ("tokenization", tokenization, ("separate", "joint")),
+        ("prompt_truncation_mode", prompt_truncation_mode or "keep_end", modes),
+        ("truncation_mode", truncation_mode, modes),
+    ):
+        if value not in choices:
+            raise ValueError(f"`{name}={value!r}` does not exist. Choose one of {', '.join(map(repr, choices))}.")
+    check_tie_gap(score_tie_gap)
+    if max_completions is not None and max_completions < 2:
+        raise ValueError(f"`max_completions={max_completions}` must be 2 or more: a ranking compares completions.")

@@ -1,0 +1,89 @@
+"""Options of `RankingDPOTrainer`."""
+
+import math
+from dataclasses import dataclass, field, fields
+
+from trl import DPOConfig
+from typing_extensions import Self
+
+from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+
+
+__all__ = ["RankingDPOConfig"]
+
+# Options of TRL's pairwise losses
+_PAIRWISE_ONLY = (
+    "discopop_tau",
+    "f_alpha_divergence_coef",
+    "f_divergence_type",
+    "label_smoothing",
+    "label_smoothing_factor",
+    "ld_alpha",
+    "loss_type",
+    "loss_weights",
+    "use_weighting",
+)
+
+
+@dataclass
+class RankingDPOConfig(BaseDPOConfig):
+    r"""
+    Configuration of [`RankingDPOTrainer`]. Options of [`trl.DPOConfig`] that only change a pairwise loss are refused.
+
+    Parameters:
+        top_m (`int`, *optional*):
+            Only the first `top_m` places of each ranking are observed; what comes after them is below, in no order.
+        max_completions (`int`, *optional*):
+            Most completions a row may have. A longer row is an error; nothing is cut.
+        score_tie_gap (`float`, *optional*, defaults to `0.0`):
+            Scores that are this close to the best of their group, or closer, tie.
+        reference_free (`bool`, *optional*, defaults to `False`):
+            Train against no reference: rewards are \\( \beta \log \pi_\theta(y|x) \\), and no reference model is kept.
+
+    The options that all trainers share are documented in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
+    """
+
+    top_m: int | None = field(
+        default=None, metadata={"help": "Only the first places of a ranking are observed. Default: all."}
+    )
+    max_completions: int | None = field(
+        default=None, metadata={"help": "Most completions a row may have; a longer row is an error. Default: any."}
+    )
+    score_tie_gap: float = field(
+        default=0.0, metadata={"help": "Scores this close to the best of their group, or closer, tie."}
+    )
+    reference_free: bool = field(
+        default=False,
+        metadata={"help": "Train against no reference: rewards are beta log pi. No reference model is kept."},
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise ValueError(f"`beta={self.beta}` must be a finite number above 0.")
+        for name, least in (("top_m", 1), ("max_completions", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"`{name}={value}` must be at least {least}.")
+        self._check_no_effect()
+
+    @classmethod
+    def from_trl(cls, args: DPOConfig) -> Self:
+        config = super().from_trl(args)
+        config._check_no_effect()
+        return config
+
+    def _check_no_effect(self) -> None:
+        defaults = {
+            f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(DPOConfig)
+        }
+        for name in _PAIRWISE_ONLY:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` has no effect on rankings: it changes a pairwise loss. Leave "
+                    "it out, or use `DPOPaperTrainer`."
+                )
+        if self.reference_free:
+            for name in ("precompute_ref_log_probs", "sync_ref_model"):
+                if getattr(self, name):
+                    raise ValueError(f"`{name}=True` has no effect with `reference_free=True`. Leave it out.")

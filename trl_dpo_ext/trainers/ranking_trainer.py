@@ -1,0 +1,200 @@
+"""Plackett-Luce DPO over K ranked completions (Eq. 20)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from peft import PeftConfig, PeftModel
+from torch import Tensor, nn
+from transformers import (
+    BitsAndBytesConfig,
+    DataCollator,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    TrainerCallback,
+)
+from trl import DPOConfig
+
+from trl_dpo_ext.data.preparation import DataReport
+from trl_dpo_ext.data.ranking_checks import RANKING_REF_LOGPS_COLUMN, TOKENIZED_RANKING_COLUMNS
+from trl_dpo_ext.data.ranking_collator import DataCollatorForRanking
+from trl_dpo_ext.data.ranking_preparation import prepare_rankings
+from trl_dpo_ext.logps import CompletionLogps, completion_logps, existing_completions, to_groups
+from trl_dpo_ext.objectives import plackett_luce_loss
+from trl_dpo_ext.trainers.arguments import config_from, has_images
+from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
+from trl_dpo_ext.trainers.ranking_config import RankingDPOConfig
+from trl_dpo_ext.trainers.ranking_metrics import RankedBatch, ranking_sums
+
+
+__all__ = ["RankingDPOTrainer"]
+
+
+class RankingDPOTrainer(BaseDPOTrainer):
+    r"""
+    DPO on rankings of K completions, under the Plackett-Luce model.
+
+    $$ L = -\log \prod_{k=1}^{K} \frac{\exp r_k}{\sum_{j \ge k} \exp r_j}, \qquad
+       r_k = \beta \log \frac{\pi_\theta(y_k|x)}{\pi_{ref}(y_k|x)} $$
+
+    [Eq. 20](https://huggingface.co/papers/2305.18290) of Rafailov et al. (2023), by
+    [`~trl_dpo_ext.objectives.plackett_luce_loss`]: ties, partial rankings (`top_m`) and rows of unequal K are exact.
+
+    **Inputs**: a ranking data set, `prompt`, `completions` (best first, text or messages) and optionally `ranks`; a
+    scored one, `prompt`, `completions`, `scores`; or a preference data set, as K = 2. Images: pairs only.
+
+    **Relations**: with K = 2 and no ties equal to [`DPOPaperTrainer`].
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference; by default the policy as training starts.
+        args ([`RankingDPOConfig`] or [`trl.DPOConfig`], *optional*):
+            Options.
+
+    The other arguments are [`trl.DPOTrainer`]'s, by the same names and in the same order. `compute_metrics` and
+    `predict` give implicit rewards `(n, K)`, NaN where a row has no such completion, and ranks `(n, K)`, -1 there;
+    completions in the order of their ranks.
+
+    Example:
+
+    ```python
+    from datasets import Dataset
+    from trl_dpo_ext import RankingDPOConfig, RankingDPOTrainer
+
+    rows = [{"prompt": "The film was", "completions": [" superb.", " fine.", " dull."], "ranks": [0, 1, 1]}] * 64
+    train = Dataset.from_list(rows)
+    trainer = RankingDPOTrainer("path/to/sft-model", args=RankingDPOConfig("out"), train_dataset=train)
+    trainer.train()
+    ```
+    """
+
+    config_class = RankingDPOConfig
+    args: RankingDPOConfig
+
+    token_columns = TOKENIZED_RANKING_COLUMNS
+    ref_columns = (RANKING_REF_LOGPS_COLUMN,)
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | PeftModel,
+        ref_model: PreTrainedModel | None = None,
+        args: RankingDPOConfig | DPOConfig | None = None,
+        data_collator: DataCollator | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict[str, Any] | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: BitsAndBytesConfig | None = None,
+        peft_config: PeftConfig | None = None,
+    ):
+        args = config_from(args, model, self.config_class, self._name)
+        if has_images(train_dataset):
+            raise ValueError("Rankings of answers to images are not supported. Use `DPOPaperTrainer` with pairs.")
+        self._own_collator: DataCollatorForRanking | None = None
+        if data_collator is None:
+            joint = args.tokenization == "joint"
+            data_collator = self._own_collator = DataCollatorForRanking(
+                pad_token_id=0,  # the tokenizer's, as soon as TRL has loaded it
+                max_length=args.max_length if joint else None,
+                truncation_mode=args.truncation_mode,
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            )
+        # Places of the longest row of all data sets: every process logs and gathers as many
+        self._num_places = args.max_completions or 2
+        super().__init__(
+            model=model,
+            ref_model=ref_model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            compute_metrics=compute_metrics,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            quantization_config=quantization_config,
+            peft_config=peft_config,
+        )
+
+    def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> RankedBatch:
+        ref_logps = self.reference_logps(inputs)
+        policy, policy_logps = self.run_policy(model, inputs)
+        mask, ranks = inputs["rank_mask"], inputs["ranks"]
+        losses = plackett_luce_loss(
+            policy_logps, ref_logps, beta=self.beta, mask=mask, ranks=ranks, top_m=self.args.top_m
+        )
+        if self.aux_loss_enabled:
+            losses = losses + self.router_aux_loss_coef * policy.aux_loss
+        if self.args.top_m is not None:
+            # What comes after the last observed place is below it, in no order
+            last = ranks[:, : self.args.top_m].amax(dim=1, keepdim=True)
+            ranks = torch.where(mask, torch.minimum(ranks, last + 1), ranks)
+        return RankedBatch(
+            losses=losses,
+            rewards=self.rewards(policy_logps, ref_logps),
+            ref_logps=ref_logps,
+            policy=policy,
+            weights=weights,
+            logps=policy_logps,
+            ranks=ranks,
+            rank_mask=mask,
+        )
+
+    def run_policy(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[CompletionLogps, Tensor]:
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        policy = completion_logps(model, existing_completions(inputs), **router)
+        return policy, to_groups(policy.logps, inputs["rank_mask"])
+
+    def run_reference(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        # TRL cuts the rows in two halves, whichever they are
+        logps = torch.cat(self.compute_ref_log_probs(model, existing_completions(inputs)))  # (N,)
+        return to_groups(logps, inputs["rank_mask"])
+
+    def run_reference_to_cache(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        logps = self.run_reference(model, inputs)
+        return F.pad(logps, (0, self._num_places - logps.size(1)))  # one width for all batches
+
+    def figures_of(self, scored: RankedBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        return ranking_sums(scored, self._num_places)
+
+    def predictions_of(self, scored: RankedBatch) -> tuple[Tensor, Tensor]:
+        absent = self._num_places - scored.ranks.size(1)
+        rewards = scored.rewards.masked_fill(~scored.rank_mask, torch.nan)
+        return F.pad(rewards, (0, absent), value=torch.nan), F.pad(scored.ranks, (0, absent), value=-1)
+
+    def prepare(
+        self, dataset: Any, processing_class: Any, args: RankingDPOConfig, dataset_name: str, keep_all: bool = False
+    ) -> tuple[Any, DataReport]:
+        if self._own_collator is not None:
+            self._own_collator.pad_token_id = self._tokenizer.pad_token_id
+        dataset, report = prepare_rankings(
+            dataset,
+            self._tokenizer,
+            tokenization=args.tokenization,
+            max_length=args.max_length,
+            max_prompt_length=args.max_prompt_length,
+            prompt_truncation_mode=args.prompt_truncation_mode,
+            truncation_mode=args.truncation_mode,
+            score_tie_gap=args.score_tie_gap,
+            max_completions=args.max_completions,
+            keep_all=keep_all,
+            dataset_name=dataset_name,
+            num_proc=args.dataset_num_proc,
+        )
+        self._num_places = max(self._num_places, report.largest or 0)
+        return dataset, report
+
+    def with_ref_logps(self, dataset: Dataset, logps: Tensor) -> Dataset:
+        sizes = (len(ids) for ids in dataset["completion_ids"])
+        values = [row[:size] for row, size in zip(logps.tolist(), sizes, strict=True)]
+        return dataset.add_column(RANKING_REF_LOGPS_COLUMN, values)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = [*TOKENIZED_RANKING_COLUMNS, RANKING_REF_LOGPS_COLUMN]

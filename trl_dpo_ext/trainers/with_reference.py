@@ -1,0 +1,116 @@
+"""The reference policy of a trainer: its log-probabilities live, from columns or cached, and its identity."""
+
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import is_peft_model
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS, TOKENIZED_COLUMNS
+from trl_dpo_ext.data.preparation import has_ref_logps
+from trl_dpo_ext.reference import policy as reference_policy
+from trl_dpo_ext.reference.cache import CacheKey, RefLogpsFile, hash_token_ids
+from trl_dpo_ext.reference.cached_pass import reference_pass
+from trl_dpo_ext.reference.identity import hash_weights
+from trl_dpo_ext.reference.start_check import reward_tolerance
+from trl_dpo_ext.trainers.figures import ExactFigures
+
+
+__all__ = ["WithReference"]
+
+# References that need not be where training starts
+_MAY_DIFFER = (reference_policy.NONE, reference_policy.COLUMNS, reference_policy.EXPLICIT)
+
+
+class WithReference(ExactFigures):
+    """A trainer that knows what its reference is (`reference_kind`) and where its log-probabilities come from."""
+
+    model: PreTrainedModel
+    reference_kind: str
+    _reference_hash: str | None
+
+    # Columns of tokenised rows, and of reference log-probabilities
+    token_columns: ClassVar[tuple[str, ...]] = TOKENIZED_COLUMNS
+    ref_columns: ClassVar[tuple[str, ...]] = REF_LOGPS_COLUMNS
+
+    def run_reference(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Runs the reference on a batch: log-probabilities `(B, 2)`."""
+        return torch.stack(self.compute_ref_log_probs(model, inputs), dim=1)
+
+    def run_reference_to_cache(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Log-probabilities of a batch as the cache keeps them, as wide for every batch."""
+        return self.run_reference(model, inputs)
+
+    def reference_logps(self, inputs: dict[str, Any]) -> Tensor | None:
+        """Reference log-probabilities of a batch, `(B, 2)`: from its columns if it has them, else live."""
+        if self.reference_kind == reference_policy.NONE:
+            return None
+        if all(name in inputs for name in self.ref_columns):
+            columns = [inputs[name] for name in self.ref_columns]
+            return columns[0] if columns[0].dim() == 2 else torch.stack(columns, dim=1)
+        if self.ref_model is None and not is_peft_model(self.model):
+            raise ValueError(
+                f"The batch has no {' and '.join(f'`{name}`' for name in self.ref_columns)}, and no reference model "
+                f"is in memory (reference: {self.reference_description}). Bring these columns for every data set, and "
+                "let a `data_collator` of your own pass them on."
+            )
+        return self.run_reference(self.model if self.ref_model is None else self.ref_model, inputs)
+
+    @property
+    def reference_hash(self) -> str | None:
+        """Hash of the reference's weights; `None` without a reference model or where the weights are partitioned."""
+        if self._reference_hash is None and self.reference_kind not in _MAY_DIFFER:
+            # Before training the policy holds the reference's weights, and is not sharded yet
+            self._reference_hash = hash_weights(self.model)
+        return self._reference_hash
+
+    @property
+    def reference_description(self) -> str:
+        """What the reference is, in words."""
+        return self.reference_kind + (", cached" if self.precompute_ref_logps else "")
+
+    @property
+    def _reference_is_the_start(self) -> bool:
+        prompt_learning = is_peft_model(self.model) and any(
+            config.is_prompt_learning for config in self.model.peft_config.values()
+        )
+        return self.reference_kind not in _MAY_DIFFER and not prompt_learning and self.args.neftune_noise_alpha is None
+
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        return autocast.get(self.accelerator.mixed_precision, self.model.dtype)
+
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        if isinstance(dataset, IterableDataset):
+            return super()._precompute_ref_logps(dataset, name, batch_size)  # TRL's error
+        if self.reference_kind == reference_policy.NONE or has_ref_logps(dataset, self.ref_columns):
+            return dataset
+        model = self.model if self.ref_model is None else self.ref_model
+        dtype = f"{self.model.dtype} under {self.accelerator.mixed_precision} autocast"
+        tokens = hash_token_ids(dataset, self.token_columns)
+        key = self.reference_hash and CacheKey(self.reference_hash, tokens, dtype, self.ld_alpha)
+        training = model.training
+        model.eval()
+        logps = reference_pass(
+            dataset,
+            logps_of=partial(self.run_reference_to_cache, model),
+            collate=self.data_collator,
+            to_device=self._prepare_inputs,
+            tolerance_of=lambda logps: reward_tolerance(logps, 1.0, self._compute_dtype),
+            accelerator=self.accelerator,
+            batch_size=batch_size,
+            file=RefLogpsFile(self.args.default_cache_dir(), key) if key else None,
+            name=name,
+        )
+        model.train(training)
+        return self.with_ref_logps(dataset, logps)
+
+    def with_ref_logps(self, dataset: Dataset, logps: Tensor) -> Dataset:
+        """Adds reference log-probabilities `(n, 2)` to the rows."""
+        for column, values in zip(self.ref_columns, logps.T.tolist(), strict=True):
+            dataset = dataset.add_column(column, values)
+        return dataset
