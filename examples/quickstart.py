@@ -64,11 +64,11 @@ class Settings:
     seed: int = 0
     num_held_out_reviews: int = 500
     sft_steps: int = 700
-    num_prefixes: int = 2_000
+    num_prefixes: int = 1_500
     num_test_prefixes: int = 512  # for the true reward and the KL
-    num_test_pair_prefixes: int = 128  # those of them that pairs are made of, for the figures during the training
+    num_test_pair_prefixes: int = 64  # those of them that pairs are made of, for the figures during the training
     beta: float = 0.3
-    learning_rate: float = 1e-4  # the paper's 1e-6 is for billions of parameters
+    learning_rate: float = 1.5e-4  # the paper's 1e-6 is for billions of parameters
     warmup_steps: int = 20
     logging_steps: int = 2
     eval_steps: int = 20
@@ -206,8 +206,8 @@ def train_dpo(
         beta=settings.beta,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
-        per_device_train_batch_size=64,
-        per_device_eval_batch_size=64,
+        per_device_train_batch_size=16,
+        per_device_eval_batch_size=16,
         gradient_checkpointing=False,
         logging_steps=settings.logging_steps,
         eval_strategy="steps",

@@ -1,4 +1,4 @@
-"""Training on Plackett-Luce rankings recovers the closed form (Eq. 4): whole rankings, with ties, and the first places.
+"""Training on Plackett-Luce rankings recovers the closed form (Eq. 4): whole rankings, with ties, and of the best.
 
 Two prompts with six answers each, a policy that is one logit per answer, and rankings of every choice of four answers,
 weighted by their probability under a known reward. The loss never sees that reward, only the rankings.

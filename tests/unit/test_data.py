@@ -11,8 +11,8 @@ from tiny import BOS_TOKEN, EOS_TOKEN, preference_rows, tiny_llama, tiny_tokeniz
 from tokenizers import processors
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
-from trl_dpo_ext.data.preparation import DataReport
 from trl_dpo_ext.data.prompts import split_prompt
+from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import cut_pair, leading_special_ids
 
 

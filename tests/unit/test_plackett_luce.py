@@ -138,8 +138,14 @@ class TestRankings:
     def test_small_losses_keep_their_digits(self):
         rewards = torch.tensor([[80.0, 40.0, 0.0], [80.0, 81.0, 0.0]], dtype=torch.float64)
         order, tie = losses_of_rewards(rewards, ranks=torch.tensor([[0, 1, 2], [0, 0, 1]]))
-        assert order.item() == pytest.approx(2 * math.exp(-40) + math.exp(-80), rel=1e-13)
-        assert tie.item() == pytest.approx(math.exp(-80) + math.exp(-81), rel=1e-13)
+        assert order.item() == pytest.approx(2 * math.exp(-40) + math.exp(-80), rel=1e-13, abs=0.0)
+        # The third column comes before the first or before the second, less before both.
+        expected = math.exp(-80) + math.exp(-81) - 1 / (math.exp(80) + math.exp(81))
+        assert tie.item() == pytest.approx(expected, rel=1e-13, abs=0.0)
+        # Beside a larger tie, whose other member here trails.
+        rewards = torch.tensor([[80.0, 81.0, 0.0, -40.0], [0.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+        tie, _ = losses_of_rewards(rewards, ranks=torch.tensor([[0, 0, 1, 1], [0, 0, 0, 1]]))
+        assert tie.item() == pytest.approx(expected, rel=1e-13, abs=0.0)
 
 
 class TestTies:
@@ -188,15 +194,18 @@ class TestTies:
         # The next to arrive is one of i = size, ..., 1 members: P = prod i e^d / (i e^d + 1). To the last digits for
         # leads from far below to far above the rest.
         leads = torch.tensor(
-            [-1e4, -300.0, -20.0, -3.0, -1.0, 0.0, 0.5, 2.0, 4.0, 5.0, 8.0, 40.0, 300.0], dtype=torch.float64
+            [-1e4, -300.0, -20.0, -3.0, -1.0, 0.0, 0.5, 1.5, 2.0, 4.0, 5.0, 8.0, 40.0, 300.0], dtype=torch.float64
         )
         rewards = torch.cat([leads[:, None].expand(-1, size), torch.zeros(len(leads), 1)], dim=1).requires_grad_()
         ranks = (torch.arange(size + 1) == size).long().expand_as(rewards)
         losses = losses_of_rewards(rewards, ranks=ranks)
-        odds = -leads[:, None] - torch.arange(1, size + 1, dtype=torch.float64).log()  # (13, size)
+        odds = -leads[:, None] - torch.arange(1, size + 1, dtype=torch.float64).log()  # (14, size)
         torch.testing.assert_close(
             losses, torch.nn.functional.softplus(odds, threshold=800).sum(-1), rtol=2e-14, atol=0.0
         )
+
+        in_float32 = losses_of_rewards(rewards.detach().float(), ranks=ranks)  # the integral is taken in float64
+        torch.testing.assert_close(in_float32, losses.detach().float(), rtol=1.2e-7, atol=0.0)
 
         losses.sum().backward()
         slope = odds.sigmoid().sum(-1)  # minus the derivative by the lead, which the members share
@@ -217,7 +226,7 @@ class TestTies:
         expected = -math.log(probability) if probability < 0.5 else -math.log1p(-float(1 - probability))
         rewards = torch.tensor([[low] * half + [high] * half + [0.0]], dtype=torch.float64)
         loss = losses_of_rewards(rewards, ranks=torch.tensor([[0] * size + [1]])).item()
-        assert loss == pytest.approx(expected, rel=2e-14)
+        assert loss == pytest.approx(expected, rel=2e-14, abs=0.0)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_a_row_that_is_one_tie_has_no_loss_and_no_gradient(self, dtype):
@@ -362,6 +371,16 @@ class TestNothingElseCounts:
         alone = plackett_luce_loss(policy[:1, :7], ref[:1, :7], ranks=ranks[:1, :7])
         together = plackett_luce_loss(policy, ref, mask=mask, ranks=ranks)
         torch.testing.assert_close(together[:1], alone, rtol=1e-14, atol=0.0)
+
+    @pytest.mark.filterwarnings("ignore:Anomaly Detection")
+    def test_no_nan_on_the_way(self):
+        policy, ref = random_logps(12, 5)
+        ranks, mask = random_rankings(12, 5)
+        ranks[0], policy[~mask] = 0, math.nan
+        policy.requires_grad_()
+        with torch.autograd.detect_anomaly(check_nan=True):
+            plackett_luce_loss(policy, ref, mask=mask, ranks=ranks).sum().backward()
+            plackett_luce_loss(policy, ref, mask=mask, top_m=2).sum().backward()
 
     def test_inputs_untouched(self):
         tensors = [*random_logps(12, 5), *random_rankings(12, 5)]

@@ -28,6 +28,13 @@ def check_columns(columns: Sequence[str], dataset_name: str) -> None:
     Raises:
         ValueError: If `chosen` or `rejected` is missing, or only one of the two reference columns is there.
     """
+    tokens = [name for name in TOKENIZED_COLUMNS if name in columns]
+    if tokens and len(tokens) < len(TOKENIZED_COLUMNS) and "chosen" not in columns:
+        missing = next(name for name in TOKENIZED_COLUMNS if name not in columns)
+        raise ValueError(
+            f"The {dataset_name} dataset has token ids ({', '.join(tokens)}) but no column `{missing}`. Bring "
+            f"{', '.join(f'`{name}`' for name in TOKENIZED_COLUMNS)}, or the text."
+        )
     if not set(TOKENIZED_COLUMNS) <= set(columns):
         for name in ("chosen", "rejected"):
             if name not in columns:
@@ -78,7 +85,7 @@ def preference_problem(row: Mapping[str, Any], index: int, dataset_name: str) ->
     if len({isinstance(row[name], str) for name in names}) > 1:
         kinds = ", ".join(f"`{name}` {'text' if isinstance(row[name], str) else 'messages'}" for name in names)
         raise ValueError(f"In {where} some columns are text and some are messages ({kinds}). Use one of the two.")
-    if not row["chosen"] or not row["rejected"]:
+    if _is_empty(row["chosen"]) or _is_empty(row["rejected"]):
         return _EMPTY_ANSWER
     if row["chosen"] == row["rejected"]:
         return _IDENTICAL
@@ -101,3 +108,14 @@ def _check_value(value: Any, name: str, where: str) -> None:
                 f"`{name}` in {where} is a list with an entry of {found}. Expected text, or a list of messages "
                 "with `role` and `content`. For several ranked answers use a ranking, not a preference pair."
             )
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise ValueError(
+                f"`{name}` in {where} has a message without `content` (keys {sorted(message)}). Give every message "
+                "its text, or its `tool_calls`."
+            )
+
+
+def _is_empty(answer: Any) -> bool:
+    if isinstance(answer, str):
+        return not answer
+    return not any(message.get("content") or message.get("tool_calls") for message in answer)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS, check_columns
+from trl_dpo_ext.data.checks import check_columns
 
 
 __all__ = [
@@ -54,7 +54,7 @@ def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
                     f"The {dataset_name} dataset has no column `{name}`, but one named `{similar[0]}`. Rename it with "
                     f"`dataset.rename_column`, or remove it if {why}."
                 )
-    elif found & {"chosen", "rejected"} or set(TOKENIZED_COLUMNS) <= found:
+    elif found & {"chosen", "rejected", "chosen_ids", "rejected_ids"}:
         check_columns(columns, dataset_name)
     elif "completion_ids" in found:
         raise ValueError(
@@ -160,6 +160,11 @@ def _check_text(value: Any, name: str, where: str) -> None:
                 f"`{name}` in {where} is a list with an entry of {found}. Expected text, or a list of messages with "
                 "`role` and `content`."
             )
+        if message.get("content") is None and not message.get("tool_calls"):
+            raise ValueError(
+                f"`{name}` in {where} has a message without `content` (keys {sorted(message)}). Give every message "
+                "its text, or its `tool_calls`."
+            )
 
 
 def _check_list(value: Any, name: str, where: str, expected: str) -> None:
@@ -193,8 +198,8 @@ def _check_order(row: Mapping[str, Any], column: str, size: int, where: str) -> 
         for place, rank in enumerate(ranks):
             if rank is not None and (not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 0):
                 raise ValueError(
-                    f"`ranks[{place}]` in {where} is {rank!r}. Ranks are whole numbers of 0 (best) or more, and None "
-                    "for a completion that nobody ranked. Numbers where higher is better belong into `scores`."
+                    f"`ranks[{place}]` in {where} is {rank!r}. Ranks are integers of 0 (best) or more, or None for a "
+                    "completion that nobody ranked: cast them. Numbers where higher is better belong into `scores`."
                 )
     if scores is not None:
         _check_numbers(scores, "scores", column, size, where)

@@ -92,44 +92,41 @@ class DataCollatorForRanking(DataCollatorMixin):
 
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         rows = [as_ranking(example) for example in examples]
-        kept = slice(None)
-        if self.max_length is not None:
-            kept = slice(self.max_length) if self.truncation_mode == "keep_start" else slice(-self.max_length, None)
-        # For each row and completion, its ids and where they belong to the completion
-        sequences = [
-            [
-                ((row["prompt_ids"] + ids)[kept], ([0] * len(row["prompt_ids"]) + [1] * len(ids))[kept])
-                for ids in row["completion_ids"]
-            ]
-            for row in rows
-        ]
+        # For each row and completion: its ids with the prompt's, and how many of them are the prompt's
+        sequences = [[self._cut(row["prompt_ids"], ids) for ids in row["completion_ids"]] for row in rows]
         num_completions = max(map(len, sequences))
         num_tokens = max(len(ids) for row in sequences for ids, _ in row)
         if self.pad_to_multiple_of is not None:
             num_tokens = -(-num_tokens // self.pad_to_multiple_of) * self.pad_to_multiple_of
 
-        shape = (len(rows), num_completions, num_tokens)
-        input_ids = torch.full(shape, self.pad_token_id)  # (B, K, T)
-        attention_mask, completion_mask = torch.zeros(2, *shape, dtype=torch.long)  # (B, K, T)
-        ranks = torch.full(shape[:2], -1)  # (B, K)
-        ref_logps = torch.zeros(shape[:2])  # (B, K)
+        input_ids = torch.full((len(rows), num_completions, num_tokens), self.pad_token_id)  # (B, K, T)
+        starts, ends = torch.zeros(2, len(rows), num_completions, 1, dtype=torch.long)  # (B, K, 1)
+        ranks = torch.full((len(rows), num_completions), -1)  # (B, K)
+        ref_logps = torch.zeros(len(rows), num_completions)  # (B, K)
         for b, row in enumerate(rows):
-            for k, (ids, of_completion) in enumerate(sequences[b]):
+            for k, (ids, start) in enumerate(sequences[b]):
                 input_ids[b, k, : len(ids)] = torch.tensor(ids)
-                attention_mask[b, k, : len(ids)] = 1
-                completion_mask[b, k, : len(ids)] = torch.tensor(of_completion)
+                starts[b, k], ends[b, k] = start, len(ids)
             size = len(sequences[b])
             ranks[b, :size] = torch.tensor(row.get("ranks", range(size)))
             if RANKING_REF_LOGPS_COLUMN in row:
                 ref_logps[b, :size] = torch.tensor(row[RANKING_REF_LOGPS_COLUMN])
 
+        positions = torch.arange(num_tokens)
         batch = {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "completion_mask": completion_mask,
+            "attention_mask": (positions < ends).long(),
+            "completion_mask": ((positions >= starts) & (positions < ends)).long(),
             "rank_mask": ranks >= 0,
             "ranks": ranks,
         }
         if RANKING_REF_LOGPS_COLUMN in rows[0]:
             batch[RANKING_REF_LOGPS_COLUMN] = ref_logps
         return batch
+
+    def _cut(self, prompt_ids: list[int], completion_ids: list[int]) -> tuple[list[int], int]:
+        ids, num_prompt = prompt_ids + completion_ids, len(prompt_ids)
+        excess = 0 if self.max_length is None else max(len(ids) - self.max_length, 0)
+        if self.truncation_mode == "keep_end":
+            return ids[excess:], max(num_prompt - excess, 0)
+        return ids[: len(ids) - excess], num_prompt

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS, preference_problem
-from trl_dpo_ext.data.preparation import DataReport, columns_of
+from trl_dpo_ext.data.preparation import columns_of
 from trl_dpo_ext.data.ranking_checks import check_ranking, check_ranking_columns, check_tie_gap
 from trl_dpo_ext.data.ranking_rows import (
     PAIR_COLUMNS,
@@ -23,6 +23,7 @@ from trl_dpo_ext.data.ranking_rows import (
     split_shared_prompt,
 )
 from trl_dpo_ext.data.ranking_tokenization import tokenize_ranking
+from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids
 
 
@@ -149,33 +150,41 @@ def prepare_rankings(
     _check_options(tokenization, prompt_truncation_mode, truncation_mode, score_tie_gap, max_completions)
     columns = columns_of(dataset)
     check_ranking_columns(columns, dataset_name)
+    if isinstance(dataset, Dataset) and not len(dataset):
+        raise ValueError(f"The {dataset_name} dataset has no row.")
 
-    streaming = isinstance(dataset, IterableDataset)
-    options = {
-        "dataset_name": dataset_name,
-        "tokenizer": tokenizer,
-        "leading_ids": leading_special_ids(tokenizer),
-        "joint": tokenization == "joint",
-        "max_length": max_length,
-        "max_prompt_length": max_length // 2 if max_length and max_prompt_length is None else max_prompt_length,
-        "keep_end": prompt_truncation_mode == "keep_end",
-        "collator_keeps_start": truncation_mode == "keep_start",
-        "score_tie_gap": score_tie_gap,
-        "max_completions": max_completions,
-        "keep_all": keep_all,
-        "streaming": streaming,
-    }
+    joint, streaming = tokenization == "joint", isinstance(dataset, IterableDataset)
+    cut = None
+    if max_length is not None and not joint:
+        keep_end = prompt_truncation_mode == "keep_end"
+        max_prompt_length = max_length // 2 if max_prompt_length is None else max_prompt_length
+        cut = {"max_length": max_length, "max_prompt_length": max_prompt_length, "keep_end": keep_end}
     prepared = dataset.map(
         _prepare_row,
         with_indices=True,
-        fn_kwargs=options,
+        fn_kwargs={
+            "dataset_name": dataset_name,
+            "tokenizer": tokenizer,
+            "joint": joint,
+            "cut": cut,
+            "max_length": max_length,
+            "collator_keeps_start": truncation_mode == "keep_start",
+            "score_tie_gap": score_tie_gap,
+            "max_completions": max_completions,
+            "keep_all": keep_all,
+            "leading_ids": leading_special_ids(tokenizer),
+            "streaming": streaming,
+        },
         remove_columns=[name for name in columns if name in PAIR_COLUMNS],
         # `IterableDataset.map` takes neither
         **({} if streaming else {"num_proc": num_proc, "desc": f"Preparing {dataset_name} dataset"}),
     )
     if isinstance(prepared, Dataset):
         return _count(prepared, dataset_name)
-    return prepared.filter(_is_usable).remove_columns(_COUNTED), RankingReport.uncounted()
+    usable = prepared.filter(_is_usable)
+    if next(iter(usable), None) is None:
+        raise ValueError(_nothing_left(dataset_name, f"row 0, {next(iter(prepared))[_PROBLEM]}"))
+    return usable.remove_columns(_COUNTED), RankingReport.uncounted()
 
 
 @dataclass
@@ -187,13 +196,18 @@ class _Completions:
     keep_all: bool
     dropped: dict[int, str] = field(default_factory=dict)
 
+    @property
+    def values(self) -> list[Any]:
+        return list(self.left.values())
+
+    @values.setter
+    def values(self, values: Iterable[Any]) -> None:
+        self.left = dict(zip(self.left, values, strict=True))
+
     def drop(self, reasons: Mapping[int, str]) -> None:
         if not self.keep_all:
             self.left = {place: value for place, value in self.left.items() if place not in reasons}
             self.dropped |= reasons
-
-    def replace(self, values: Iterable[Any]) -> None:
-        self.left = dict(zip(self.left, values, strict=True))
 
     @property
     def problem(self) -> str | None:
@@ -209,15 +223,14 @@ def _prepare_row(
     *,
     dataset_name: str,
     tokenizer: PreTrainedTokenizerBase,
-    leading_ids: list[int],
     joint: bool,
+    cut: dict[str, Any] | None,
     max_length: int | None,
-    max_prompt_length: int,
-    keep_end: bool,
     collator_keeps_start: bool,
     score_tie_gap: float,
     max_completions: int | None,
     keep_all: bool,
+    leading_ids: list[int],
     streaming: bool,
 ) -> dict[str, Any]:
     where = f"row {index} of the {dataset_name} dataset"
@@ -226,69 +239,62 @@ def _prepare_row(
         preference_problem(row, index, dataset_name)  # its errors name `chosen` and `rejected`
     ranking = as_ranking(row)
     check_ranking(ranking, where, max_completions)
-    values = ranking["completion_ids" if tokenized else "completions"]
-    if keep_all and not values:
+    given = ranking["completion_ids" if tokenized else "completions"]
+    if keep_all and not given:
         raise ValueError(f"`completions` in {where} is empty. Drop such rows with `dataset.filter`.")
-    order, ranks = best_first(ranking, len(values), score_tie_gap)
-    completions = _Completions({place: values[place] for place in order}, ranks, keep_all)
+    order, ranks = best_first(ranking, len(given), score_tie_gap)
+    completions = _Completions({place: given[place] for place in order}, ranks, keep_all)
 
     if not tokenized:
-        completions.drop(empty_completions(completions.left))
-        if "prompt" not in ranking:
-            ranking["prompt"], rest = split_shared_prompt(list(completions.left.values()))
-            completions.replace(rest)
-            completions.drop(empty_completions(completions.left))
+        _split_prompt(ranking, completions)
         texts = completions.left
         if completions.problem is None:
-            left = ranking | {"completions": list(texts.values())}
-            ranking["prompt_ids"], ids = tokenize_ranking(left, tokenizer, leading_ids, where, joint=joint)
-            completions.replace(ids)
+            left = ranking | {"completions": completions.values}
+            ranking["prompt_ids"], completions.values = tokenize_ranking(
+                left, tokenizer, leading_ids, where, joint=joint
+            )
     problem = completions.problem
+    prompt_cut = completions_cut = False
     if problem is None:
         completions.drop(repeated_completions({place: tuple(ids) for place, ids in completions.left.items()}, ranks))
         problem = completions.problem
-
-    prompt_cut = completions_cut = False
-    if problem is None and max_length is not None:
-        prompt_ids, completion_ids = ranking["prompt_ids"], list(completions.left.values())
-        if not joint:
-            prompt_ids, completion_ids, prompt_cut, completions_cut = cut_completions(
-                prompt_ids,
-                completion_ids,
-                max_length=max_length,
-                max_prompt_length=max_prompt_length,
-                keep_end=keep_end,
-                leading_ids=leading_ids,
-            )
-            ranking["prompt_ids"] = prompt_ids
-            completions.replace(completion_ids)
-        elif len(prompt_ids) >= max_length and collator_keeps_start and not keep_all:
+    if problem is None and cut is not None:
+        ranking["prompt_ids"], completions.values, prompt_cut, completions_cut = cut_completions(
+            ranking["prompt_ids"], completions.values, leading_ids=leading_ids, **cut
+        )
+    elif problem is None and max_length is not None:  # the collator cuts
+        num_prompt = len(ranking["prompt_ids"])
+        completions_cut = num_prompt + max(map(len, completions.values)) > max_length
+        if num_prompt >= max_length and collator_keeps_start and not keep_all:
             problem = f"its prompt fills `max_length={max_length}`"
-        else:
-            completions_cut = len(prompt_ids) + max(map(len, completion_ids)) > max_length
 
     if streaming and (problem or completions.dropped):
         logger.warning_once(
             f"Rows of the {dataset_name} stream that say nothing are left out, and so are empty completions and "
             "copies. In a stream they are not counted."
         )
-    why_dropped = next(iter(completions.dropped.values()), "")
-    flags = {
+    if problem is None:
+        ranking = select_completions(ranking, list(completions.left))
+        if not tokenized:
+            ranking["completions"] = [texts[place] for place in completions.left]
+        ranking["completion_ids"] = completions.values
+        ranking["ranks"] = dense_ranks([ranks[place] for place in completions.left])
+    else:  # the row is filtered out; these keep the columns' types
+        ranking |= {"prompt_ids": [0], "completion_ids": [[0]], "ranks": [0]}
+    return ranking | {
         _PROBLEM: problem or "",
         _DROPPED: len(completions.dropped),
-        _WHY_DROPPED: why_dropped,
+        _WHY_DROPPED: next(iter(completions.dropped.values()), ""),
         _PROMPT_CUT: prompt_cut,
         _COMPLETIONS_CUT: completions_cut,
     }
-    if problem is not None:  # the row is filtered out; these keep the columns' types
-        return ranking | {"prompt_ids": [0], "completion_ids": [[0]], "ranks": [0]} | flags
-    places = list(completions.left)
-    ranking = select_completions(ranking, places)
-    if not tokenized:
-        ranking["completions"] = [texts[place] for place in places]
-    ranking["completion_ids"] = list(completions.left.values())
-    ranking["ranks"] = dense_ranks([ranks[place] for place in places])
-    return ranking | flags
+
+
+def _split_prompt(ranking: dict[str, Any], completions: _Completions) -> None:
+    completions.drop(empty_completions(completions.left))
+    if "prompt" not in ranking:
+        ranking["prompt"], completions.values = split_shared_prompt(completions.values)
+        completions.drop(empty_completions(completions.left))  # what was no more than the prompt
 
 
 def _is_usable(row: Mapping[str, Any]) -> bool:
@@ -300,10 +306,7 @@ def _count(prepared: Dataset, dataset_name: str) -> tuple[Dataset, RankingReport
     numbers = [number for number, problem in enumerate(problems) if not problem]
     first_dropped = next((f"row {number}, {problem}" for number, problem in enumerate(problems) if problem), "")
     if not numbers:
-        raise ValueError(
-            f"No row of the {dataset_name} dataset is usable ({first_dropped or 'it has none'}). It needs rankings in "
-            "which one completion is above another."
-        )
+        raise ValueError(_nothing_left(dataset_name, first_dropped))
     if first_dropped:
         prepared = prepared.select(numbers)
     counted = prepared.select_columns([*_COUNTED, "ranks"])[:]
@@ -323,6 +326,13 @@ def _count(prepared: Dataset, dataset_name: str) -> tuple[Dataset, RankingReport
         tied=sum(max(ranks) + 1 < len(ranks) for ranks in counted["ranks"]),
     )
     return prepared.remove_columns(_COUNTED), report
+
+
+def _nothing_left(dataset_name: str, first_dropped: str) -> str:
+    return (
+        f"No row of the {dataset_name} dataset is usable ({first_dropped}). It needs rankings in which one completion "
+        "is above another."
+    )
 
 
 def _check_options(

@@ -154,7 +154,7 @@ def split_shared_prompt(completions: Sequence[Any]) -> tuple[Any, list[Any]]:
             All text, or all message lists.
 
     Returns:
-        `tuple`: The prompt, and the completions without it.
+        `tuple`: The prompt (`None` if there is no completion), and the completions without it.
 
     Example:
     ```python
@@ -165,9 +165,11 @@ def split_shared_prompt(completions: Sequence[Any]) -> tuple[Any, list[Any]]:
 
     ```
     """
-    first, *others = [completion for completion in completions if completion] or ["", ""]
+    if not completions:
+        return None, []
+    first, *others = [completion for completion in completions if completion] or [completions[0]]
     # Of the starts that the first completion shares with each of the others, the shortest is shared by all
-    prompts = [split_prompt({"chosen": first, "rejected": other})["prompt"] for other in others if first]
+    prompts = [split_prompt({"chosen": first, "rejected": other})["prompt"] for other in others]
     end = min(map(len, prompts), default=0)
     if any(other[:end] != first[:end] for other in others):
         end = 0  # `trl.extract_prompt` counts from the end where nothing is shared and the first ends with a space
@@ -264,4 +266,4 @@ def ranking_problem(ranks: Sequence[int], left_out: Mapping[int, str] | None = N
 def _is_empty(completion: Any) -> bool:
     if isinstance(completion, str):
         return not completion
-    return not any(value for message in completion for name, value in message.items() if name != "role")
+    return not any(message.get("content") or message.get("tool_calls") for message in completion)

@@ -101,11 +101,12 @@ def tokenize_jointly(
             "a completion's first token. Give every row a prompt."
         )
     if start < len(prompt_ids):
+        # Without the row or the text, so that it comes once
         logger.warning_once(
             "A tokenised prompt is not the start of the tokenised prompt and completion, because the chat template "
             "renders it differently or tokens merge across the border. Completions begin where the two part, and the "
-            f"prompt loses its end {tokenizer.decode(prompt_ids[start:])!r}. End prompts on a token border, or use a "
-            "chat template that renders a prompt alone as it does before a completion. (Shown once.)"
+            "prompt loses its end. End prompts on a token border, or use a chat template that renders a prompt alone "
+            "as it does before a completion. This is shown once, and may hold for many rows."
         )
     for place, ids in enumerate(whole):
         if len(ids) == start:

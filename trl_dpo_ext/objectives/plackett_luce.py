@@ -70,7 +70,7 @@ def plackett_luce_loss(
 
     Returns:
         `torch.Tensor` of shape `(B,)`: losses in nats, with gradient. float64 if `policy_logps` or `ref_logps` is,
-        float32 otherwise. The integral is taken in float64 in any case, to about 1e-14 of the loss it gives.
+        float32 otherwise. The integral is taken in float64 (not on MPS, which has none), to about 1e-14 of its loss.
 
     Raises:
         ValueError: If `policy_logps` is not `(B, K)` with K >= 2, a shape differs, `mask` is not boolean or `ranks`
@@ -149,14 +149,15 @@ def _tie_losses(rest: Tensor, members: Tensor) -> Tensor:
     all of G are there before the first of R. Its integrand has one peak, is analytic and falls off exponentially or
     faster on both sides: the error of the trapezoid rule falls faster than any power of the step.
     """
-    leads = -rest.double()  # (M, G), r_a - s_R
+    # Apple's MPS has no float64; float32 is good to 1e-6 here.
+    leads = -rest.to(torch.float32 if rest.device.type == "mps" else torch.float64)  # (M, G), r_a - s_R
     lowest = leads.detach().masked_fill(~members, torch.inf).amin(-1, keepdim=True)  # (M, 1)
 
-    # The peak lies between 0 and log(G + 1), and narrows as 1 / sqrt(G). Up to G = 64 all grids are one, so that a row
-    # does not depend on its neighbours. Where all of G lead R, what P lacks to 1 lies around -lowest.
-    size = max(members.shape[1], 64)
-    lower, upper = -40.0, 5.0 + math.log(size + 1)
-    num_steps = math.ceil((upper - lower) * (20.0 + 6.5 * math.sqrt(size)) / math.tau)
+    # The peak lies between 0 and log(G + 1), and narrows as 1 / sqrt(G). What P lacks to 1 where all of G lead R lies
+    # around -lowest.
+    size = members.shape[1]
+    lower, upper = -40.0, 4.0 + math.log(size + 1)
+    num_steps = math.ceil((upper - lower) * (24.0 + 6.5 * math.sqrt(size)) / math.tau)
     grid = torch.linspace(lower, upper, num_steps + 1, dtype=leads.dtype, device=leads.device)  # (S,)
     step = (upper - lower) / num_steps
     s = grid - lowest.clamp(min=0.0)  # (M, S), logarithm of the time, in units of the mean time until R arrives

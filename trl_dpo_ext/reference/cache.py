@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
+from accelerate.logging import get_logger
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -19,6 +20,8 @@ from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS
 
 
 __all__ = ["CacheKey", "RefLogpsFile", "hash_token_ids", "sample_rows"]
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,10 @@ class RefLogpsFile:
         try:
             with safe_open(self.path, framework="pt") as file:
                 return file.get_tensor("ref_logps")
-        except (FileNotFoundError, SafetensorError):
+        except FileNotFoundError:
+            return None
+        except SafetensorError as error:
+            logger.warning(f"{self.path} cannot be read ({error}); reference log-probabilities are computed again.")
             return None
 
     def write(self, pieces: Iterable[Tensor]) -> None:

@@ -74,6 +74,11 @@ def choose_reference(
                 f"The data set brings reference log-probabilities, which {other} contradicts. Remove the columns "
                 f"{names}, or leave it out."
             )
+        if args.sync_ref_model:
+            raise ValueError(
+                f"`sync_ref_model=True` moves the reference, and the data set brings fixed log-probabilities of one. "
+                f"Leave it out, or remove the columns {names}."
+            )
         return COLUMNS
     if no_reference:
         if ref_model is not None:

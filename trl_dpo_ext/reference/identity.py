@@ -38,8 +38,8 @@ def hash_weights(model: nn.Module) -> str | None:
 
 
 def _hash(model: nn.Module) -> str:
-    adapters = set(model.peft_config) - {"ref"} if is_peft_model(model) else set()
-    names = {_base_name(name): tensor for name, tensor in model.state_dict().items() if not _belongs(name, adapters)}
+    of_policy = _adapter_pattern(model)
+    names = {_base_name(name): tensor for name, tensor in model.state_dict().items() if not of_policy.search(name)}
     digest = xxhash.xxh3_128()
     for name in sorted(names):
         tensor = names[name]
@@ -49,8 +49,15 @@ def _hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _belongs(name: str, adapters: set[str]) -> bool:
-    return any(part in adapters for part in name.split("."))
+def _adapter_pattern(model: nn.Module) -> re.Pattern[str]:
+    """Matches names of weights that belong to the policy's adapters, which follow one of PEFT's own containers."""
+    if not is_peft_model(model):
+        return re.compile(r"(?!)")  # nothing
+    prefix = getattr(model.base_model, "prefix", "")  # "lora_", "ia3_", ...
+    containers = [rf"{re.escape(prefix)}\w*"] if prefix else []
+    containers += ["modules_to_save", "prompt_encoder", r"token_adapter\.trainable_tokens_\w+"]
+    adapters = "|".join(re.escape(name) for name in model.peft_config if name != "ref")
+    return re.compile(rf"(^|\.)({'|'.join(containers)})\.({adapters})(\.|$)")
 
 
 def _base_name(name: str) -> str:

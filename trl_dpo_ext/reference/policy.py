@@ -3,9 +3,10 @@
 import copy
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model as is_peft_module
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "NONE",
     "SECOND_LOAD",
     "START",
+    "NoReference",
     "check_adapter_start",
     "copy_in_memory",
     "forget_ref_adapter",
@@ -38,6 +40,18 @@ START = "policy at the start"  # kept only as cached log-probabilities
 _BASE_CHANGING_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 _REF_ADAPTER_MARK = "_trl_dpo_ext_made_ref_adapter"
+
+
+class NoReference(nn.Module):
+    """Stands where TRL wants a reference model and there is none: holds next to nothing, and is never run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = PreTrainedConfig()
+        self.nothing = nn.Parameter(torch.zeros(1), requires_grad=False)
+
+    def forward(self) -> None:
+        raise AssertionError("there is no reference policy to run")
 
 
 def is_peft_model(model: nn.Module | str) -> bool:

@@ -65,8 +65,8 @@ def explain_start(
     if gap_without_dropout() <= tolerance:
         return False, (
             "Cause: dropout. With the policy in evaluation mode they are 0: the policy is noisy while it trains and "
-            "the reference is not. Set the dropout options of the model's config to 0 (`disable_dropout=True` only "
-            "reaches `nn.Dropout` modules)."
+            "the reference is not. Set `disable_dropout=True`, and the dropout options of the model's config to 0 "
+            "where they are no `nn.Dropout` modules."
         )
     models = [model for model in (policy, reference) if model is not None]
     dtypes = {parameter.dtype for model in models for parameter in model.parameters()}

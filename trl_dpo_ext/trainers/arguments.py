@@ -1,10 +1,11 @@
 """Checks and conversions of a trainer's arguments."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
+from torch import nn
 from trl import DPOConfig
 
 from trl_dpo_ext.compat import get_config_model_id
@@ -12,12 +13,14 @@ from trl_dpo_ext.data.preparation import columns_of
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 
-__all__ = ["check_attention", "check_data_loading", "config_from", "has_images"]
+__all__ = ["check_attention", "check_data_loading", "check_reference_model", "config_from", "has_images"]
 
 logger = get_logger(__name__)
 
+Config = TypeVar("Config", bound=BaseDPOConfig)
 
-def config_from(args: DPOConfig | None, model: Any, config_class: type[BaseDPOConfig], method: str) -> BaseDPOConfig:
+
+def config_from(args: DPOConfig | None, model: Any, config_class: type[Config], method: str) -> Config:
     """
     Returns the options a trainer works with.
 
@@ -53,17 +56,43 @@ def config_from(args: DPOConfig | None, model: Any, config_class: type[BaseDPOCo
     return config_class.from_trl(args)
 
 
-def check_data_loading(args: BaseDPOConfig, train_dataset: Any) -> None:
+def check_reference_model(ref_model: Any) -> None:
     """
-    Checks that batches reach the processes whole.
+    Checks that an explicit reference is a model.
 
     Raises:
-        ValueError: If accelerate would cut stacked rows to dispatch them (for a stream TRL switches that off itself).
+        TypeError: If it is something else, such as a path.
     """
-    if args.accelerator_config.dispatch_batches and args.world_size > 1 and isinstance(train_dataset, Dataset):
+    if ref_model is not None and not isinstance(ref_model, nn.Module):
+        raise TypeError(
+            f"`ref_model` is a `{type(ref_model).__name__}`; expected a loaded model. Load it with `from_pretrained`, "
+            "or leave it out to train against the policy as it starts."
+        )
+
+
+def check_data_loading(args: BaseDPOConfig, train_dataset: Any, eval_dataset: Any) -> None:
+    """
+    Checks that there are rows, and that batches reach the processes whole.
+
+    Raises:
+        ValueError: If a data set is empty, or accelerate would cut stacked rows to dispatch them (for a stream TRL
+            switches that off itself).
+    """
+    sets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    for name, rows in {"train": train_dataset, **sets}.items():
+        if isinstance(rows, (Dataset, IterableDataset)) and next(iter(rows), None) is None:
+            raise ValueError(f"The {name} dataset has no rows.")
+    if args.world_size == 1:
+        return
+    if args.accelerator_config.dispatch_batches and isinstance(train_dataset, Dataset):
         raise ValueError(
             "`dispatch_batches=True` cuts a batch of stacked rows (all chosen, then all rejected) in the wrong place. "
             "Leave it out of `accelerator_config`."
+        )
+    if args.accelerator_config.split_batches:
+        raise ValueError(
+            "`split_batches=True` makes `per_device_train_batch_size` the batch of all processes, which contradicts "
+            "the batch arithmetic. Leave it out of `accelerator_config`, and set `global_batch_size`."
         )
 
 

@@ -8,20 +8,25 @@ import torch
 import torch.nn.functional as F
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers.trainer_utils import PredictionOutput, TrainOutput, get_last_checkpoint
 
 import trl_dpo_ext
-from trl_dpo_ext.data.preparation import DataReport
+from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, stacked_to_pairs
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.choice import choose_reference
 from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.start_check import explain_start
 from trl_dpo_ext.rewards import implicit_rewards
-from trl_dpo_ext.trainers.arguments import check_attention, check_data_loading, config_from, has_images
+from trl_dpo_ext.trainers.arguments import (
+    check_attention,
+    check_data_loading,
+    check_reference_model,
+    config_from,
+)
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
 from trl_dpo_ext.trainers.rows import first_rows, num_real_rows, num_rows, num_rows_everywhere
@@ -77,7 +82,8 @@ class BaseDPOTrainer(WithReference):
         # A non-finite loss is an error here; the filter would replace it by an average, at one synchronisation a
         # micro-batch
         args.logging_nan_inf_filter = False
-        check_data_loading(args, train_dataset)
+        check_data_loading(args, train_dataset, eval_dataset)
+        check_reference_model(ref_model)
         self.data_reports: dict[str, DataReport] = {}
         self._reference_hash: str | None = None
 
@@ -90,10 +96,9 @@ class BaseDPOTrainer(WithReference):
         if self.reference_kind == reference_policy.COPY:
             ref_model = reference_policy.copy_in_memory(model)
         reference_policy.forget_ref_adapter(model)
-        # TRL's way of keeping no reference in memory; it refuses it for images, whose reference is dropped below
         without_reference = self.reference_kind in (reference_policy.NONE, reference_policy.COLUMNS)
-        precompute = args.precompute_ref_log_probs
-        args.precompute_ref_log_probs = precompute or (without_reference and not has_images(train_dataset))
+        if without_reference:
+            ref_model = reference_policy.NoReference()
 
         super().__init__(
             model=model,
@@ -110,15 +115,16 @@ class BaseDPOTrainer(WithReference):
             peft_config=peft_config,
         )
 
-        args.precompute_ref_log_probs = precompute
-        if without_reference or (precompute and not explicit):
+        if without_reference or (args.precompute_ref_log_probs and not explicit):
             self.ref_model = None
         if without_reference:
             self.precompute_ref_logps = False
         reference_policy.mark_ref_adapter(self.model)
-        check_attention(self.model.config._attn_implementation, self._compute_dtype)
+        check_attention(self.model.config._attn_implementation, self.compute_dtype(self.model))
         self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
-        self._guard = UpdateGuard(self.accelerator, self.beta, self._compute_dtype, self._reference_is_the_start)
+        self._guard = UpdateGuard(
+            self.accelerator, self.beta, self.compute_dtype(self.model), self._reference_is_the_start
+        )
         self.add_callback(
             RunSummary(
                 name=type(self).__name__,
@@ -188,7 +194,7 @@ class BaseDPOTrainer(WithReference):
                 explain = partial(self._explain_start, model, inputs, scored)
                 self._guard.finish(self.state.global_step + 1, explain)
 
-        total = (scored.losses * weights).sum()
+        total = (scored.losses * scored.weights).sum()
         if num_items_in_batch is None:
             loss = total / max(real, 1)
         else:
@@ -294,6 +300,9 @@ class BaseDPOTrainer(WithReference):
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        if isinstance(dataset, IterableDataset) and dataset_name != "train" and args.world_size > 1:
+            # A stream cannot be split over processes without repeating rows or leaving some out
+            dataset = Dataset.from_list(list(dataset))
         dataset, report = self.prepare(dataset, processing_class, args, dataset_name)
         self.data_reports[dataset_name] = report
         if report.dropped:
@@ -307,8 +316,8 @@ class BaseDPOTrainer(WithReference):
     ) -> tuple[Any, DataReport]:
         """Turns raw rows into token ids; with `keep_all`, for prediction, none is left out."""
 
-        def prepare_as_trl(rows: Any, max_length: int | None) -> Any:
-            given, args.max_length = args.max_length, max_length
+        def prepare_as_trl(rows: Any) -> Any:
+            given, args.max_length = args.max_length, None
             try:
                 return super(BaseDPOTrainer, self)._prepare_dataset(rows, processing_class, args, dataset_name)
             finally:

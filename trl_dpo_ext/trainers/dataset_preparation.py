@@ -11,14 +11,19 @@ from trl import is_conversational
 
 from trl_dpo_ext.compat import global_then_local_main_first
 from trl_dpo_ext.data.preparation import (
-    DataReport,
+    check_eos,
+    check_ref_logps,
     check_tokenized,
     cut_pairs,
+    drop_full_prompts,
+    drop_same_tokens,
     drop_unusable,
     is_tokenized,
     split_prompts,
     tokenize_pairs,
+    without_row_numbers,
 )
+from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import leading_special_ids
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
@@ -31,7 +36,7 @@ def prepare_preferences(
     tokenizer: PreTrainedTokenizerBase,
     args: BaseDPOConfig,
     name: str,
-    prepare_as_trl: Callable[[Any, int | None], Any],
+    prepare_as_trl: Callable[[Any], Any],
     keep_all: bool = False,
 ) -> tuple[Any, DataReport]:
     """
@@ -47,7 +52,7 @@ def prepare_preferences(
         name (`str`):
             Name of the data set, for messages.
         prepare_as_trl (`Callable`):
-            TRL's own preparation, given rows and a `max_length`.
+            TRL's own preparation, without its cut.
         keep_all (`bool`, *optional*, defaults to `False`):
             Keep rows that carry no preference, for prediction.
 
@@ -56,52 +61,53 @@ def prepare_preferences(
     """
     num_proc = args.dataset_num_proc
     joint = args.tokenization == "joint"
+    leading_ids = leading_special_ids(tokenizer)
     if is_tokenized(dataset):
-        report = check_tokenized(dataset, name)
+        dataset, report = check_tokenized(dataset, name)
     else:
-        dataset, report = drop_unusable(dataset, name, num_proc, keep_all)
-        if joint:
-            # TRL drops rows whose prompt fills `max_length`, which prediction must not
-            dataset = prepare_as_trl(dataset, None if keep_all else args.max_length)
-        else:
+        dataset, report = drop_unusable(
+            dataset, name, num_proc, needs_prompt=not (joint or leading_ids), keep_all=keep_all
+        )
+        if not joint:
             with global_then_local_main_first():
                 dataset = split_prompts(dataset, name, num_proc)
-            if is_conversational(next(iter(dataset))):
-                dataset = prepare_as_trl(dataset, None)
-            else:
-                with global_then_local_main_first():
-                    dataset = tokenize_pairs(dataset, tokenizer, name, num_proc)
+        if is_conversational(next(iter(dataset))):
+            dataset = prepare_as_trl(dataset)
+        elif joint:
+            check_eos(tokenizer)
+            dataset = prepare_as_trl(dataset)
+        else:
+            with global_then_local_main_first():
+                dataset = tokenize_pairs(dataset, tokenizer, name, num_proc)
+    dataset = check_ref_logps(dataset, name)
+    if not keep_all:
+        dataset, report = drop_same_tokens(dataset, report, name)
     if joint:
-        return dataset, _count_trl_cut(dataset, report, args.max_length)
-    with global_then_local_main_first():
-        return cut_pairs(
-            dataset,
-            report,
-            name,
-            max_length=args.max_length,
-            max_prompt_length=args.max_prompt_length,
-            keep_end=args.prompt_truncation_mode == "keep_end",
-            leading_ids=leading_special_ids(tokenizer),
-            num_proc=num_proc,
-        )
+        if args.max_length is not None and args.truncation_mode == "keep_start" and not keep_all:
+            dataset, report = drop_full_prompts(dataset, report, name, args.max_length)
+        report = _count_trl_cut(dataset, report, args.max_length)
+    else:
+        with global_then_local_main_first():
+            dataset, report = cut_pairs(
+                dataset,
+                report,
+                name,
+                max_length=args.max_length,
+                max_prompt_length=args.max_prompt_length,
+                keep_end=args.prompt_truncation_mode == "keep_end",
+                leading_ids=leading_ids,
+                num_proc=num_proc,
+            )
+    return without_row_numbers(dataset), report
 
 
 def _count_trl_cut(dataset: Any, report: DataReport, max_length: int | None) -> DataReport:
-    # TRL drops rows whose prompt fills `max_length`, and its collator cuts the others
-    if not isinstance(dataset, Dataset) or max_length is None or report.rows is None or report.dropped is None:
+    # TRL's collator cuts a prompt with its answer, each pair by itself
+    if not isinstance(dataset, Dataset) or max_length is None:
         return report
-    too_long = report.rows - len(dataset)
-    if not len(dataset):
-        raise ValueError(f"Every prompt fills `max_length={max_length}`, so that no answer is left. Raise it.")
     table = dataset.with_format("arrow")[:]
     prompt, chosen, rejected = (
         pc.list_value_length(table[column]).to_numpy() for column in ("prompt_ids", "chosen_ids", "rejected_ids")
     )
-    cut = int(((prompt + chosen > max_length) | (prompt + rejected > max_length)).sum())
-    return replace(
-        report,
-        rows=len(dataset),
-        dropped=report.dropped + too_long,
-        first_dropped=report.first_dropped or (f"a prompt that fills `max_length={max_length}`" if too_long else ""),
-        answers_cut=cut,
-    )
+    cut = (prompt + chosen > max_length) | (prompt + rejected > max_length)
+    return replace(report, answers_cut=int(cut.sum()))

@@ -1,7 +1,10 @@
 """DPO as the paper defines it (Eq. 7), with TRL's other losses delegated to TRL."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 from trl import DPOTrainer
 
@@ -9,10 +12,22 @@ from trl_dpo_ext.logps import from_fused_output, stacked_to_pairs
 from trl_dpo_ext.objectives import dpo_loss
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
+from trl_dpo_ext.trainers.rows import first_pairs
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
 
 __all__ = ["DPOPaperTrainer"]
+
+
+@contextmanager
+def _figures_not_gathered(accelerator: Accelerator) -> Iterator[None]:
+    # TRL gathers the figures of every micro-batch, about fifteen times. They are not used here, and processes whose
+    # last batches differ in size could not gather them
+    vars(accelerator).update(gather=lambda values: values, gather_for_metrics=lambda values: values)
+    try:
+        yield
+    finally:
+        del accelerator.gather, accelerator.gather_for_metrics
 
 
 class DPOPaperTrainer(BaseDPOTrainer):
@@ -71,17 +86,34 @@ class DPOPaperTrainer(BaseDPOTrainer):
 
         ref_logps = self.reference_logps(inputs)
         assert ref_logps is not None, "`reference_free` only exists for plain DPO"
+        # Text is cut to its real rows before. A batch with images is run whole, and cut for TRL's loss
+        whole: dict[str, Tensor] = {}
+        pairs = len(weights)
+        if self._is_vision_dataset:
+            pairs = max(int(weights.sum()), 1)
+            whole = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+            whole["labels"] = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+            cut = {
+                name: first_pairs(inputs[name], pairs) for name in ("input_ids", "attention_mask", "completion_mask")
+            }
+            inputs, ref_logps, weights = inputs | cut, ref_logps[:pairs], weights[:pairs]
         outputs: list[Any] = []
 
         def recorded(**kwargs: Any) -> Any:
-            outputs.append(model(**kwargs))
-            return outputs[-1]
+            output = model(**kwargs | whole)
+            if whole:
+                by_row = {name: value for name, value in output.items() if value.dim() == 2}
+                for name, value in by_row.items():
+                    output[name] = first_pairs(value, pairs)
+            outputs.append(output)
+            return output
 
         # TRL reads the reference from the batch, where it would otherwise run its own
         inputs = inputs | {"ref_chosen_logps": ref_logps[:, 0], "ref_rejected_logps": ref_logps[:, 1]}
         cached, self.precompute_ref_logps = self.precompute_ref_logps, True
         try:
-            loss = DPOTrainer.compute_loss(self, recorded, inputs)
+            with _figures_not_gathered(self.accelerator):
+                loss = DPOTrainer.compute_loss(self, recorded, inputs)
         finally:
             self.precompute_ref_logps = cached
         # TRL's figures are means of batch means; the exact ones are computed from `outputs`

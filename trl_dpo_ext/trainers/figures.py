@@ -37,7 +37,9 @@ class ExactFigures(DPOTrainer):
         training = self.model.training
         self._meters["train" if training else "eval"].add(self.figures_of(scored))
         if training:
-            self._new_tokens = self._new_tokens + (tokens_of_rows(inputs) * scored.weights).sum()
+            self._new_tokens = (
+                self._new_tokens + (tokens_of_rows(inputs)[: len(scored.weights)] * scored.weights).sum()
+            )
 
     def figures_of(self, scored: ScoredBatch) -> dict[str, tuple[Tensor, Tensor]]:
         """The figures of a batch, each as a sum and the weight to divide by."""

@@ -17,10 +17,10 @@ from transformers import (
 )
 from trl import DPOConfig
 
-from trl_dpo_ext.data.preparation import DataReport
 from trl_dpo_ext.data.ranking_checks import RANKING_REF_LOGPS_COLUMN, TOKENIZED_RANKING_COLUMNS
 from trl_dpo_ext.data.ranking_collator import DataCollatorForRanking
 from trl_dpo_ext.data.ranking_preparation import prepare_rankings
+from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, existing_completions, to_groups
 from trl_dpo_ext.objectives import plackett_luce_loss
 from trl_dpo_ext.trainers.arguments import config_from, has_images
@@ -93,7 +93,7 @@ class RankingDPOTrainer(BaseDPOTrainer):
         quantization_config: BitsAndBytesConfig | None = None,
         peft_config: PeftConfig | None = None,
     ):
-        args = config_from(args, model, self.config_class, self._name)
+        args = config_from(args, model, RankingDPOConfig, self._name)
         if has_images(train_dataset):
             raise ValueError("Rankings of answers to images are not supported. Use `DPOPaperTrainer` with pairs.")
         self._own_collator: DataCollatorForRanking | None = None

@@ -5,12 +5,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.data_loader import BatchSamplerShard
 from torch import Tensor
 
 from trl_dpo_ext.logps import stacked_to_pairs
 
 
-__all__ = ["first_rows", "is_ranked", "num_real_rows", "num_rows", "num_rows_everywhere", "tokens_of_rows"]
+__all__ = [
+    "first_pairs",
+    "first_rows",
+    "is_ranked",
+    "num_real_rows",
+    "num_rows",
+    "num_rows_everywhere",
+    "tokens_of_rows",
+]
 
 
 def is_ranked(batch: Mapping[str, Any]) -> bool:
@@ -33,7 +42,17 @@ def tokens_of_rows(batch: Mapping[str, Any]) -> Tensor:
 def _rows_left(accelerator: Accelerator) -> int | None:
     # Rows of the data set in the current batch of all processes, `None` where none is repeated
     state = accelerator.gradient_state
-    return state.remainder if state.end_of_dataloader and state.remainder > 0 else None
+    if not state.end_of_dataloader:
+        return None
+    if state.remainder >= 0:
+        return state.remainder or None
+    # A resumed epoch: accelerate's `SkipBatchSampler` hides the batch size, and with it the remainder
+    loader = state.active_dataloader
+    shard = getattr(getattr(loader, "batch_sampler", None), "batch_sampler", None)
+    if isinstance(shard, BatchSamplerShard) and not shard.drop_last:
+        size = shard.batch_size * (1 if shard.split_batches else shard.num_processes)
+        return len(loader.dataset) % size or None
+    return None
 
 
 def num_real_rows(accelerator: Accelerator, batch: Mapping[str, Any], is_last: bool = True) -> int:
@@ -65,14 +84,17 @@ def num_rows_everywhere(accelerator: Accelerator, rows: int, data_parallel_ranks
     return min(left, full) if is_last and left is not None else full
 
 
+def first_pairs(stacked: Tensor, pairs: int) -> Tensor:
+    """Keeps the first pairs of stacked rows `(2B, ...)`."""
+    return stacked.unflatten(0, (2, -1))[:, :pairs].flatten(0, 1)
+
+
 def first_rows(batch: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Keeps the first rows of a text batch."""
-
     total = num_rows(batch)
 
     def keep(value: Tensor) -> Tensor:
-        if value.size(0) == total:  # groups, or one value per pair, such as reference log-probabilities
-            return value[:rows]
-        return value.unflatten(0, (2, -1))[:, :rows].flatten(0, 1)
+        # Groups, or one value per pair, such as reference log-probabilities
+        return value[:rows] if value.size(0) == total else first_pairs(value, rows)
 
     return {name: keep(value) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

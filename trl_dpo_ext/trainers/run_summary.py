@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from trl_dpo_ext.data.preparation import DataReport
+from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 

@@ -51,7 +51,8 @@ class WithReference(ExactFigures):
         if all(name in inputs for name in self.ref_columns):
             columns = [inputs[name] for name in self.ref_columns]
             return columns[0] if columns[0].dim() == 2 else torch.stack(columns, dim=1)
-        if self.ref_model is None and not is_peft_model(self.model):
+        lives = self.ref_model is not None or is_peft_model(self.model)
+        if self.reference_kind == reference_policy.COLUMNS or not lives:
             raise ValueError(
                 f"The batch has no {' and '.join(f'`{name}`' for name in self.ref_columns)}, and no reference model "
                 f"is in memory (reference: {self.reference_description}). Bring these columns for every data set, and "
@@ -79,10 +80,10 @@ class WithReference(ExactFigures):
         )
         return self.reference_kind not in _MAY_DIFFER and not prompt_learning and self.args.neftune_noise_alpha is None
 
-    @property
-    def _compute_dtype(self) -> torch.dtype:
+    def compute_dtype(self, model: PreTrainedModel) -> torch.dtype:
+        """Dtype of a model's forward: autocast's, else that of its weights."""
         autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return autocast.get(self.accelerator.mixed_precision, self.model.dtype)
+        return autocast.get(self.accelerator.mixed_precision, model.dtype)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if isinstance(dataset, IterableDataset):
@@ -90,7 +91,7 @@ class WithReference(ExactFigures):
         if self.reference_kind == reference_policy.NONE or has_ref_logps(dataset, self.ref_columns):
             return dataset
         model = self.model if self.ref_model is None else self.ref_model
-        dtype = f"{self.model.dtype} under {self.accelerator.mixed_precision} autocast"
+        dtype = f"{model.dtype} under {self.accelerator.mixed_precision} autocast"
         tokens = hash_token_ids(dataset, self.token_columns)
         key = self.reference_hash and CacheKey(self.reference_hash, tokens, dtype, self.ld_alpha)
         training = model.training
@@ -100,7 +101,7 @@ class WithReference(ExactFigures):
             logps_of=partial(self.run_reference_to_cache, model),
             collate=self.data_collator,
             to_device=self._prepare_inputs,
-            tolerance_of=lambda logps: reward_tolerance(logps, 1.0, self._compute_dtype),
+            tolerance_of=lambda logps: reward_tolerance(logps, 1.0, self.compute_dtype(model)),
             accelerator=self.accelerator,
             batch_size=batch_size,
             file=RefLogpsFile(self.args.default_cache_dir(), key) if key else None,

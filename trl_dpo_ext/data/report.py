@@ -1,0 +1,41 @@
+"""The count of what preparation did to a data set."""
+
+from dataclasses import dataclass
+
+
+__all__ = ["DataReport"]
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """
+    What preparation did to a data set. Counts are `None` where a streaming data set cannot be counted beforehand.
+
+    Args:
+        rows (`int` or `None`): Rows left.
+        dropped (`int` or `None`): Rows left out because they carry no preference.
+        first_dropped (`str`): Number of the first such row, and why.
+        prompts_cut (`int` or `None`): Rows with a cut prompt.
+        answers_cut (`int` or `None`): Rows with a cut answer.
+    """
+
+    rows: int | None
+    dropped: int | None = 0
+    first_dropped: str = ""
+    prompts_cut: int | None = 0
+    answers_cut: int | None = 0
+
+    @property
+    def share_cut(self) -> float:
+        """Share of rows with a cut prompt or answer (at most: a row may have both)."""
+        if not self.rows:
+            return 0.0
+        return min(1.0, ((self.prompts_cut or 0) + (self.answers_cut or 0)) / self.rows)
+
+    def __str__(self) -> str:
+        if self.rows is None:
+            return "streaming, not counted"
+        return (
+            f"{self.rows:,} rows ({self.dropped:,} dropped), {self.prompts_cut:,} prompts and "
+            f"{self.answers_cut:,} answers cut"
+        )
