@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "DPOPaperConfig": "trl_dpo_ext.trainers.dpo_config",
     "DPOPaperTrainer": "trl_dpo_ext.trainers.dpo_trainer",
-    "DataCollatorForRanking": "trl_dpo_ext.data.ranking_collator",
+    "DataCollatorForRanking": "trl_dpo_ext.data.rankings.collator",
     "RankingDPOConfig": "trl_dpo_ext.trainers.ranking_config",
     "RankingDPOTrainer": "trl_dpo_ext.trainers.ranking_trainer",
 }
@@ -22,7 +22,7 @@ _MODULE_OF = {
 __all__ = ["DPOPaperConfig", "DPOPaperTrainer", "DataCollatorForRanking", "RankingDPOConfig", "RankingDPOTrainer"]
 
 if TYPE_CHECKING:
-    from trl_dpo_ext.data.ranking_collator import DataCollatorForRanking
+    from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
     from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
     from trl_dpo_ext.trainers.dpo_trainer import DPOPaperTrainer
     from trl_dpo_ext.trainers.ranking_config import RankingDPOConfig

@@ -4,7 +4,7 @@ import pytest
 import torch
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
-from trl_dpo_ext.data.ranking_collator import DataCollatorForRanking
+from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
 
 
 THREE = {"prompt_ids": [1, 2, 3], "completion_ids": [[4], [5, 6], [7]], "ranks": [0, 1, 1]}

@@ -10,8 +10,8 @@ from datasets import Dataset, IterableDataset, concatenate_datasets
 from tiny import EOS_TOKEN, preference_rows, tiny_tokenizer
 from transformers.utils.logging import warning_once
 
-from trl_dpo_ext.data.ranking_collator import DataCollatorForRanking
-from trl_dpo_ext.data.ranking_preparation import RankingReport, is_tokenized_ranking, prepare_rankings
+from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
+from trl_dpo_ext.data.rankings.preparation import RankingReport, is_tokenized_ranking, prepare_rankings
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import cut_completions, cut_pair, leading_special_ids, tokenize_pair
 

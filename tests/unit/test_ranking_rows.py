@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from tiny import tiny_tokenizer
 
-from trl_dpo_ext.data.ranking_checks import check_ranking, check_ranking_columns
-from trl_dpo_ext.data.ranking_preparation import prepare_rankings
-from trl_dpo_ext.data.ranking_rows import (
+from trl_dpo_ext.data.rankings.checks import check_ranking, check_ranking_columns
+from trl_dpo_ext.data.rankings.preparation import prepare_rankings
+from trl_dpo_ext.data.rankings.rows import (
     dense_ranks,
     ranks_from_scores,
     repeated_completions,
@@ -150,7 +150,7 @@ BAD_ROWS = {
     ),
     "another schema": (
         {"completions": [{"response": "a", "overall_score": 3.0}] * 2},
-        r"`completions\[0\]` in {row} is a dict with the keys response, overall_score.*ranking_adapters",
+        r"`completions\[0\]` in {row} is a dict with the keys response, overall_score.*rankings.adapters",
     ),
     "a list of texts": (
         {"completions": [["a"], ["b"]]},

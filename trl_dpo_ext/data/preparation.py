@@ -328,18 +328,14 @@ def _problem(
 def _is_usable(row: dict[str, Any], dataset_name: str, **check: Any) -> bool:
     problem = _problem(row, row[_ROW], dataset_name, **check)["problem"]
     if problem:
-        logger.warning_once(
-            f"Rows of the {dataset_name} stream that carry no preference are left out (first: row {row[_ROW]}, "
-            f"{problem})."
-        )
+        logger.warning_once(f"Rows of the {dataset_name} stream that carry no preference are left out: {problem}.")
     return not problem
 
 
 def _differs(row: dict[str, Any], dataset_name: str) -> bool:
     if row["chosen_ids"] == row["rejected_ids"]:
         logger.warning_once(
-            f"Rows of the {dataset_name} stream that carry no preference are left out (first: row {row[_ROW]}, "
-            f"{_SAME_TOKENS})."
+            f"Rows of the {dataset_name} stream that carry no preference are left out: {_SAME_TOKENS}."
         )
         return False
     return True

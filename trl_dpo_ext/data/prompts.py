@@ -33,11 +33,14 @@ def split_prompt(row: dict[str, Any]) -> dict[str, Any]:
     >>> start = "\n\nHuman: Hi\n\nAssistant:"
     >>> split_prompt({"chosen": start + " So, yes", "rejected": start + " So, no"})
     {'prompt': '\n\nHuman: Hi\n\nAssistant:', 'chosen': ' So, yes', 'rejected': ' So, no'}
+
     ```
     """
     chosen, rejected = row["chosen"], row["rejected"]
     if isinstance(chosen, str):
         shared = os.path.commonprefix([chosen, rejected])
+        if not shared:  # TRL takes all but a last space for the prompt here
+            return {"prompt": "", "chosen": chosen, "rejected": rejected}
         turn = shared.rfind(_HH_TURN)
         if turn >= 0:
             end = turn + len(_HH_TURN)

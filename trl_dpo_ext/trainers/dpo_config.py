@@ -38,6 +38,7 @@ class DPOPaperConfig(BaseDPOConfig):
     >>> args = DPOPaperConfig("out", per_device_train_batch_size=8, use_cpu=True)
     >>> args.beta, args.learning_rate, args.global_batch_size, args.gradient_accumulation_steps
     (0.1, 1e-06, 64, 8)
+
     ```
     """
 

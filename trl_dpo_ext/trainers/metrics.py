@@ -29,6 +29,7 @@ class MeanMeter:
     >>> meter.add({"loss": (torch.tensor(1.0), torch.tensor(1))})
     >>> meter.means(lambda sums: sums)
     {'loss': 1.75}
+
     ```
     """
 

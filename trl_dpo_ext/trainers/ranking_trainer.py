@@ -17,9 +17,9 @@ from transformers import (
 )
 from trl import DPOConfig
 
-from trl_dpo_ext.data.ranking_checks import RANKING_REF_LOGPS_COLUMN, TOKENIZED_RANKING_COLUMNS
-from trl_dpo_ext.data.ranking_collator import DataCollatorForRanking
-from trl_dpo_ext.data.ranking_preparation import prepare_rankings
+from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, TOKENIZED_RANKING_COLUMNS
+from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
+from trl_dpo_ext.data.rankings.preparation import prepare_rankings
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, existing_completions, to_groups
 from trl_dpo_ext.objectives import plackett_luce_loss

@@ -9,8 +9,8 @@ from transformers.utils import logging
 
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
 from trl_dpo_ext.data.preparation import columns_of
-from trl_dpo_ext.data.ranking_checks import RANKING_REF_LOGPS_COLUMN, check_ranking, check_ranking_columns
-from trl_dpo_ext.data.ranking_rows import (
+from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, check_ranking, check_ranking_columns
+from trl_dpo_ext.data.rankings.rows import (
     PER_COMPLETION_COLUMNS,
     best_first,
     empty_completions,
@@ -37,7 +37,7 @@ def scores_to_ranking(row: Mapping[str, Any], index: int | None = None, score_ti
         index (`int`, *optional*):
             Its number, for messages: `dataset.map(scores_to_ranking, with_indices=True)`.
         score_tie_gap (`float`, *optional*, defaults to `0.0`):
-            Difference up to which scores tie. See [`~trl_dpo_ext.data.ranking_rows.ranks_from_scores`].
+            Difference up to which scores tie. See [`~trl_dpo_ext.data.rankings.rows.ranks_from_scores`].
 
     Returns:
         `dict`: The row with `completions` and `scores` in order, and `ranks` without gaps.
@@ -47,7 +47,7 @@ def scores_to_ranking(row: Mapping[str, Any], index: int | None = None, score_ti
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_converters import scores_to_ranking
+    >>> from trl_dpo_ext.data.rankings.converters import scores_to_ranking
 
     >>> row = {"prompt": "2 + 2 =", "completions": [" 5", " 4", " four"], "scores": [0.1, 0.9, 0.8]}
     >>> scores_to_ranking(row, score_tie_gap=0.2)
@@ -70,7 +70,7 @@ def all_pairs(
     """
     Every pair of a better and a worse completion of each ranking, as preference rows. A tie is never a pair.
 
-    What [`~trl_dpo_ext.data.ranking_preparation.prepare_rankings`] leaves out gives no pair either: empty completions
+    What [`~trl_dpo_ext.data.rankings.preparation.prepare_rankings`] leaves out gives no pair either: empty completions
     and copies (here of the text). Columns that hold a value per row are kept.
 
     Args:
@@ -91,7 +91,7 @@ def all_pairs(
     Example:
     ```python
     >>> from datasets import Dataset
-    >>> from trl_dpo_ext.data.ranking_converters import all_pairs
+    >>> from trl_dpo_ext.data.rankings.converters import all_pairs
 
     >>> rankings = Dataset.from_list([{"prompt": "2 + 2 =", "completions": [" 4", " 5", " 6"], "ranks": [0, 1, 1]}])
     >>> all_pairs(rankings).to_list()

@@ -67,7 +67,7 @@ def pairs_to_rankings(
     Example:
     ```python
     >>> from datasets import Dataset
-    >>> from trl_dpo_ext.data.ranking_from_pairs import pairs_to_rankings
+    >>> from trl_dpo_ext.data.rankings.from_pairs import pairs_to_rankings
 
     >>> pairs = [(" 4", " 5"), (" 5", " 6"), (" 5", " 7")]
     >>> rows = [{"prompt": "2 + 2 =", "chosen": chosen, "rejected": rejected} for chosen, rejected in pairs]

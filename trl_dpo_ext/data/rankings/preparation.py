@@ -10,8 +10,8 @@ from transformers.utils import logging
 
 from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS, preference_problem
 from trl_dpo_ext.data.preparation import columns_of
-from trl_dpo_ext.data.ranking_checks import check_ranking, check_ranking_columns, check_tie_gap
-from trl_dpo_ext.data.ranking_rows import (
+from trl_dpo_ext.data.rankings.checks import check_ranking, check_ranking_columns, check_tie_gap
+from trl_dpo_ext.data.rankings.rows import (
     PAIR_COLUMNS,
     as_ranking,
     best_first,
@@ -22,7 +22,7 @@ from trl_dpo_ext.data.ranking_rows import (
     select_completions,
     split_shared_prompt,
 )
-from trl_dpo_ext.data.ranking_tokenization import tokenize_ranking
+from trl_dpo_ext.data.rankings.tokenization import tokenize_ranking
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids
 
@@ -108,7 +108,7 @@ def prepare_rankings(
     Rows come out best first, with ranks without gaps. Left out, and counted, are
     - empty completions;
     - completions whose tokens another one has as well, see
-        [`~trl_dpo_ext.data.ranking_rows.repeated_completions`]: one stays if their place is clear, else none;
+        [`~trl_dpo_ext.data.rankings.rows.repeated_completions`]: one stays if their place is clear, else none;
     - rows that then say nothing: fewer than two completions, or all tied;
     - with `tokenization="joint"` and `truncation_mode="keep_start"`, rows whose prompt fills `max_length`, as in TRL.
 
@@ -130,7 +130,7 @@ def prepare_rankings(
         truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
             With `"joint"`: which end of an over-long prompt with completion the collator will keep.
         score_tie_gap (`float`, *optional*, defaults to `0.0`):
-            Difference up to which scores tie. See [`~trl_dpo_ext.data.ranking_rows.ranks_from_scores`].
+            Difference up to which scores tie. See [`~trl_dpo_ext.data.rankings.rows.ranks_from_scores`].
         max_completions (`int`, *optional*):
             Most completions a row may have; a longer row is an error.
         keep_all (`bool`, *optional*, defaults to `False`):

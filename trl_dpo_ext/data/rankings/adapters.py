@@ -33,7 +33,7 @@ def from_ultrafeedback(row: Mapping[str, Any], *, score: str = "overall_score", 
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_adapters import from_ultrafeedback
+    >>> from trl_dpo_ext.data.rankings.adapters import from_ultrafeedback
 
     >>> completions = [{"response": "4", "overall_score": 9.0}, {"response": "5", "overall_score": 2.0}]
     >>> from_ultrafeedback({"instruction": "2 + 2?", "completions": completions}, chat=False)
@@ -66,7 +66,7 @@ def from_nectar(row: Mapping[str, Any], *, chat: bool = True) -> dict[str, Any]:
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_adapters import from_nectar
+    >>> from trl_dpo_ext.data.rankings.adapters import from_nectar
 
     >>> answers = [{"answer": "5", "rank": 2.0}, {"answer": "4", "rank": 1.0}]
     >>> from_nectar({"prompt": "\n\nHuman: 2 + 2?\n\nAssistant: ", "answers": answers})["ranks"]
@@ -118,7 +118,7 @@ def from_stack_exchange(row: Mapping[str, Any], *, chat: bool = True) -> dict[st
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_adapters import from_stack_exchange
+    >>> from trl_dpo_ext.data.rankings.adapters import from_stack_exchange
 
     >>> answers = [{"text": "5", "pm_score": 0}, {"text": "4", "pm_score": 7}]
     >>> from_stack_exchange({"question": "2 + 2?", "answers": answers})["scores"]
@@ -148,15 +148,15 @@ def from_summarize_from_feedback(row: Mapping[str, Any], *, chat: bool = False) 
     Returns:
         `dict`: `prompt` in the format of the paper, `completions`, `ranks`. Pass
         `remove_columns=dataset.column_names` to `dataset.map`. Comparisons of one post can be gathered with
-        [`~trl_dpo_ext.data.ranking_from_pairs.pairs_to_rankings`] after
-        [`~trl_dpo_ext.data.ranking_converters.all_pairs`].
+        [`~trl_dpo_ext.data.rankings.from_pairs.pairs_to_rankings`] after
+        [`~trl_dpo_ext.data.rankings.converters.all_pairs`].
 
     Raises:
         ValueError: If the row is of another schema.
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_adapters import from_summarize_from_feedback
+    >>> from trl_dpo_ext.data.rankings.adapters import from_summarize_from_feedback
 
     >>> info = {"subreddit": "pets", "title": "My cat", "post": "It sleeps a lot.", "article": None}
     >>> row = {"info": info, "summaries": [{"text": " A dog."}, {"text": " Cat sleeps."}], "choice": 1}

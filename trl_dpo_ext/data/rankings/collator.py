@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from trl_dpo_ext.data.ranking_checks import RANKING_REF_LOGPS_COLUMN
-from trl_dpo_ext.data.ranking_rows import as_ranking
+from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN
+from trl_dpo_ext.data.rankings.rows import as_ranking
 
 
 __all__ = ["DataCollatorForRanking"]
@@ -48,7 +48,7 @@ class DataCollatorForRanking(DataCollatorMixin):
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_collator import DataCollatorForRanking
+    >>> from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
 
     >>> collator = DataCollatorForRanking(pad_token_id=0)
     >>> examples = [

@@ -5,7 +5,7 @@ from typing import Any
 
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
 from trl_dpo_ext.data.prompts import split_prompt
-from trl_dpo_ext.data.ranking_checks import RANKING_REF_LOGPS_COLUMN, check_tie_gap
+from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, check_tie_gap
 
 
 __all__ = [
@@ -48,7 +48,7 @@ def ranks_from_scores(scores: Sequence[float], tie_gap: float = 0.0) -> list[int
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_rows import ranks_from_scores
+    >>> from trl_dpo_ext.data.rankings.rows import ranks_from_scores
 
     >>> ranks_from_scores([3.0, 4.5, 4.0, 4.5])
     [2, 0, 1, 0]
@@ -80,7 +80,7 @@ def dense_ranks(ranks: Sequence[int | None]) -> list[int]:
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_rows import dense_ranks
+    >>> from trl_dpo_ext.data.rankings.rows import dense_ranks
 
     >>> dense_ranks([7, None, 2, 7, None])
     [1, 2, 0, 1, 2]
@@ -122,7 +122,7 @@ def as_ranking(row: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_rows import as_ranking
+    >>> from trl_dpo_ext.data.rankings.rows import as_ranking
 
     >>> as_ranking({"prompt": "2 + 2 =", "chosen": " 4", "rejected": " 5"})
     {'prompt': '2 + 2 =', 'completions': [' 4', ' 5'], 'ranks': [0, 1]}
@@ -158,7 +158,7 @@ def split_shared_prompt(completions: Sequence[Any]) -> tuple[Any, list[Any]]:
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_rows import split_shared_prompt
+    >>> from trl_dpo_ext.data.rankings.rows import split_shared_prompt
 
     >>> split_shared_prompt(["The sky is blue.", "The sky is grey.", "The sky is up."])
     ('The sky is', [' blue.', ' grey.', ' up.'])
@@ -210,7 +210,7 @@ def repeated_completions(completions: Mapping[int, Hashable], ranks: Sequence[in
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.ranking_rows import repeated_completions
+    >>> from trl_dpo_ext.data.rankings.rows import repeated_completions
 
     >>> repeated_completions({0: "a", 1: "a", 2: "b"}, ranks=[0, 1, 2])
     {1: 'completion 1 is a copy of completion 0'}

@@ -143,7 +143,7 @@ def _check_text(value: Any, name: str, where: str) -> None:
         hint = (
             "Put each completion's messages into a list of their own."
             if "role" in value
-            else "For the schemas of UltraFeedback, Nectar and others see `trl_dpo_ext.data.ranking_adapters`."
+            else "For the schemas of UltraFeedback, Nectar and others see `trl_dpo_ext.data.rankings.adapters`."
         )
         raise ValueError(
             f"`{name}` in {where} is a dict with the keys {', '.join(map(str, value))}. Expected text, or a list of "
