@@ -308,6 +308,50 @@ def trained_adapter(launch: Launch) -> dict[str, Any]:
     return train(launch, trainer, "trained_adapter")
 
 
+def _rankings(n: int, start: int = 0) -> Any:
+    """Rows of 2 to 9 completions, some of them tied."""
+    from datasets import Dataset
+
+    rows = []
+    for i in range(start, start + n):
+        size = 2 + 3 * i % 8
+        completions = [f" It was number {j} of {size}, {'really ' * (j % 3)}so." for j in range(size)]
+        ranks = [max(j - i % 2, 0) if size > 2 else j for j in range(size)]
+        rows.append({"prompt": f"What do you say about film {i}?", "completions": completions, "ranks": ranks})
+    return Dataset.from_list(rows)
+
+
+def _rank(launch: Launch, name: str, **options: Any) -> dict[str, Any]:
+    from transformers import PrinterCallback
+
+    from trl_dpo_ext import RankingDPOConfig, RankingDPOTrainer
+
+    pairwise = make_config(launch, **options)
+    shared = {
+        name: getattr(pairwise, name) for name in RankingDPOConfig.__dataclass_fields__ if hasattr(pairwise, name)
+    }
+    del shared["gradient_accumulation_steps"]
+    rows = _rankings(9, start=40)
+    trainer = RankingDPOTrainer(
+        launch.model, args=RankingDPOConfig(**shared), train_dataset=_rankings(11), eval_dataset=rows
+    )
+    trainer.remove_callback(PrinterCallback)
+    return train(launch, trainer, name) | evaluate(trainer, rows)
+
+
+@case()
+def ranks(launch: Launch) -> dict[str, Any]:
+    """11 rankings of 2 to 9 completions in updates of 4."""
+    return _rank(launch, "ranks")
+
+
+@case()
+def ranks_cached(launch: Launch) -> dict[str, Any]:
+    """The same with cached reference log-probabilities."""
+    options = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(launch.folder / "cache")}
+    return _rank(launch, "ranks_cached", **options)
+
+
 @case()
 def vision(launch: Launch) -> dict[str, Any]:
     """A vision-language model on 7 rows with images, evaluated on 5."""

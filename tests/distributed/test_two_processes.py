@@ -222,6 +222,8 @@ def sigmoid_loss(predictions: list[list[float]]) -> float:
 # Training
 
 TRAININGS = {
+    "ranks": "rankings of 2 to 9 completions, a repeated row in the last update",
+    "ranks_cached": "the same with a cached reference",
     "divides": "sizes that divide, with an evaluation in between",
     "accumulates": "half the micro-batches",
     "shuffles": "random order, 2 epochs",
@@ -312,6 +314,18 @@ def test_evaluation(both: Both, name: str) -> None:
         np.array(one["predictions"]), rel=TOLERANCE, abs=REWARD_SIZE * TOLERANCE
     )
     assert two["label_ids"] == [[0, 1]] * len(two["predictions"])
+
+
+@pytest.mark.parametrize("name", ["ranks", "ranks_cached"])
+def test_evaluation_of_rankings(both: Both, name: str) -> None:
+    one, two = both.one.result(name), both.two.result(name)
+    assert_same_entries([one["metrics"], one["test_metrics"]], [two["metrics"], two["test_metrics"]])
+    assert two["label_ids"] == one["label_ids"]
+    assert len(two["predictions"]) == 9 and {len(row) for row in two["predictions"]} == {9}
+    for ours, theirs in zip(two["predictions"], one["predictions"], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-6, nan_ok=True)
+    # In the order of the rows: row i of the set has 2 + 3 i mod 8 completions
+    assert [sum(rank >= 0 for rank in row) for row in two["label_ids"]] == [2 + 3 * i % 8 for i in range(40, 49)]
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
