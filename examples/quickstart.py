@@ -28,6 +28,7 @@ import random
 import shutil
 import textwrap
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,13 +58,18 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
 
 
+# TRL 1.16 uses names that transformers 5.23 deprecates; torch says that there is no accelerator
+warnings.filterwarnings("ignore", message=".*deprecated and will be removed in v6", category=FutureWarning)
+warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true")
+
+
 @dataclass(frozen=True)
 class Settings:
     """Sizes of a run."""
 
     seed: int = 0
     num_held_out_reviews: int = 500
-    sft_steps: int = 700
+    sft_steps: int = 800
     num_prefixes: int = 1_500
     num_test_prefixes: int = 512  # for the true reward and the KL
     num_test_pair_prefixes: int = 64  # those of them that pairs are made of, for the figures during the training
@@ -128,9 +134,9 @@ def main() -> None:
     for path, some in ((train_file, prefixes), (test_file, test_prefixes[: settings.num_test_pair_prefixes])):
         if not path.is_file():
             set_seed(settings.seed)
-            pairs, num_ties = preference_pairs(reference, tokenizer, reward, some)
+            pairs, num_left_out = preference_pairs(reference, tokenizer, reward, some)
             write_preferences(path, pairs)
-            print(f"{path}: {len(pairs):,} pairs of {len(some):,} prefixes, {num_ties} ties left out")
+            print(f"{path}: {len(pairs):,} pairs of {len(some):,} prefixes, {num_left_out} ties or empty left out")
 
     print("\n3. Train with DPO on the preference file")
     trainer = train_dpo(output_dir / "dpo", sft_dir, train_file, test_file, settings)
@@ -206,7 +212,7 @@ def train_dpo(
         beta=settings.beta,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
-        per_device_train_batch_size=16,
+        per_device_train_batch_size=16,  # in pieces of 16, which is faster here: less memory is moved
         per_device_eval_batch_size=16,
         gradient_checkpointing=False,
         logging_steps=settings.logging_steps,
@@ -251,7 +257,7 @@ def print_samples(
         print(f"{prefixes[i]} ...")
         columns = []
         for evaluation in (before, after):
-            lines = textwrap.wrap(evaluation.completions[i], width)
+            lines = textwrap.wrap(evaluation.completions[i], width) or [""]
             columns.append([f"  {evaluation.rewards[i]:.2f}  {lines[0]}", *(f"        {line}" for line in lines[1:])])
         for left, right in itertools.zip_longest(*columns, fillvalue=""):
             print(f"{left:{width + 8}} | {right}")

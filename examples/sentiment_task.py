@@ -82,6 +82,7 @@ def small_gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        loss_type="ForCausalLM",  # transformers does not derive it from GPT-2's class name and would warn
     )
     return GPT2LMHeadModel(config)
 
@@ -223,9 +224,10 @@ def preference_pairs(
     Samples completions of every prefix, ranks them by their reward and pairs each with all those below it.
 
     Returns:
-        The pairs, with columns `prompt`, `chosen` and `rejected`, and the number of ties, which are left out.
+        The pairs, with columns `prompt`, `chosen` and `rejected`, and how many were left out because the rewards are
+        equal or one completion is empty.
     """
-    pairs, num_ties = [], 0
+    pairs, num_left_out = [], 0
     prompts = [prefix for prefix in prefixes for _ in range(num_completions)]
     completions = []
     for start in tqdm(range(0, len(prompts), SAMPLING_BATCH), desc="sampling", unit="batch"):
@@ -234,11 +236,11 @@ def preference_pairs(
     for start in range(0, len(prompts), num_completions):
         ranked = sorted(range(start, start + num_completions), key=lambda i: -rewards[i])
         for better, worse in itertools.combinations(ranked, 2):
-            if rewards[better] == rewards[worse]:
-                num_ties += 1
+            if rewards[better] == rewards[worse] or not completions[better] or not completions[worse]:
+                num_left_out += 1
             else:
                 pairs.append({"prompt": prompts[start], "chosen": completions[better], "rejected": completions[worse]})
-    return pairs, num_ties
+    return pairs, num_left_out
 
 
 # Evaluation

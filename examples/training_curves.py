@@ -10,9 +10,13 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 
-BLUE, ORANGE, GREY = "#2b6cb0", "#d9722e", "#718096"
+BLUE, ORANGE, GREY, INK = "#2b6cb0", "#d9722e", "#718096", "#2d3748"
+TRAINING = {"linewidth": 1, "alpha": 0.6}
+HELD_OUT = {"linewidth": 1.5, "marker": "o", "markersize": 4}
 Log = list[dict[str, float]]
 
 
@@ -33,24 +37,25 @@ def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarra
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
     loss, accuracy, margin, rewards, logps, histogram = axes.flat
 
-    draw_metric(loss, log_history, "loss", BLUE)
+    draw_metric(loss, log_history, "loss", INK)
     loss.axhline(np.log(2), color=GREY, linewidth=1, linestyle=":")
     loss.annotate("log 2", (1, np.log(2)), xycoords=loss.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
     loss.set(title="DPO loss", ylabel="nats")
 
-    draw_metric(accuracy, log_history, "rewards/accuracies", BLUE)
+    draw_metric(accuracy, log_history, "rewards/accuracies", INK)
     accuracy.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
-    accuracy.set(title="Pairs in the right order", ylabel="share")
+    # the very first update compares equal rewards, which is no right order
+    accuracy.set(title="Pairs in the right order", ylabel="share", ylim=(0.4, 1))
 
-    draw_metric(margin, log_history, "rewards/margins", BLUE)
+    draw_metric(margin, log_history, "rewards/margins", INK)
     margin.set(title="Implicit reward, chosen - rejected")
 
     for axis, metric, title in (
         (rewards, "rewards", "Implicit rewards"),
         (logps, "logps", "Log-probabilities of completions"),
     ):
-        draw_metric(axis, log_history, f"{metric}/chosen", BLUE, label="chosen")
-        draw_metric(axis, log_history, f"{metric}/rejected", ORANGE, label="rejected")
+        draw_metric(axis, log_history, f"{metric}/chosen", BLUE)
+        draw_metric(axis, log_history, f"{metric}/rejected", ORANGE)
         axis.set(title=title)
     logps.set(ylabel="nats")
 
@@ -59,11 +64,18 @@ def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarra
         histogram.hist(rewards_seen, bins, color=color, alpha=0.5, label=f"{name}, mean {rewards_seen.mean():.3f}")
         histogram.axvline(rewards_seen.mean(), color=color, linewidth=2)
     histogram.set(title="True reward of held-out completions", xlabel="reward", ylabel="completions")
-    histogram.legend(frameon=False)
+    histogram.margins(y=0.2)
+    histogram.legend(loc="upper left", fontsize=9)
 
     for axis in axes.flat[:-1]:
         axis.set_xlabel("update")
-        axis.legend(frameon=False)
+    keys = [
+        Line2D([], [], color=INK, label="training batches", **TRAINING),
+        Line2D([], [], color=INK, label="held-out pairs", **HELD_OUT),
+        Patch(color=BLUE, label="chosen"),
+        Patch(color=ORANGE, label="rejected"),
+    ]
+    figure.legend(handles=keys, loc="outside lower center", ncols=len(keys), frameon=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -71,11 +83,8 @@ def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarra
     plt.close(figure)
 
 
-def draw_metric(axis: Axes, log_history: Log, name: str, color: str, label: str = "") -> None:
-    """One metric against the update: the training batches thin, the held-out pairs with dots."""
-    for key, kind, style in (
-        (name, "training", {"linewidth": 1, "alpha": 0.6}),
-        (f"eval_{name}", "held-out", {"linewidth": 1.5, "marker": "o", "markersize": 4}),
-    ):
+def draw_metric(axis: Axes, log_history: Log, name: str, color: str) -> None:
+    """One metric against the update, on training batches and on held-out pairs."""
+    for key, style in ((name, TRAINING), (f"eval_{name}", HELD_OUT)):
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
-        axis.plot(*zip(*points, strict=True), color=color, label=f"{label} {kind}".strip(), **style)
+        axis.plot(*zip(*points, strict=True), color=color, **style)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 from integration.conftest import TINY, updates
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from scipy.stats import kendalltau
 from tiny import preference_rows, tiny_llama, tiny_tokenizer
+from transformers import BitsAndBytesConfig
 
 from trl_dpo_ext import RankingDPOConfig, RankingDPOTrainer
 from trl_dpo_ext.theory import plackett_luce
@@ -82,6 +83,30 @@ class TestStepZero:
         first, second = updates(trainer)
         assert first["loss"] == pytest.approx(math.log(24), rel=1e-6) and first["rewards/chosen"] == 0.0
         assert second["rewards/margins"] != 0.0
+
+    def test_trained_adapter(self, ranked):
+        model = get_peft_model(tiny_llama(), LoraConfig(**LORA.to_dict() | {"init_lora_weights": False}))
+        trainer = ranked(model, {"max_steps": 2}, processing_class=tiny_tokenizer())
+        first, second = updates(trainer)
+        assert first["loss"] == pytest.approx(math.log(24), rel=1e-6) and first["rewards/chosen"] == 0.0
+        assert second["rewards/margins"] != 0.0
+
+    def test_four_bit_model(self, ranked, llama_folder):
+        quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+        trainer = ranked(llama_folder, {"max_steps": 2}, peft_config=LORA, quantization_config=quantization)
+        first, second = updates(trainer)
+        assert first["loss"] == pytest.approx(math.log(24), rel=1e-6) and first["rewards/chosen"] == 0.0
+        assert second["rewards/margins"] != 0.0
+
+    def test_chat(self, ranked, llama_folder):
+        rows = rankings(4, [3]).map(
+            lambda row: {
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "completions": [[{"role": "assistant", "content": text}] for text in row["completions"]],
+            }
+        )
+        trainer = ranked(llama_folder, {"max_steps": 1}, train_dataset=rows)
+        assert updates(trainer)[0]["loss"] == pytest.approx(math.log(6), rel=1e-6)
 
     def test_instance(self, ranked):
         trainer = ranked(tiny_llama(3), {"max_steps": 1}, processing_class=tiny_tokenizer())
