@@ -22,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import (
     GPT2Config,
@@ -82,7 +83,6 @@ def small_gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        loss_type="ForCausalLM",  # transformers does not derive it from GPT-2's class name and would warn
     )
     return GPT2LMHeadModel(config)
 
@@ -102,7 +102,7 @@ def fine_tune(
     model.train()
     batches = shuffled_batches(texts, batch_size)
     for _ in (progress := tqdm(range(num_steps), desc="fine-tuning", unit="step")):
-        loss = model(**language_modeling_batch(tokenizer, next(batches), model.device)).loss
+        loss = language_modeling_loss(model, tokenizer, next(batches))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -122,20 +122,13 @@ def shuffled_batches(texts: list[str], batch_size: int) -> Iterator[list[str]]:
             yield from random.sample(batches, len(batches))
 
 
-def language_modeling_batch(
-    tokenizer: PreTrainedTokenizerFast, texts: list[str], device: torch.device
-) -> dict[str, Tensor]:
-    """`texts` with an end-of-sequence token each, padded on the right, as the model's inputs and labels."""
+def language_modeling_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
+    """Mean negative log-likelihood of the tokens of `texts` and of an end-of-sequence token each, in nats."""
     texts = [text + EOS for text in texts]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").to(device)
-    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-    return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "labels": labels}
-
-
-@torch.no_grad()
-def nats_per_token(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> float:
-    """Mean negative log-likelihood of `texts` under `model`."""
-    return model(**language_modeling_batch(tokenizer, texts, model.device)).loss.item()
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").to(model.device)
+    logits = model(**batch).logits[:, :-1]
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)[:, 1:]
+    return cross_entropy(logits.transpose(1, 2), labels)
 
 
 # Reward
@@ -292,7 +285,7 @@ def sequence_kl(policy: PreTrainedModel, ref: PreTrainedModel, samples: Samples)
     r"""
     KL of the policy from the reference along sampled completions.
 
-    $$ \\sum_t \\sum_v \\pi(v | x, y_{<t}) \\log \\frac{\\pi(v | x, y_{<t})}{\\pi_{ref}(v | x, y_{<t})} $$
+    $$ \sum_t \sum_v \pi(v | x, y_{<t}) \log \frac{\pi(v | x, y_{<t})}{\pi_{ref}(v | x, y_{<t})} $$
 
     The mean over completions drawn from the policy estimates the KL of the two distributions over completions. Every
     step's KL is exact, which makes the estimate less noisy than the log-ratio of the sampled tokens.

@@ -321,35 +321,36 @@ def _rankings(n: int, start: int = 0) -> Any:
     return Dataset.from_list(rows)
 
 
-def _rank(launch: Launch, name: str, **options: Any) -> dict[str, Any]:
+def _rank(launch: Launch, name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     from transformers import PrinterCallback
 
     from trl_dpo_ext import RankingDPOConfig, RankingDPOTrainer
 
-    pairwise = make_config(launch, **options)
+    pairwise = make_config(launch, **_SGD | options)
     shared = {
         name: getattr(pairwise, name) for name in RankingDPOConfig.__dataclass_fields__ if hasattr(pairwise, name)
     }
     del shared["gradient_accumulation_steps"]
-    rows = _rankings(9, start=40)
     trainer = RankingDPOTrainer(
-        launch.model, args=RankingDPOConfig(**shared), train_dataset=_rankings(11), eval_dataset=rows
+        launch.model, args=RankingDPOConfig(**shared), train_dataset=_rankings(11), eval_dataset=_rankings(9, start=40)
     )
     trainer.remove_callback(PrinterCallback)
-    return train(launch, trainer, name) | evaluate(trainer, rows)
+    return trainer, train(launch, trainer, name)
 
 
 @case()
 def ranks(launch: Launch) -> dict[str, Any]:
     """11 rankings of 2 to 9 completions in updates of 4."""
-    return _rank(launch, "ranks")
+    trainer, trained = _rank(launch, "ranks")
+    return trained | evaluate(trainer, _rankings(9, start=40))
 
 
 @case()
 def ranks_cached(launch: Launch) -> dict[str, Any]:
     """The same with cached reference log-probabilities."""
     options = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(launch.folder / "cache")}
-    return _rank(launch, "ranks_cached", **options)
+    trainer, trained = _rank(launch, "ranks_cached", **options)
+    return trained | {"metrics": trainer.evaluate()}
 
 
 @case()
@@ -518,10 +519,13 @@ def brought(launch: Launch) -> dict[str, Any]:
 @case()
 def nonfinite(launch: Launch) -> dict[str, Any]:
     """Row 7, the last of the second update and on the second of two processes, has an infinite reference."""
-    rows = preference_rows(12)
-    rows = rows.add_column("ref_chosen_logps", [-200.0 if i != 7 else float("-inf") for i in range(12)])
-    rows = rows.add_column("ref_rejected_logps", [-200.0] * 12)
-    return _refusal(make_trainer(launch, rows))
+    rows = preference_rows(12).add_column("ref_chosen_logps", [-200.0] * 12)
+    trainer = make_trainer(launch, rows.add_column("ref_rejected_logps", [-200.0] * 12))
+    # Not in the user's rows, where it would be refused before
+    poisoned = [-200.0 if i != 7 else float("-inf") for i in range(12)]
+    prepared = trainer.train_dataset.remove_columns("ref_chosen_logps")
+    trainer.train_dataset = prepared.add_column("ref_chosen_logps", poisoned)
+    return _refusal(trainer)
 
 
 @case()

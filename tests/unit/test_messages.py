@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 import trl
+from accelerate.logging import MultiProcessAdapter
 from datasets import Dataset, IterableDataset
 from integration.conftest import TINY
 from peft import LoraConfig, get_peft_model
@@ -394,6 +395,7 @@ class TestArguments:
         assert build([GOOD], {"bf16": True}, model=model).args.bf16
 
     def test_trl_s_config_is_told_where_the_paper_s_is(self, tmp_path, caplog):
+        MultiProcessAdapter.warning_once.cache_clear()  # said once a process, and another test may have heard it
         args = trl.DPOConfig(str(tmp_path), use_cpu=True, report_to="none")
         DPOPaperTrainer(tiny_llama(), args=args, train_dataset=preference_rows(2), processing_class=tiny_tokenizer())
         assert "`DPOConfig` keeps its values" in caplog.text and "`DPOPaperConfig`" in caplog.text

@@ -70,7 +70,7 @@ class UpdateGuard:
             raise ValueError(
                 f"Non-finite {which} in update {update}, which has not been made. Lower `learning_rate` or "
                 "`max_grad_norm`, train in float32 or bf16 instead of fp16, or look for a row that the model cannot "
-                "score. If this is the first update, the weights themselves may not be finite."
+                "score. The weights themselves may not be finite, from the start or since the update before."
             )
         if self.checks_start:
             self.checks_start = False

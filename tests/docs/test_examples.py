@@ -1,0 +1,97 @@
+"""The examples run, and their results are plausible."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def run_example(name: str, *options: str, folder: Path) -> str:
+    """What an example prints that runs in `folder`, as in a new checkout: with nothing in `outputs`."""
+    finished = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *options],
+        cwd=folder,
+        env=os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "2"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
+def check_picture(path: Path) -> None:
+    picture = path.read_bytes()
+    assert picture.startswith(PNG_SIGNATURE)
+    assert len(picture) > 10_000  # more than empty axes
+
+
+def check_evaluation(summary: dict[str, float], is_reference: bool) -> None:
+    assert 0.3 < summary["reward"] < 0.8
+    assert 0 < summary["reward_stderr"] < 0.05
+    assert 0 <= summary["unfinished"] < 0.5
+    if is_reference:
+        assert summary["kl"] == pytest.approx(0, abs=1e-5)
+    else:
+        assert 0.01 < summary["kl"] < 5
+        assert 0 < summary["kl_stderr"] < summary["kl"]
+
+
+@pytest.mark.slow
+def test_own_objective(tmp_path: Path):
+    printed = run_example("own_objective.py", folder=tmp_path)
+    first, last = map(float, re.search(r"margin (-?[\d.]+) -> (-?[\d.]+)", printed).groups())
+    assert first == 0  # before the first update the policy is the reference
+    assert last > 0.02
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path: Path):
+    output_dir = tmp_path / "quickstart"
+    run_example("quickstart.py", "--quick", "--output_dir", str(output_dir), folder=tmp_path)
+    results = json.loads((output_dir / "results.json").read_text())
+    assert set(results) >= {"before", "after", "seconds", "settings"}
+    check_evaluation(results["before"], is_reference=True)
+    check_evaluation(results["after"], is_reference=False)
+    assert results["seconds"] > 0
+    check_picture(output_dir / "training_curves.png")
+    for file in ("policy/model.safetensors", "sft/model.safetensors", "preferences.jsonl", "preferences_test.jsonl"):
+        assert (output_dir / file).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_ranking_vs_pairs(tmp_path: Path):
+    output_dir = tmp_path / "ranking_vs_pairs"
+    printed = run_example("ranking_vs_pairs.py", "--quick", "--output_dir", str(output_dir), folder=tmp_path)
+    assert "Rankings - pairs" in printed
+    check_picture(output_dir / "ranking_vs_pairs.png")
+
+    rows = [json.loads(line) for line in (output_dir / "rankings.jsonl").read_text().splitlines()]
+    for row in rows:
+        assert set(row) == {"prompt", "completions", "scores"}
+        assert len(row["completions"]) == len(set(row["scores"])) == 4
+
+    results = json.loads((output_dir / "results.json").read_text())
+    settings = results["settings"]
+    rankings, pairs = results["curves"]["whole rankings"], results["curves"]["all pairs"]
+    assert len(rankings) == len(pairs) == len(settings["seeds"])
+    for run, other in zip(rankings, pairs, strict=True):
+        assert run[0] == other[0]  # the same start
+        assert [point["num_sequences"] for point in run] == [point["num_sequences"] for point in other]
+        assert run[-1]["num_sequences"] == settings["num_updates"] * settings["sequences_per_update"]
+        for point in run + other:
+            check_evaluation(point, is_reference=point["num_sequences"] == 0)
+    assert len(results["comparison"]) == 6
+    for row in results["comparison"]:
+        assert math.isfinite(row["difference"]) and row["stderr"] > 0
+        clear = abs(row["difference"]) > 2 * row["stderr"]
+        assert clear or row["verdict"] == "no clear difference"
