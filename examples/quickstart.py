@@ -76,7 +76,7 @@ class Settings:
     num_test_prefixes: int = 512  # for the true reward and the KL
     num_test_pair_prefixes: int = 64  # those of them that pairs are made of, for the figures during the training
     beta: float = 0.3
-    learning_rate: float = 2e-4  # the paper's 1e-6 is for billions of parameters
+    learning_rate: float = 1.5e-4  # the paper's 1e-6 is for billions of parameters
     warmup_steps: int = 20
     logging_steps: int = 2
     eval_steps: int = 20
