@@ -5,7 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
-__all__ = ["PREFERENCE_COLUMNS", "REF_LOGPS_COLUMNS", "TOKENIZED_COLUMNS", "check_columns", "preference_problem"]
+__all__ = [
+    "PREFERENCE_COLUMNS",
+    "REF_LOGPS_COLUMNS",
+    "TOKENIZED_COLUMNS",
+    "check_columns",
+    "check_text",
+    "preference_problem",
+]
 
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")  # `prompt` may be left out: it is then the common start
 TOKENIZED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -81,7 +88,7 @@ def preference_problem(row: Mapping[str, Any], index: int, dataset_name: str) ->
     where = f"row {index} of the {dataset_name} dataset"
     names = [name for name in PREFERENCE_COLUMNS if name in row]
     for name in names:
-        _check_value(row[name], name, where)
+        check_text(row[name], name, where, " For several ranked answers use a ranking, not a preference pair.")
     if len({isinstance(row[name], str) for name in names}) > 1:
         kinds = ", ".join(f"`{name}` {'text' if isinstance(row[name], str) else 'messages'}" for name in names)
         raise ValueError(f"In {where} some columns are text and some are messages ({kinds}). Use one of the two.")
@@ -92,7 +99,23 @@ def preference_problem(row: Mapping[str, Any], index: int, dataset_name: str) ->
     return None
 
 
-def _check_value(value: Any, name: str, where: str) -> None:
+def check_text(value: Any, name: str, where: str, hint: str = "") -> None:
+    """
+    Checks that a value is text, or a list of messages with `role` and `content` (or `tool_calls`).
+
+    Args:
+        value (`Any`):
+            Prompt or answer.
+        name (`str`):
+            Its column, for the message.
+        where (`str`):
+            Its row, for the message.
+        hint (`str`, *optional*):
+            What else a list may have been meant to be.
+
+    Raises:
+        ValueError: If it is something else.
+    """
     if value is None:
         raise ValueError(f"`{name}` in {where} is None. Fill it in, or drop such rows with `dataset.filter`.")
     if isinstance(value, str):
@@ -103,10 +126,10 @@ def _check_value(value: Any, name: str, where: str) -> None:
         )
     for message in value:
         if not (isinstance(message, Mapping) and "role" in message):
-            found = type(message).__name__ if not isinstance(message, Mapping) else f"keys {sorted(message)}"
+            found = f"keys {sorted(message)}" if isinstance(message, Mapping) else type(message).__name__
             raise ValueError(
-                f"`{name}` in {where} is a list with an entry of {found}. Expected text, or a list of messages "
-                "with `role` and `content`. For several ranked answers use a ranking, not a preference pair."
+                f"`{name}` in {where} is a list with an entry of {found}. Expected text, or a list of messages with "
+                f"`role` and `content`.{hint}"
             )
         if message.get("content") is None and not message.get("tool_calls"):
             raise ValueError(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from trl_dpo_ext.data.checks import check_columns
+from trl_dpo_ext.data.checks import check_columns, check_text
 
 
 __all__ = [
@@ -135,10 +135,6 @@ def _check_texts(row: Mapping[str, Any], where: str) -> None:
 
 
 def _check_text(value: Any, name: str, where: str) -> None:
-    if value is None:
-        raise ValueError(f"`{name}` in {where} is None. Fill it in, or drop such rows with `dataset.filter`.")
-    if isinstance(value, str):
-        return
     if isinstance(value, Mapping):
         hint = (
             "Put each completion's messages into a list of their own."
@@ -149,22 +145,7 @@ def _check_text(value: Any, name: str, where: str) -> None:
             f"`{name}` in {where} is a dict with the keys {', '.join(map(str, value))}. Expected text, or a list of "
             f"messages. {hint}"
         )
-    if not isinstance(value, list):
-        raise ValueError(
-            f"`{name}` in {where} is of type {type(value).__name__}. Expected text, or a list of messages."
-        )
-    for message in value:
-        if not (isinstance(message, Mapping) and "role" in message):
-            found = f"keys {sorted(message)}" if isinstance(message, Mapping) else type(message).__name__
-            raise ValueError(
-                f"`{name}` in {where} is a list with an entry of {found}. Expected text, or a list of messages with "
-                "`role` and `content`."
-            )
-        if message.get("content") is None and not message.get("tool_calls"):
-            raise ValueError(
-                f"`{name}` in {where} has a message without `content` (keys {sorted(message)}). Give every message "
-                "its text, or its `tool_calls`."
-            )
+    check_text(value, name, where)
 
 
 def _check_list(value: Any, name: str, where: str, expected: str) -> None:
