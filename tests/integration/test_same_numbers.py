@@ -7,6 +7,8 @@ from integration.conftest import updates
 from peft import LoraConfig
 from tiny import preference_rows, tiny_llama, tiny_tokenizer
 
+from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
+
 
 NAMES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "entropy")
 
@@ -90,6 +92,7 @@ def test_resumed_run_is_the_straight_run(trained, config, llama_folder, adapter)
     assert updates(resumed)[-1]["num_tokens"] == updates(straight)[-1]["num_tokens"]
 
 
+@pytest.mark.skipif(not RESUMES_ADAPTER_COPY, reason="transformers < 5.23 restores only the frozen copy; refused")
 def test_resuming_a_trained_adapter_keeps_its_reference(trained, llama_folder, tmp_path):
     from peft import PeftModel, get_peft_model
 

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers.trainer_utils import PredictionOutput, TrainOutput, get_last_checkpoint
 
 import trl_dpo_ext
+from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, stacked_to_pairs
 from trl_dpo_ext.reference import policy as reference_policy
@@ -332,6 +333,11 @@ class BaseDPOTrainer(WithReference):
         if folder:
             state = read_state(folder)
             check_same_reference(state, self.reference_hash, folder)
+            if self.reference_kind == reference_policy.ADAPTER_COPY and not RESUMES_ADAPTER_COPY:
+                raise ValueError(
+                    "This version of transformers does not restore a trained adapter beside its frozen copy. Resume "
+                    "with transformers>=5.23, or train from the adapter anew."
+                )
             self._num_tokens = state.get("num_tokens", 0)
             self._guard.checks_start = False
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
