@@ -16,8 +16,8 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 __all__ = ["RESUMES_ADAPTER_COPY", "SEAMS", "check_seams", "get_config_model_id", "global_then_local_main_first"]
 
-# Older ones restore only the frozen copy when a checkpoint holds a trained adapter and its copy, so that training would
-# silently start again (measured with 5.17, 5.20 and 5.22)
+# Older ones restore only the frozen copy when a checkpoint holds a trained adapter and its copy, so that training
+# would silently start again (measured with 5.17, 5.20 and 5.22)
 RESUMES_ADAPTER_COPY = Version(transformers.__version__) >= Version("5.23.0")
 
 # Methods of `trl.DPOTrainer` (some inherited from `transformers.Trainer`) that the trainers override or call, with the
