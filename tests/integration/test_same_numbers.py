@@ -109,6 +109,15 @@ def test_resuming_a_trained_adapter_keeps_its_reference(trained, llama_folder, t
     assert updates(resumed)[-1]["loss"] == updates(straight)[-1]["loss"]
 
 
+def test_tokens_are_counted_up_to_a_checkpoint_between_two_logs(trained, llama_folder):
+    options = {"save_strategy": "steps", "save_steps": 2, "logging_steps": 3, "max_steps": 3}
+    straight = trained(llama_folder, options)
+    resumed = trained(llama_folder, options, resume=f"{straight.args.output_dir}/checkpoint-2")
+    every_update = trained(llama_folder, {"max_steps": 3})
+    assert updates(straight)[-1]["num_tokens"] == updates(every_update)[-1]["num_tokens"]
+    assert updates(resumed)[-1]["num_tokens"] == updates(straight)[-1]["num_tokens"]
+
+
 def test_resuming_against_another_reference_is_refused(trained, llama_folder):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
     straight = trained(llama_folder, options)

@@ -344,6 +344,8 @@ class BaseDPOTrainer(WithReference):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
+        if _internal_call:  # a checkpoint, which every process makes
+            self.count_tokens()
         if self.args.should_save:
             write_state(output_dir or self.args.output_dir, self._saved_state())
 

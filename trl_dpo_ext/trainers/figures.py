@@ -49,11 +49,15 @@ class ExactFigures(DPOTrainer):
         # `loss` marks HF's log of a training window, which every process makes
         if "loss" in logs and self._meters["train"]:
             logs.update(self._meters["train"].means(self._add_up))
-            new_tokens = self._add_up(torch.as_tensor(self._new_tokens)).item()
-            self._num_tokens += round(new_tokens) * self.args.data_parallel_ranks // self.accelerator.num_processes
-            self._new_tokens = 0.0
-            logs["num_tokens"] = self._num_tokens
+            logs["num_tokens"] = self.count_tokens()
         super().log(logs, start_time)
+
+    def count_tokens(self) -> int:
+        """Tokens trained on so far. Adds up over all processes, so that each must call it."""
+        new_tokens = self._add_up(torch.as_tensor(self._new_tokens)).item()
+        self._num_tokens += round(new_tokens) * self.args.data_parallel_ranks // self.accelerator.num_processes
+        self._new_tokens = 0.0
+        return self._num_tokens
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
