@@ -153,6 +153,13 @@ class TestSameNumbers:
         assert_same_run(cached, live, rel=2e-3)
         assert_same_run(again, cached, exact=True)
 
+    def test_log_probabilities_that_pairs_bring(self, ranked, trained, llama_folder):
+        rows = preference_rows(12).add_column("ref_chosen_logps", [-150.0] * 12)
+        rows = rows.add_column("ref_rejected_logps", [-140.0] * 12)
+        as_rankings = ranked(llama_folder, {"max_steps": 2}, train_dataset=rows)
+        assert as_rankings.ref_model is None
+        assert_same_run(as_rankings, trained(llama_folder, {"max_steps": 2}, train_dataset=rows))
+
     def test_gradient_checkpointing(self, ranked, llama_folder):
         off, on = (ranked(llama_folder, {"gradient_checkpointing": value}) for value in (False, True))
         assert_same_run(on, off, exact=True)

@@ -245,8 +245,9 @@ def check_tokenized(
 
 
 def has_ref_logps(dataset: Dataset | IterableDataset, columns: Sequence[str] = REF_LOGPS_COLUMNS) -> bool:
-    """Whether the rows bring their own reference log-probabilities."""
-    return set(columns) <= set(columns_of(dataset))
+    """Whether the rows bring their own reference log-probabilities, in `columns` or as pairs do."""
+    found = set(columns_of(dataset))
+    return set(columns) <= found or set(REF_LOGPS_COLUMNS) <= found
 
 
 def check_ref_logps(dataset: Dataset | IterableDataset, dataset_name: str) -> Dataset | IterableDataset:
