@@ -228,9 +228,18 @@ class TestFigures:
             [
                 {"prompt": "The film was", "completions": [" good", " bad"], "ranks": [0, 0]},
                 {"prompt": "The film was", "completions": [" good", " bad"], "ranks": [0, 1]},
+                {"prompt": "The film was", "completions": [" good"], "ranks": [0]},
             ]
         )
-        assert trainer.predict(rows).predictions.shape[0] == 2
+        for batch_size in (1, 3):
+            trainer.args.per_device_eval_batch_size = batch_size
+            output = trainer.predict(rows)
+            tied, pair, alone = output.predictions[:, :2]
+            assert tied == pytest.approx(pair, abs=1e-5) and alone[0] == pytest.approx(pair[0], abs=1e-5)
+            assert np.isnan(alone[1]) and np.isfinite(pair).all()
+            # Only the pair compares anything
+            assert output.metrics["test_rewards/margins"] == pytest.approx(pair[0] - pair[1], abs=1e-5)
+            assert output.metrics["test_rewards/accuracies"] == float(pair[0] > pair[1])
 
 
 class TestOptions:

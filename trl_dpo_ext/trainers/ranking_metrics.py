@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from trl_dpo_ext.logps import to_groups
-from trl_dpo_ext.objectives import plackett_luce_loss
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
 
@@ -19,6 +18,7 @@ class RankedBatch(ScoredBatch):
     A batch of B groups of up to K ranked completions after the forward passes.
 
     Args:
+        order_losses (`torch.Tensor` of shape `(B,)`): Minus the log-probability of the observed order.
         logps (`torch.Tensor` of shape `(B, K)`): Log-probabilities under the policy, 0 where there is no completion.
         ranks (`torch.Tensor` of shape `(B, K)`, int): 0 for the best, equal for ties.
         rank_mask (`torch.Tensor` of shape `(B, K)`, bool): `True` where there is a completion.
@@ -26,6 +26,7 @@ class RankedBatch(ScoredBatch):
     `rewards` and `ref_logps` have the shape `(B, K)`, and `policy` holds the N completions that exist, row by row.
     """
 
+    order_losses: Tensor
     logps: Tensor
     ranks: Tensor
     rank_mask: Tensor
@@ -39,7 +40,7 @@ def _ordered_pairs(ranks: Tensor, rank_mask: Tensor) -> Tensor:
 
 def pair_accuracy(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
     """
-    Share of the pairs of different rank whose better completion has the strictly larger reward.
+    Share of the pairs of different rank whose better completion has the strictly larger reward. 0 without such a pair.
 
     Args:
         rewards (`torch.Tensor` of shape `(B, K)`): Rewards.
@@ -51,7 +52,7 @@ def pair_accuracy(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
     """
     above = _ordered_pairs(ranks, rank_mask)
     right = above & (rewards[:, :, None] > rewards[:, None, :])
-    return right.sum(dim=(1, 2)) / above.sum(dim=(1, 2))
+    return right.sum(dim=(1, 2)) / above.sum(dim=(1, 2)).clamp(min=1)
 
 
 def kendall_tau_b(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
@@ -109,19 +110,24 @@ def ranking_sums(scored: RankedBatch, max_places: int) -> dict[str, tuple[Tensor
         "loss": scored.losses,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
+        "rewards/order_probabilities": torch.exp(-scored.order_losses),
+        "logps/chosen": over(scored.logps.detach(), best),
+        "logps/rejected": over(scored.logps.detach(), worst),
+    }
+    if scored.policy.aux_loss is not None:
+        by_example["aux_loss"] = scored.policy.aux_loss.expand_as(weights)
+    comparisons = {
         "rewards/accuracies": pair_accuracy(rewards, ranks, mask),
         "rewards/margins": chosen - rejected,
         # Margins between neighbouring ranks add up to that between the best and the worst
         "rewards/margins_neighbors": (chosen - rejected) / lowest.clamp(min=1),
         "rewards/top1_accuracies": best_reward > other_reward,
         "rewards/kendall_tau": kendall_tau_b(rewards, ranks, mask),
-        "rewards/order_probabilities": torch.exp(-plackett_luce_loss(rewards, None, beta=1.0, mask=mask, ranks=ranks)),
-        "logps/chosen": over(scored.logps.detach(), best),
-        "logps/rejected": over(scored.logps.detach(), worst),
     }
-    if scored.policy.aux_loss is not None:
-        by_example["aux_loss"] = scored.policy.aux_loss.expand_as(weights)
     sums = {name: ((values * weights).sum(), weights.sum()) for name, values in by_example.items()}
+    # Rows of one completion, or all tied, only occur in prediction, and compare nothing
+    comparing = weights * (lowest > 0)
+    sums |= {name: ((values * comparing).sum(), comparing.sum()) for name, values in comparisons.items()}
     for place in range(max_places):
         there = mask & (ranks == place) & (weights[:, None] > 0)
         sums[f"rewards/rank_{place + 1}"] = ((rewards * there).sum(), there.sum())

@@ -126,9 +126,7 @@ class RankingDPOTrainer(BaseDPOTrainer):
         ref_logps = self.reference_logps(inputs)
         policy, policy_logps = self.run_policy(model, inputs)
         mask, ranks = inputs["rank_mask"], inputs["ranks"]
-        losses = plackett_luce_loss(
-            policy_logps, ref_logps, beta=self.beta, mask=mask, ranks=ranks, top_m=self.args.top_m
-        )
+        order_losses = losses = self.order_losses(policy_logps, ref_logps, mask, ranks)
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
         if self.args.top_m is not None:
@@ -141,10 +139,25 @@ class RankingDPOTrainer(BaseDPOTrainer):
             ref_logps=ref_logps,
             policy=policy,
             weights=weights,
+            order_losses=order_losses.detach(),
             logps=policy_logps,
             ranks=ranks,
             rank_mask=mask,
         )
+
+    def order_losses(self, policy_logps: Tensor, ref_logps: Tensor | None, mask: Tensor, ranks: Tensor) -> Tensor:
+        """Plackett-Luce losses `(B,)`; 0 for a row of one completion, which only prediction keeps."""
+        options = {"beta": self.beta, "top_m": self.args.top_m}
+        several = None if self.model.training else mask.sum(dim=1) > 1  # (B,)
+        if several is None or several.all():
+            return plackett_luce_loss(policy_logps, ref_logps, mask=mask, ranks=ranks, **options)
+        losses = policy_logps.new_zeros(len(mask))
+        if several.any():
+            ref_logps = None if ref_logps is None else ref_logps[several]
+            losses[several] = plackett_luce_loss(
+                policy_logps[several], ref_logps, mask=mask[several], ranks=ranks[several], **options
+            )
+        return losses
 
     def run_policy(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[CompletionLogps, Tensor]:
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
