@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 # Entries of a batch that are not arguments of the model
-_NOT_FOR_THE_MODEL = {"completion_mask", "rank_mask", "ranks", "ref_chosen_logps", "ref_logps", "ref_rejected_logps"}
+_NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """Options that all the trainers share, and how a preset, the batch arithmetic and the token options are resolved."""
 
+import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -167,6 +168,17 @@ class BaseDPOConfig(DPOConfig):
         import datasets
 
         return Path(self.ref_logps_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "trl_dpo_ext"))
+
+    def check_beta(self) -> None:
+        """Raises a `ValueError` if `beta` is no strength of a constraint."""
+        if not (math.isfinite(self.beta) and self.beta > 0):
+            raise ValueError(f"`beta={self.beta}` must be a finite number above 0.")
+
+    def check_no_reference_options(self) -> None:
+        """Raises a `ValueError` for options that need the reference that `reference_free=True` leaves out."""
+        for name in ("precompute_ref_log_probs", "sync_ref_model"):
+            if getattr(self, name):
+                raise ValueError(f"`{name}=True` has no effect with `reference_free=True`. Leave it out.")
 
     def _resolve_batch(self, of_preset: int | None) -> None:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"):

@@ -1,6 +1,5 @@
 """Options of `DPOPaperTrainer`."""
 
-import math
 from dataclasses import dataclass, field, fields
 
 from trl import DPOConfig
@@ -49,8 +48,7 @@ class DPOPaperConfig(BaseDPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise ValueError(f"`beta={self.beta}` must be a finite number above 0.")
+        self.check_beta()
         self._check_label_smoothing()
         self._check_reference_free()
         self._check_no_effect()
@@ -101,9 +99,7 @@ class DPOPaperConfig(BaseDPOConfig):
                 f"`reference_free=True` only exists for plain `loss_type='sigmoid'`, got `loss_type={self.loss_type}` "
                 "or a variant of it that needs a reference. Leave one of them out."
             )
-        for name in ("precompute_ref_log_probs", "sync_ref_model"):
-            if getattr(self, name):
-                raise ValueError(f"`{name}=True` has no effect with `reference_free=True`. Leave it out.")
+        self.check_no_reference_options()
 
     def _check_no_effect(self) -> None:
         # option -> (what has to hold for it to be read, in words for the message)

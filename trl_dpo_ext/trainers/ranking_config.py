@@ -1,6 +1,5 @@
 """Options of `RankingDPOTrainer`."""
 
-import math
 from dataclasses import dataclass, field, fields
 
 from trl import DPOConfig
@@ -59,8 +58,7 @@ class RankingDPOConfig(BaseDPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise ValueError(f"`beta={self.beta}` must be a finite number above 0.")
+        self.check_beta()
         for name, least in (("top_m", 1), ("max_completions", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -84,6 +82,4 @@ class RankingDPOConfig(BaseDPOConfig):
                     "it out, or use `DPOPaperTrainer`."
                 )
         if self.reference_free:
-            for name in ("precompute_ref_log_probs", "sync_ref_model"):
-                if getattr(self, name):
-                    raise ValueError(f"`{name}=True` has no effect with `reference_free=True`. Leave it out.")
+            self.check_no_reference_options()
