@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trl_dpo_ext.shared_prompt.groups import PromptGroups
+
 
 __all__ = [
     "CompletionLogps",
     "completion_logps",
     "existing_completions",
+    "find_groups",
     "from_fused_output",
     "stacked_to_pairs",
     "to_groups",
@@ -54,7 +57,8 @@ def completion_logps(model: Callable[..., Any], batch: Mapping[str, Any], **mode
         model (`Callable`):
             Causal language model with TRL's fused LM head, or anything that calls one with the same arguments.
         batch (`Mapping`):
-            `input_ids` and `completion_mask` of shape `(N, T)`, with whatever else the model takes.
+            `input_ids` and `completion_mask` of shape `(N, T)`, with whatever else the model takes; `prompt_groups`
+            for a model with a [`~trl_dpo_ext.shared_prompt.forward.GroupedForward`].
         model_kwargs:
             Further arguments of the model.
 
@@ -101,13 +105,24 @@ def stacked_to_pairs(stacked: Tensor) -> Tensor:
     return pairs
 
 
-def existing_completions(batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def find_groups(batch: Mapping[str, Any]) -> PromptGroups:
+    """Finds which rows of a batch share a prompt: TRL's stacked pairs, or groups `(B, K, T)` of ranked completions."""
+    ranked = "rank_mask" in batch
+    names = ("input_ids", "attention_mask", "completion_mask")
+    in_groups = (batch[name] if ranked else stacked_to_pairs(batch[name]) for name in names)
+    return PromptGroups.find(*in_groups, stacked=not ranked)
+
+
+def existing_completions(batch: Mapping[str, Any], groups: PromptGroups) -> dict[str, Tensor]:
     """The completions `(N, T)` that exist in a batch of groups `(B, K, T)`, row by row: absent ones are never run."""
-    exists = batch["rank_mask"]  # (B, K)
-    return {name: batch[name][exists] for name in ("input_ids", "attention_mask", "completion_mask")}
+    rows = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask", "completion_mask")}
+    return rows if groups.places is None else {name: values[groups.places] for name, values in rows.items()}
 
 
-def to_groups(values: Tensor, rank_mask: Tensor) -> Tensor:
+def to_groups(values: Tensor, groups: PromptGroups) -> Tensor:
     """Puts values `(N, ...)` of the completions that exist back in their groups, `(B, K, ...)`, 0 where none is."""
-    groups = values.new_zeros(*rank_mask.shape, *values.shape[1:])
-    return groups.index_put((rank_mask,), values)
+    size = (len(groups.members), groups.completions)
+    if groups.places is not None:
+        whole = values.new_zeros(size[0] * size[1], *values.shape[1:])
+        values = whole.index_copy(0, groups.places, values)
+    return values.unflatten(0, size)

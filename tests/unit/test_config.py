@@ -63,7 +63,8 @@ class TestPresets:
 
     def test_trl_is_trl_s_config_field_by_field(self):
         theirs = trl.DPOConfig(**MACHINE)
-        names = [field.name for field in dataclasses.fields(trl.DPOConfig)]
+        # TRL's `padding_free` is switched off at present; ours is on where that is exact
+        names = [field.name for field in dataclasses.fields(trl.DPOConfig) if field.name != "padding_free"]
         assert len(names) > 100
         # Compared by text where the objects have no equality
         assert {name: str(getattr(config(preset="trl"), name)) for name in names} == {
@@ -87,7 +88,7 @@ class TestPresets:
     def test_what_no_preset_sets_is_trl_s(self):
         theirs, ours = trl.DPOConfig(**MACHINE), config()
         for field in dataclasses.fields(trl.DPOConfig):
-            if field.name not in PAPER:
+            if field.name not in PAPER and field.name != "padding_free":
                 assert str(getattr(ours, field.name)) == str(getattr(theirs, field.name)), field.name
 
     @pytest.mark.parametrize("preset", ["papr", None, ""])
@@ -364,9 +365,10 @@ class TestFromTRL:
         theirs = trl.DPOConfig(**MACHINE | options)
         before = dict(vars(theirs))
         ours = DPOPaperConfig.from_trl(theirs)
+        assert (before.pop("padding_free"), ours.padding_free) == (False, None)
         for name, value in before.items():
             assert getattr(ours, name) is value, name
-        assert vars(theirs) == before
+        assert vars(theirs) == before | {"padding_free": False}
         assert values(ours, ("preset", "tokenization", "reference_free", "global_batch_size")) == {
             "preset": "trl",
             "tokenization": "joint",

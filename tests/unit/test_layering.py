@@ -22,14 +22,26 @@ PURE = {"objectives", "rewards", "theory"}
 MAY_IMPORT = {
     **dict.fromkeys(PURE, PURE),
     "compat": set(),
-    "logps": PURE,
-    "data": PURE | {"logps", "compat"},
-    "reference": PURE | {"logps", "data", "compat"},
-    "trainers": PURE | {"logps", "data", "reference", "compat", "version"},
-    "scoring": PURE | {"logps", "data", "reference", "trainers", "compat", "version"},
-    "evaluation": PURE | {"logps", "data", "reference", "trainers", "compat", "version", "scoring"},
+    "shared_prompt": PURE | {"compat"},
+    "logps": PURE | {"shared_prompt"},
+    "data": PURE | {"shared_prompt", "logps", "compat"},
+    "reference": PURE | {"shared_prompt", "logps", "data", "compat"},
+    "trainers": PURE | {"shared_prompt", "logps", "data", "reference", "compat", "version"},
+    "scoring": PURE | {"shared_prompt", "logps", "data", "reference", "trainers", "compat", "version"},
+    "evaluation": PURE | {"shared_prompt", "logps", "data", "reference", "trainers", "compat", "version", "scoring"},
     "cli": PURE
-    | {"logps", "data", "reference", "trainers", "compat", "version", "scoring", "evaluation", "public names"},
+    | {
+        "shared_prompt",
+        "logps",
+        "data",
+        "reference",
+        "trainers",
+        "compat",
+        "version",
+        "scoring",
+        "evaluation",
+        "public names",
+    },
 }
 
 

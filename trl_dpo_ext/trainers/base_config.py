@@ -45,6 +45,20 @@ class BaseDPOConfig(DPOConfig):
         prompt_truncation_mode (`str`, *optional*):
             With `tokenization="separate"`: which end of a cut prompt is kept, `"keep_end"` (the authors' choice for
             dialogue) or `"keep_start"` (for everything else).
+        share_prompt (`bool`, *optional*):
+            Compute a prompt once for all its completions. `None`: where that is exact, and with a logged reason where
+            it is not; `True`: error where it is not; `False`: never.
+        padding_free (`bool`, *optional*):
+            Put several prompts with their completions in a row, so that no padding is computed. `None`: where prompts
+            are shared; `True`: also where they are not, and error where that is not exact; `False`: never. Changes
+            the shape of a micro-batch, never its examples.
+        max_tokens_per_row (`int`, *optional*):
+            Most tokens of such a row (a longer prompt with its completions has its own). Default: the whole
+            micro-batch in one row, or, where attention takes a dense mask, the longest prompt with its completions.
+        completions_per_forward (`int`, *optional*):
+            Completions of a prompt that are in memory at once. The others' activations are computed again in the
+            backward (with `gradient_checkpointing=True` those of all layers are anyway, and only the peak inside a
+            layer falls).
         ref_logps_cache_dir (`str`, *optional*):
             With `precompute_ref_log_probs=True`: folder of the cached reference log-probabilities. Defaults to
             `trl_dpo_ext/` inside the `datasets` cache.
@@ -75,6 +89,20 @@ class BaseDPOConfig(DPOConfig):
     prompt_truncation_mode: str | None = field(
         default=None,
         metadata={"help": "Which end of a cut prompt is kept.", "choices": ["keep_start", "keep_end"]},
+    )
+    share_prompt: bool | None = field(
+        default=None,
+        metadata={"help": "Compute a prompt once for its completions. Default: where exact. True: error where not."},
+    )
+    padding_free: bool | None = field(
+        default=None,
+        metadata={"help": "Several prompts in a row, no padding. Default: where prompts are shared."},
+    )
+    max_tokens_per_row: int | None = field(
+        default=None, metadata={"help": "Most tokens of a row that holds several prompts. Default: by attention."}
+    )
+    completions_per_forward: int | None = field(
+        default=None, metadata={"help": "Completions of a prompt in memory at once. Default: all."}
     )
     ref_logps_cache_dir: str | None = field(
         default=None,
@@ -120,6 +148,7 @@ class BaseDPOConfig(DPOConfig):
             if getattr(self, name) == unset:
                 setattr(self, name, value)
         self._resolve_tokenization()
+        self._check_layout()
         super().__post_init__()
 
         announced = _announced_world_size()
@@ -145,6 +174,7 @@ class BaseDPOConfig(DPOConfig):
         config = object.__new__(cls)
         own = {f.name: f.default for f in fields(cls) if f.name not in vars(args)}
         vars(config).update(own | vars(args) | {"preset": "trl", "tokenization": "joint"})
+        config.padding_free = args.padding_free or None  # `False` is all that TRL has at present
         return config
 
     @property
@@ -223,6 +253,17 @@ class BaseDPOConfig(DPOConfig):
             f"x {ranks} rank(s). `per_device_train_batch_size` may be {', '.join(map(str, working))}; or "
             "set `gradient_accumulation_steps` and leave `global_batch_size` out."
         )
+
+    def _check_layout(self) -> None:
+        for name in ("max_tokens_per_row", "completions_per_forward"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"`{name}={getattr(self, name)}` must be at least 1.")
+        separate = self.share_prompt is False and self.padding_free is None
+        if self.max_tokens_per_row is not None and (self.padding_free is False or separate):
+            raise ValueError(
+                f"`max_tokens_per_row={self.max_tokens_per_row}` has no effect with `share_prompt={self.share_prompt}` "
+                f"and `padding_free={self.padding_free}`: no row holds several prompts. Set `padding_free=True`."
+            )
 
     def _resolve_tokenization(self) -> None:
         _check_choice("tokenization", self.tokenization, ("separate", "joint"))

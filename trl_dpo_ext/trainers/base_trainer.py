@@ -115,7 +115,6 @@ class BaseDPOTrainer(WithReference):
             quantization_config=quantization_config,
             peft_config=peft_config,
         )
-
         if without_reference or (args.precompute_ref_log_probs and not explicit):
             self.ref_model = None
         if without_reference:
@@ -132,6 +131,7 @@ class BaseDPOTrainer(WithReference):
                 args=args,
                 model=self.model,
                 mixed_precision=self.accelerator.mixed_precision,
+                prompts=self.layout_description,
                 reference=self.reference_description,
                 data=self.data_reports.get("train"),
             )
@@ -164,7 +164,7 @@ class BaseDPOTrainer(WithReference):
     def run_policy(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[CompletionLogps, Tensor]:
         """Runs the policy on a batch: what it says of each completion, and log-probabilities by row, `(B, 2)`."""
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        policy = completion_logps(model, inputs, **router)
+        policy = completion_logps(model, self.model_inputs(inputs), **router)
         return policy, stacked_to_pairs(policy.logps)
 
     def rewards(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
@@ -177,6 +177,7 @@ class BaseDPOTrainer(WithReference):
         if real < rows and not self._is_vision_dataset:
             inputs = first_rows(inputs, max(real, 1))
         weights = (torch.arange(num_rows(inputs), device=inputs["input_ids"].device) < real).float()  # (B,)
+        inputs = self.with_groups(inputs)  # once, for policy and reference
         try:
             scored = self.score(model, inputs, weights)
         except ValueError as error:

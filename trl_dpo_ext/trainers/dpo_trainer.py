@@ -86,6 +86,7 @@ class DPOPaperTrainer(BaseDPOTrainer):
 
         ref_logps = self.reference_logps(inputs)
         assert ref_logps is not None, "`reference_free` only exists for plain DPO"
+        inputs = self.model_inputs(inputs)
         # Text is cut to its real rows before. A batch with images is run whole, and cut for TRL's loss
         whole: dict[str, Tensor] = {}
         pairs = len(weights)

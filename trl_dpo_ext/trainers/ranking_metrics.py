@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trl_dpo_ext.logps import to_groups
+from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
 
@@ -22,6 +23,7 @@ class RankedBatch(ScoredBatch):
         logps (`torch.Tensor` of shape `(B, K)`): Log-probabilities under the policy, 0 where there is no completion.
         ranks (`torch.Tensor` of shape `(B, K)`, int): 0 for the best, equal for ties.
         rank_mask (`torch.Tensor` of shape `(B, K)`, bool): `True` where there is a completion.
+        groups ([`~trl_dpo_ext.shared_prompt.groups.PromptGroups`]): Which completions are rows of `policy`.
 
     `rewards` and `ref_logps` have the shape `(B, K)`, and `policy` holds the N completions that exist, row by row.
     """
@@ -30,6 +32,7 @@ class RankedBatch(ScoredBatch):
     logps: Tensor
     ranks: Tensor
     rank_mask: Tensor
+    groups: PromptGroups
 
 
 def _ordered_pairs(ranks: Tensor, rank_mask: Tensor) -> Tensor:
@@ -133,7 +136,7 @@ def ranking_sums(scored: RankedBatch, max_places: int) -> dict[str, tuple[Tensor
         sums[f"rewards/rank_{place + 1}"] = ((rewards * there).sum(), there.sum())
 
     policy = scored.policy
-    token_mask = to_groups(policy.mask.float(), mask) * weights[:, None, None]  # (B, K, T - 1)
+    token_mask = to_groups(policy.mask.float(), scored.groups) * weights[:, None, None]  # (B, K, T - 1)
     by_token = {
         "entropy": (policy.entropy, mask),
         "logits/chosen": (policy.mean_logits, best),
@@ -142,5 +145,5 @@ def ranking_sums(scored: RankedBatch, max_places: int) -> dict[str, tuple[Tensor
     }
     for name, (values, which) in by_token.items():
         where = token_mask * which[:, :, None]
-        sums[name] = ((to_groups(values, mask) * where).sum(), where.sum())
+        sums[name] = ((to_groups(values, scored.groups) * where).sum(), where.sum())
     return sums

@@ -1,5 +1,6 @@
 """Plackett-Luce DPO over K ranked completions (Eq. 20)."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -143,6 +144,7 @@ class RankingDPOTrainer(BaseDPOTrainer):
             logps=policy_logps,
             ranks=ranks,
             rank_mask=mask,
+            groups=inputs["prompt_groups"],
         )
 
     def order_losses(self, policy_logps: Tensor, ref_logps: Tensor | None, mask: Tensor, ranks: Tensor) -> Tensor:
@@ -161,13 +163,19 @@ class RankingDPOTrainer(BaseDPOTrainer):
 
     def run_policy(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[CompletionLogps, Tensor]:
         router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        policy = completion_logps(model, existing_completions(inputs), **router)
-        return policy, to_groups(policy.logps, inputs["rank_mask"])
+        inputs = self.with_groups(inputs)
+        policy = completion_logps(model, self.model_inputs(inputs), **router)
+        return policy, to_groups(policy.logps, inputs["prompt_groups"])
 
     def run_reference(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         # TRL cuts the rows in two halves, whichever they are
-        logps = torch.cat(self.compute_ref_log_probs(model, existing_completions(inputs)))  # (N,)
-        return to_groups(logps, inputs["rank_mask"])
+        inputs = self.with_groups(inputs)
+        logps = torch.cat(self.compute_ref_log_probs(model, self.model_inputs(inputs)))  # (N,)
+        return to_groups(logps, inputs["prompt_groups"])
+
+    def rows_of(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        groups = inputs["prompt_groups"]
+        return existing_completions(inputs, groups) | {"prompt_groups": groups}
 
     def run_reference_to_cache(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         logps = self.run_reference(model, inputs)

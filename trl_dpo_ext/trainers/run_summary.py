@@ -35,6 +35,8 @@ class RunSummary(TrainerCallback):
             Policy.
         mixed_precision (`str`):
             Accelerate's autocast: `"no"`, `"bf16"` or `"fp16"`.
+        prompts (`str`):
+            How prompts are computed.
         reference (`str`):
             What the reference is.
         data ([`~trl_dpo_ext.data.preparation.DataReport`], *optional*):
@@ -47,6 +49,7 @@ class RunSummary(TrainerCallback):
         args: BaseDPOConfig,
         model: nn.Module,
         mixed_precision: str,
+        prompts: str,
         reference: str,
         data: DataReport | None,
     ):
@@ -54,6 +57,7 @@ class RunSummary(TrainerCallback):
         self.args = args
         self.model = model
         self.mixed_precision = mixed_precision
+        self.prompts = prompts
         self.reference = reference
         self.data = data
 
@@ -83,6 +87,7 @@ class RunSummary(TrainerCallback):
             f"update = {per_device} x {accumulation} x {ranks} (per device x accumulation x ranks), "
             f"{state.max_steps} updates; {OptimizerNames(args.optim).value} at {args.learning_rate:g}, {schedule}, "
             f"warm-up {warmup}; beta {args.beta:g}; {precision}; reference: {self.reference}; "
+            f"prompts: {self.prompts}; "
             f"data: {self.data or 'as passed'}."
         )
 

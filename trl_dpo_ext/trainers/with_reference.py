@@ -16,7 +16,7 @@ from trl_dpo_ext.reference.cache import CacheKey, RefLogpsFile, hash_token_ids
 from trl_dpo_ext.reference.cached_pass import reference_pass
 from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.start_check import reward_tolerance
-from trl_dpo_ext.trainers.figures import ExactFigures
+from trl_dpo_ext.trainers.with_groups import WithGroups
 
 
 __all__ = ["WithReference"]
@@ -25,10 +25,9 @@ __all__ = ["WithReference"]
 _MAY_DIFFER = (reference_policy.NONE, reference_policy.COLUMNS, reference_policy.EXPLICIT)
 
 
-class WithReference(ExactFigures):
+class WithReference(WithGroups):
     """A trainer that knows what its reference is (`reference_kind`) and where its log-probabilities come from."""
 
-    model: PreTrainedModel
     reference_kind: str
     _reference_hash: str | None
 
@@ -38,7 +37,7 @@ class WithReference(ExactFigures):
 
     def run_reference(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Runs the reference on a batch: log-probabilities `(B, 2)`."""
-        return torch.stack(self.compute_ref_log_probs(model, inputs), dim=1)
+        return torch.stack(self.compute_ref_log_probs(model, self.model_inputs(inputs)), dim=1)
 
     def run_reference_to_cache(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Log-probabilities of a batch as the cache keeps them, as wide for every batch."""
@@ -90,6 +89,7 @@ class WithReference(ExactFigures):
             return super()._precompute_ref_logps(dataset, name, batch_size)  # TRL's error
         if self.reference_kind == reference_policy.NONE or has_ref_logps(dataset, self.ref_columns):
             return dataset
+        self.group_forwards()  # TRL calls this before its own `__init__` ends
         model = self.model if self.ref_model is None else self.ref_model
         dtype = f"{model.dtype} under {self.accelerator.mixed_precision} autocast"
         tokens = hash_token_ids(dataset, self.token_columns)

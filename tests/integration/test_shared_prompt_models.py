@@ -1,0 +1,132 @@
+"""Architecture by architecture: log-probabilities and gradients on a layout of distinct tokens equal separate rows."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from trl.trainer.utils import add_fused_lm_head
+
+from trl_dpo_ext.logps import completion_logps, existing_completions, find_groups
+from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
+from trl_dpo_ext.shared_prompt.support import TESTED
+
+
+CPU = torch.device("cpu")
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "initializer_range": 0.3,
+}
+MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+WINDOW = {"sliding_window": 6, "use_sliding_window": True, "max_window_layers": 2}
+GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 256, "vocab_size": 97, "initializer_range": 0.3}
+GPT2 |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+
+# name -> (model type, its options)
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere": ("cohere", SMALL | {"logit_scale": 0.5}),
+    "gemma": ("gemma", SMALL | {"head_dim": 8}),
+    "gemma2": ("gemma2", SMALL | {"head_dim": 8, "sliding_window": 6, "final_logit_softcapping": 30.0}),
+    "gemma3": (
+        "gemma3_text",
+        SMALL | {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2},
+    ),
+    "glm4": ("glm4", SMALL | {"head_dim": 8}),
+    "gpt2": ("gpt2", GPT2),
+    "gpt_neox": ("gpt_neox", SMALL | {"rotary_pct": 0.5}),
+    "granite": ("granite", SMALL | {"logits_scaling": 2.0}),
+    "llama": ("llama", SMALL),
+    "mistral": ("mistral", SMALL | {"sliding_window": None}),
+    "mistral_window": ("mistral", SMALL | {"sliding_window": 6}),
+    "mixtral": ("mixtral", SMALL | MOE | {"sliding_window": 6}),
+    "olmo": ("olmo", SMALL),
+    "olmo2": ("olmo2", SMALL),
+    "olmo3": ("olmo3", SMALL | {"sliding_window": 6}),
+    "opt": ("opt", SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}),
+    "phi": ("phi", SMALL),
+    "phi3": ("phi3", SMALL | {"sliding_window": 6}),
+    "qwen2": ("qwen2", SMALL),
+    "qwen2_window": ("qwen2", SMALL | WINDOW),
+    "qwen2_moe": ("qwen2_moe", SMALL | MOE | WINDOW | {"shared_expert_intermediate_size": 32}),
+    "qwen3": ("qwen3", SMALL | WINDOW | {"head_dim": 8}),
+    "qwen3_moe": ("qwen3_moe", SMALL | MOE | WINDOW | {"head_dim": 8}),
+    "smollm3": ("smollm3", SMALL | WINDOW),
+    "stablelm": ("stablelm", SMALL),
+    "starcoder2": ("starcoder2", SMALL | {"sliding_window": 6}),
+}
+
+
+def build(name: str, attention: str | None) -> PreTrainedModel:
+    """A small model with TRL's fused LM head."""
+    kind, options = MODELS[name]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **options)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+    return model
+
+
+def ragged_batch() -> dict[str, torch.Tensor]:
+    """Groups of 3, 1 and 2 completions; prompts of 14, 1 and 7 tokens; completions of 1 to 12 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    prompts, completions = [14, 1, 7], [[9, 12, 1], [5], [3, 8]]
+    shape = (3, 3, 26)
+    batch = {name: torch.zeros(shape, dtype=torch.long) for name in ("input_ids", "attention_mask", "completion_mask")}
+    for b, (prompt, lengths) in enumerate(zip(prompts, completions, strict=True)):
+        shared = torch.randint(3, 97, (prompt,), generator=generator)
+        for k, length in enumerate(lengths):
+            batch["input_ids"][b, k, :prompt] = shared
+            batch["input_ids"][b, k, prompt : prompt + length] = torch.randint(3, 97, (length,), generator=generator)
+            batch["attention_mask"][b, k, : prompt + length] = 1
+            batch["completion_mask"][b, k, prompt : prompt + length] = 1
+    return batch | {"rank_mask": batch["attention_mask"].any(dim=-1)}
+
+
+def run(model: PreTrainedModel, batch: dict[str, torch.Tensor], with_groups: bool):
+    """Log-probabilities of the rows, by token and summed, and the gradient of a weighted sum of them."""
+    groups = find_groups(batch)
+    rows = existing_completions(batch, groups)
+    model.zero_grad()
+    scored = completion_logps(model, rows | ({"prompt_groups": groups} if with_groups else {}))
+    weights = torch.linspace(-1.0, 1.0, len(scored.logps), dtype=scored.logps.dtype)
+    (scored.logps * weights).sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return scored, gradients
+
+
+def assert_same(model: PreTrainedModel, batch: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
+    """Runs a model both ways."""
+    expected, expected_gradients = run(model, batch, with_groups=False)
+    found, gradients = run(model, batch, with_groups=True)
+    assert torch.equal(found.mask, expected.mask)
+    torch.testing.assert_close(found.logps, expected.logps, rtol=tolerance, atol=tolerance)
+    for name in ("entropy", "mean_logits"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found.is_top1, expected.is_top1)
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        # Key biases of softmax attention have a gradient of 0 but for rounding
+        distance = (gradients[name] - gradient).norm()
+        assert distance <= tolerance * gradient.norm() + 1e-6 * len(expected.logps), name
+
+
+def test_every_tested_type_is_tested():
+    assert {kind for kind, _ in MODELS.values()} == TESTED
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", MODELS)
+def test_architecture(name, attention):
+    model = build(name, attention if name != "gemma2" else "eager")
+    grouped = GroupedForward(model, LayoutOptions(share_prompt=True), CPU)
+    assert_same(model, ragged_batch())
+    assert grouped.shares

@@ -1,0 +1,1 @@
+"""A prompt is computed once for all its completions, and no padding is computed."""

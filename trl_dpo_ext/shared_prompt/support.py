@@ -1,0 +1,113 @@
+"""Which models can run on a layout of distinct tokens, and by which attention."""
+
+import inspect
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from trl_dpo_ext.shared_prompt.attention import SEGMENTED
+
+
+__all__ = ["BLOCK_MASK", "DENSE_MASK", "SEGMENTS", "TESTED", "how_to_attend", "noise_in", "windows_of"]
+
+# How a model is told what a token sees
+SEGMENTS = "attention by segments"
+DENSE_MASK = "dense mask"
+BLOCK_MASK = "block mask"
+
+# Model types whose log-probabilities and gradients are tested against separate rows. Others are compared on one group
+# before they run this way
+TESTED = frozenset(
+    {
+        "cohere",
+        "gemma",
+        "gemma2",
+        "gemma3_text",
+        "glm4",
+        "gpt2",
+        "gpt_neox",
+        "granite",
+        "llama",
+        "mistral",
+        "mixtral",
+        "olmo",
+        "olmo2",
+        "olmo3",
+        "opt",
+        "phi",
+        "phi3",
+        "qwen2",
+        "qwen2_moe",
+        "qwen3",
+        "qwen3_moe",
+        "smollm3",
+        "stablelm",
+        "starcoder2",
+    }
+)
+
+# Models that give other numbers without an error, some only on long rows
+_INEXACT = {
+    "bloom": "its ALiBi counts places in the row, not positions",
+    "gpt_neo": "its local layers count places in the row, not positions",
+    "mpt": "its ALiBi counts places in the row, not positions",
+}
+
+_ATTENTION_TYPES = {"full_attention", "sliding_attention"}
+
+
+def how_to_attend(model: PreTrainedModel, device: torch.device) -> tuple[str | None, str]:
+    """
+    Returns how `model` can be told what a token of a layout sees: one of the names above, or `None` with the reason.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+        device (`torch.device`):
+            Where it is going to run.
+
+    Returns:
+        `tuple[str | None, str]`
+    """
+    config = model.config.get_text_config()
+    if config.model_type in _INEXACT or getattr(config, "alibi", False):
+        why = _INEXACT.get(config.model_type, "its ALiBi counts places in the row, not positions")
+        return None, f"`{config.model_type}` cannot share a prompt: {why}"
+    others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_TYPES
+    if others:
+        return None, f"`{config.model_type}` has layers of {' and '.join(sorted(others))}, which read whole rows"
+    parameters = inspect.signature(model.base_model.forward).parameters
+    if "position_ids" not in parameters:
+        return None, f"`{config.model_type}` takes no `position_ids`"
+
+    attention = config._attn_implementation
+    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if attention == "flex_attention":
+        return BLOCK_MASK, ""
+    if attention == SEGMENTED:  # of an earlier trainer
+        return SEGMENTS, ""
+    if attention == "sdpa":
+        # On a GPU one call with a mask is faster than many short ones
+        by_segments = device.type == "cpu" and passes_on and model._supports_attention_backend
+        return (SEGMENTS if by_segments else DENSE_MASK), ""
+    if attention in ("eager", None):
+        return DENSE_MASK, ""
+    return None, f"`attn_implementation={attention!r}` has no mask of this kind; 'sdpa' and 'flex_attention' have"
+
+
+def windows_of(model: PreTrainedModel) -> dict[str, int | None]:
+    """Sliding window of each kind of layer that a model has, `None` for full attention."""
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
+    return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
+
+
+def noise_in(model: nn.Module) -> str | None:
+    """Name of a module whose dropout is on, if there is one: shared tokens would share its noise."""
+    for name, module in model.named_modules():
+        rates = [module.p] if isinstance(module, nn.Dropout) else [getattr(module, "attention_dropout", 0.0)]
+        if any(isinstance(rate, float) and rate > 0 for rate in rates):
+            return name
+    return None

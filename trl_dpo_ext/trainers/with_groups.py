@@ -1,0 +1,135 @@
+"""How a trainer runs the completions of a prompt: together where that is exact, with the reason where it is not."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from accelerate.utils import is_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
+from trl_dpo_ext.logps import find_groups
+from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
+from trl_dpo_ext.shared_prompt.support import noise_in
+from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+from trl_dpo_ext.trainers.figures import ExactFigures
+
+
+__all__ = ["WithGroups"]
+
+logger = get_logger(__name__)
+
+# What a batch of text holds. Other entries are arguments of the model that follow its rows
+_KNOWN = {"input_ids", "attention_mask", "completion_mask", "prompt_groups", *REF_LOGPS_COLUMNS}
+
+
+class WithGroups(ExactFigures):
+    """A trainer whose models compute a prompt once for its completions (`share_prompt`), without padding."""
+
+    model: PreTrainedModel
+    _grouped: GroupedForward | None = None
+    _why_separate = ""
+
+    def __init__(self, *positional: Any, args: BaseDPOConfig, **keywords: Any):
+        # TRL has no such thing at present, and would warn
+        self._padding_free, args.padding_free = args.padding_free, False
+        try:
+            super().__init__(*positional, args=args, **keywords)
+        finally:
+            args.padding_free = self._padding_free
+        self.group_forwards()
+
+    def group_forwards(self) -> None:
+        """Gives policy and reference the forward on groups, as soon as they have TRL's fused LM head."""
+        if self._grouped is not None:
+            return
+        options, self._why_separate = self._layout_options()
+        if options is None:
+            return
+        for model in (self.ref_model, self.model):  # the policy's last: it is the one that is described
+            if isinstance(model, nn.Module):
+                model = self.accelerator.unwrap_model(model)
+                model = model.get_base_model() if is_peft_model(model) else model
+                if hasattr(model, "config") and hasattr(model, "base_model"):
+                    self._grouped = GroupedForward(model, options, self.accelerator.device)
+        if self._grouped is not None and self._grouped.reason and options.share_prompt is None:
+            logger.warning(f"Every completion is run with its own prompt: {self._grouped.reason}.")
+
+    @property
+    def layout_description(self) -> str:
+        """How prompts are computed, in words."""
+        if self._grouped is None:
+            return f"with every completion ({self._why_separate})"
+        return str(self._grouped) + (f" ({self._why_separate})" if self._why_separate else "")
+
+    def with_groups(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Adds to a batch of text which of its rows share a prompt, at the one synchronisation of a forward."""
+        if self._is_vision_dataset or "prompt_groups" in inputs:
+            return dict(inputs)
+        return dict(inputs) | {"prompt_groups": find_groups(inputs)}
+
+    def rows_of(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The rows `(N, T)` of a batch, as the models take them."""
+        return dict(inputs)
+
+    def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The rows of a batch, with their groups where the models can run them together."""
+        inputs = self.with_groups(inputs)
+        rows = self.rows_of(inputs)
+        others = sorted(name for name, value in rows.items() if name not in _KNOWN and isinstance(value, torch.Tensor))
+        if self._grouped is not None and not others:
+            return rows
+        if others and self._grouped is not None:
+            message = f"Every completion is run with its own prompt: the batch has {', '.join(others)} for each row."
+            if self.args.share_prompt:
+                raise ValueError(f"`share_prompt=True`, but the batch has {', '.join(others)} for each row.")
+            logger.warning_once(message)
+        rows.pop("prompt_groups", None)
+        return rows
+
+    def _layout_options(self) -> tuple[LayoutOptions | None, str]:
+        args = self.args
+        options = LayoutOptions(
+            share_prompt=args.share_prompt,
+            padding_free=self._padding_free,
+            max_tokens_per_row=args.max_tokens_per_row,
+            completions_per_forward=args.completions_per_forward,
+            longest=args.max_length or LayoutOptions.longest,
+        )
+        asked = {
+            name: value
+            for name in ("share_prompt", "padding_free", "completions_per_forward")
+            if (value := getattr(options, name))
+        }
+        prompt_learning = is_peft_model(self.model) and any(
+            config.is_prompt_learning for config in self.model.peft_config.values()
+        )
+        parallelism = args.parallelism_config
+        splits_rows = parallelism is not None and parallelism.cp_size * parallelism.sp_size > 1
+        reasons = {
+            "rows hold images": self._is_vision_dataset,
+            "a prompt-learning adapter puts virtual tokens before every row": prompt_learning,
+            "the load-balancing loss of the router counts the tokens of separate rows": self.aux_loss_enabled,
+            "context or sequence parallelism splits rows": splits_rows,
+        }
+        for reason, holds in reasons.items():
+            if holds:
+                for name, value in asked.items():
+                    raise ValueError(f"`{name}={value}` is not exact here: {reason}. Leave it out.")
+                return None, reason
+
+        noise = noise_in(self.model)
+        reasons = {
+            f"dropout is on in `{noise}`, and its completions would share the noise": noise is not None,
+            "NEFTune adds noise, which completions would share": args.neftune_noise_alpha is not None,
+        }
+        for reason, holds in reasons.items():
+            if holds and args.share_prompt:
+                raise ValueError(f"`share_prompt=True` is not exact here: {reason}. Leave it out.")
+            if holds and args.share_prompt is None:
+                logger.warning(f"Every completion is run with its own prompt: {reason}.")
+                return replace(options, share_prompt=False), reason
+        return options, ""
