@@ -48,6 +48,7 @@ SEAMS = {
         "quantization_config",
         "peft_config",
     ),
+    "_get_eval_sampler": ("eval_dataset",),
     "_precompute_ref_logps": ("dataset", "name", "batch_size"),
     "_prepare_dataset": ("dataset", "processing_class", "args", "dataset_name"),
     "_set_signature_columns_if_needed": (),

@@ -109,8 +109,8 @@ def find_groups(batch: Mapping[str, Any]) -> PromptGroups:
     """Finds which rows of a batch share a prompt: TRL's stacked pairs, or groups `(B, K, T)` of ranked completions."""
     ranked = "rank_mask" in batch
     names = ("input_ids", "attention_mask", "completion_mask")
-    in_groups = (batch[name] if ranked else stacked_to_pairs(batch[name]) for name in names)
-    return PromptGroups.find(*in_groups, stacked=not ranked)
+    in_groups = {name: batch[name] if ranked else stacked_to_pairs(batch[name]) for name in names}
+    return PromptGroups.find(**in_groups, stacked=not ranked)
 
 
 def existing_completions(batch: Mapping[str, Any], groups: PromptGroups) -> dict[str, Tensor]:
@@ -125,4 +125,4 @@ def to_groups(values: Tensor, groups: PromptGroups) -> Tensor:
     if groups.places is not None:
         whole = values.new_zeros(size[0] * size[1], *values.shape[1:])
         values = whole.index_copy(0, groups.places, values)
-    return values.unflatten(0, size)
+    return torch.unflatten(values, 0, size)

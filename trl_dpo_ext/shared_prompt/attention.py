@@ -1,6 +1,7 @@
 """Attention in a layout: a token sees its prompt and its own completion's past, and nothing else."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,14 +103,22 @@ def segmented_attention(
     Args:
         module ([`~torch.nn.Module`]):
             Attention layer.
-        query, key, value (`torch.Tensor` of shape `(R, heads, S, D)`):
-            As in `transformers`' attention interface; keys and values may have fewer heads.
+        query (`torch.Tensor` of shape `(R, heads, S, D)`):
+            Queries.
+        key (`torch.Tensor` of shape `(R, key heads, S, D)`):
+            Keys.
+        value (`torch.Tensor` of shape `(R, key heads, S, D)`):
+            Values.
         attention_mask (`torch.Tensor`, *optional*):
             Where there is a layout: the [`window_mark`] of the layer.
-        dropout, scaling (`float`):
-            As in [`~torch.nn.functional.scaled_dot_product_attention`].
+        dropout (`float`, *optional*, defaults to `0.0`):
+            Share of the attention weights that is dropped.
+        scaling (`float`, *optional*):
+            Factor of the scores. Defaults to one over the square root of D.
         layout ([`~trl_dpo_ext.shared_prompt.layout.Layout`], *optional*):
             Rows.
+        kwargs:
+            What `transformers` passes on to its own `sdpa` attention.
 
     Returns:
         `tuple[torch.Tensor, None]`: Attention output of shape `(R, S, heads, D)`.
@@ -121,6 +130,7 @@ def segmented_attention(
     if kwargs.get("softcap") is not None:
         raise ValueError("`sdpa` attention has no `softcap`. Use `attn_implementation='eager'` or 'flex_attention'.")
 
+    assert attention_mask is not None
     window = int(attention_mask) or None
     rows, heads, width, _ = query.shape
     groups = heads // key.size(1)
@@ -133,21 +143,19 @@ def segmented_attention(
         ),
         strict=True,
     )
-    attend = {"dropout_p": dropout, "scale": scaling}
+    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
     outputs = []
     for prompt, branches in layout.segments:
         queries, keys, values = next(pieces)
         if prompt:
-            past = {"is_causal": True}
-            if window is not None and prompt > window:
-                past = {"attn_mask": _own_mask(layout, 0, prompt, window)}
-            outputs.append(F.scaled_dot_product_attention(queries, keys, values, **past, **attend))
+            mask = None if window is None or prompt <= window else _own_mask(layout, 0, prompt, window)
+            outputs.append(attend(queries, keys, values, attn_mask=mask, is_causal=mask is None))
         for length in branches:
             queries, own_keys, own_values = next(pieces)
             if length:
                 seen = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
                 mask = _own_mask(layout, prompt, length, window)
-                outputs.append(F.scaled_dot_product_attention(queries, *seen, attn_mask=mask, **attend))
+                outputs.append(attend(queries, *seen, attn_mask=mask))
     output = torch.cat([piece.transpose(1, 2) for piece in outputs], dim=1)  # (1, R * S, heads, D)
     return output.view(rows, width, heads, -1), None
 

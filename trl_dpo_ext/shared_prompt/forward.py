@@ -1,6 +1,6 @@
 """A model's fused forward on rows of distinct tokens, in the place of its forward on padded rows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, update_wrapper
@@ -16,7 +16,7 @@ from trl_dpo_ext.compat import lm_head_tiles_for
 from trl_dpo_ext.shared_prompt.attention import SEGMENTED, block_mask, dense_mask, window_mark
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.shared_prompt.layout import Layout, lay_out
-from trl_dpo_ext.shared_prompt.support import BLOCK_MASK, DENSE_MASK, SEGMENTS, TESTED, how_to_attend, windows_of
+from trl_dpo_ext.shared_prompt.support import DENSE_MASK, SEGMENTS, TESTED, how_to_attend, windows_of
 
 
 __all__ = ["GroupedForward", "LayoutOptions"]
@@ -186,8 +186,10 @@ class GroupedForward:
         # Eager attention adds its mask: a boolean one would be wrong without an error
         is_sdpa = self.model.config.get_text_config()._attn_implementation == "sdpa"
         additive = None if is_sdpa else self.model.dtype
-        make = {SEGMENTS: window_mark, BLOCK_MASK: block_mask, DENSE_MASK: partial(dense_mask, additive=additive)}
-        masks = {kind: make[self.attention](layout, window) for kind, window in self._windows.items()}
+        make: Callable[..., Any] = partial(dense_mask, additive=additive)
+        if self.attention != DENSE_MASK:
+            make = window_mark if self.attention == SEGMENTS else block_mask
+        masks = {kind: make(layout, window) for kind, window in self._windows.items()}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         return {"attention_mask": mask} | ({"layout": layout} if self.attention == SEGMENTS else {})
 

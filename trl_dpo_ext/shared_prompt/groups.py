@@ -47,8 +47,12 @@ class PromptGroups:
         Finds the groups of a batch, at one synchronisation.
 
         Args:
-            input_ids, attention_mask, completion_mask (`torch.Tensor` of shape `(B, K, T)`):
-                Prompts with completions. A completion that does not exist has an attention mask of 0.
+            input_ids (`torch.Tensor` of shape `(B, K, T)`):
+                Prompts with completions.
+            attention_mask (`torch.Tensor` of shape `(B, K, T)`):
+                1 at tokens; 0 throughout where a completion does not exist.
+            completion_mask (`torch.Tensor` of shape `(B, K, T)`):
+                1 at the tokens of completions.
             stacked (`bool`):
                 Whether rows are numbered `[all first completions; all second ones; ...]`, as TRL stacks pairs, or
                 group by group, those left out that do not exist.

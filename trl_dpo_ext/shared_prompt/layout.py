@@ -32,7 +32,7 @@ class Layout:
         segments (`tuple[tuple[int, tuple[int, ...]], ...]`):
             Lengths, in order, of each prompt and of its completions. Padding counts as a prompt of its own.
         masks (`dict`):
-            Attention masks made for this layout, for policy and reference alike.
+            Attention masks made for this layout; all layers share them.
     """
 
     tokens: Tensor

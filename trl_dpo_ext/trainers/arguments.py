@@ -13,9 +13,19 @@ from trl_dpo_ext.data.preparation import columns_of
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 
-__all__ = ["check_attention", "check_data_loading", "check_reference_model", "config_from", "has_images"]
+__all__ = [
+    "SAMPLED_BY_LENGTH",
+    "check_attention",
+    "check_data_loading",
+    "check_reference_model",
+    "config_from",
+    "has_images",
+]
 
 logger = get_logger(__name__)
+
+# Values of `train_sampling_strategy` that need the rows' lengths
+SAMPLED_BY_LENGTH = ("group_by_length", "batch_rebalance")
 
 Config = TypeVar("Config", bound=BaseDPOConfig)
 
@@ -84,6 +94,11 @@ def check_data_loading(args: BaseDPOConfig, train_dataset: Any, eval_dataset: An
             raise ValueError(f"The {name} dataset has no rows.")
     if args.world_size == 1:
         return
+    if args.train_sampling_strategy == "batch_rebalance":
+        raise ValueError(
+            "`train_sampling_strategy='batch_rebalance'` gives the processes batches of unequal size, which an update "
+            "cannot weigh by example. Use 'group_by_length'."
+        )
     if args.accelerator_config.dispatch_batches and isinstance(train_dataset, Dataset):
         raise ValueError(
             "`dispatch_batches=True` cuts a batch of stacked rows (all chosen, then all rejected) in the wrong place. "

@@ -261,8 +261,9 @@ class BaseDPOConfig(DPOConfig):
         separate = self.share_prompt is False and self.padding_free is None
         if self.max_tokens_per_row is not None and (self.padding_free is False or separate):
             raise ValueError(
-                f"`max_tokens_per_row={self.max_tokens_per_row}` has no effect with `share_prompt={self.share_prompt}` "
-                f"and `padding_free={self.padding_free}`: no row holds several prompts. Set `padding_free=True`."
+                f"`max_tokens_per_row={self.max_tokens_per_row}` has no effect with "
+                f"`share_prompt={self.share_prompt}` and `padding_free={self.padding_free}`: no row holds several "
+                "prompts. Set `padding_free=True`."
             )
 
     def _resolve_tokenization(self) -> None:

@@ -11,10 +11,12 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers.trainer_utils import PredictionOutput, TrainOutput, get_last_checkpoint
+from torch.utils.data import Sampler, SequentialSampler
+from transformers.trainer_utils import PredictionOutput, TrainOutput, get_last_checkpoint, has_length
 
 import trl_dpo_ext
 from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
+from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, stacked_to_pairs
 from trl_dpo_ext.reference import policy as reference_policy
@@ -23,6 +25,7 @@ from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.start_check import explain_start
 from trl_dpo_ext.rewards import implicit_rewards
 from trl_dpo_ext.trainers.arguments import (
+    SAMPLED_BY_LENGTH,
     check_attention,
     check_data_loading,
     check_reference_model,
@@ -311,7 +314,20 @@ class BaseDPOTrainer(WithReference):
             logger.warning(
                 f"{report.dropped} rows of the {dataset_name} dataset are left out (first: {report.first_dropped})."
             )
+        if args.train_sampling_strategy in SAMPLED_BY_LENGTH and dataset_name == "train":
+            if isinstance(dataset, Dataset):
+                dataset = add_lengths(dataset, args.length_column_name, self.token_columns)
         return dataset
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # HF groups by length here too, and `predict` would return rows in another order than they came in
+        return SequentialSampler(eval_dataset) if self.args.world_size == 1 and has_length(eval_dataset) else None
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        assert self._signature_columns is not None
+        if self.args.length_column_name not in self._signature_columns:
+            self._signature_columns.append(self.args.length_column_name)
 
     def prepare(
         self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False

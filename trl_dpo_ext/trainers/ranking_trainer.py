@@ -219,3 +219,4 @@ class RankingDPOTrainer(BaseDPOTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             self._signature_columns = [*TOKENIZED_RANKING_COLUMNS, RANKING_REF_LOGPS_COLUMN]
+        super()._set_signature_columns_if_needed()
