@@ -105,12 +105,16 @@ def stacked_to_pairs(stacked: Tensor) -> Tensor:
     return pairs
 
 
-def find_groups(batch: Mapping[str, Any]) -> PromptGroups:
-    """Finds which rows of a batch share a prompt: TRL's stacked pairs, or groups `(B, K, T)` of ranked completions."""
+def find_groups(batch: Mapping[str, Any], most: int | None = None) -> PromptGroups:
+    """
+    Finds which rows of a batch share a prompt: TRL's stacked pairs, or groups `(B, K, T)` of ranked completions.
+
+    `most` is the number of completions of the largest group of any process's batches.
+    """
     ranked = "rank_mask" in batch
     names = ("input_ids", "attention_mask", "completion_mask")
     in_groups = {name: batch[name] if ranked else stacked_to_pairs(batch[name]) for name in names}
-    return PromptGroups.find(**in_groups, stacked=not ranked)
+    return PromptGroups.find(**in_groups, stacked=not ranked, most=most)
 
 
 def existing_completions(batch: Mapping[str, Any], groups: PromptGroups) -> dict[str, Tensor]:

@@ -321,7 +321,9 @@ def _rankings(n: int, start: int = 0) -> Any:
     return Dataset.from_list(rows)
 
 
-def _rank(launch: Launch, name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+def _rank(
+    launch: Launch, name: str, before: Callable[[], None] = lambda: None, **options: Any
+) -> tuple[Any, dict[str, Any]]:
     from transformers import PrinterCallback
 
     from trl_dpo_ext import RankingDPOConfig, RankingDPOTrainer
@@ -331,8 +333,10 @@ def _rank(launch: Launch, name: str, **options: Any) -> tuple[Any, dict[str, Any
         name: getattr(pairwise, name) for name in RankingDPOConfig.__dataclass_fields__ if hasattr(pairwise, name)
     }
     del shared["gradient_accumulation_steps"]
+    args = RankingDPOConfig(**shared)
+    before()
     trainer = RankingDPOTrainer(
-        launch.model, args=RankingDPOConfig(**shared), train_dataset=_rankings(11), eval_dataset=_rankings(9, start=40)
+        launch.model, args=args, train_dataset=_rankings(11), eval_dataset=_rankings(9, start=40)
     )
     trainer.remove_callback(PrinterCallback)
     return trainer, train(launch, trainer, name)
@@ -343,6 +347,12 @@ def ranks(launch: Launch) -> dict[str, Any]:
     """11 rankings of 2 to 9 completions in updates of 4."""
     trainer, trained = _rank(launch, "ranks")
     return trained | evaluate(trainer, _rankings(9, start=40))
+
+
+@case()
+def ranks_in_parts(launch: Launch) -> dict[str, Any]:
+    """The same, two completions in memory at a time."""
+    return _rank(launch, "ranks_in_parts", completions_per_forward=2)[1]
 
 
 @case()
@@ -597,14 +607,27 @@ def sharded_lora(launch: Launch) -> dict[str, Any]:
     return train(launch, trainer, "sharded_lora") | {"shards": _shards(trainer)}
 
 
-def _sharded(launch: Launch, options: dict[str, Any], **arguments: Any) -> Any:
+@case(TWO_PROCESSES_ONLY)
+def sharded_ranks(launch: Launch) -> dict[str, Any]:
+    """`ranks` under FSDP2, two completions in memory at a time."""
+    trainer, trained = _rank(launch, "sharded_ranks", before=_not_ddp, completions_per_forward=2, **FSDP2)
+    return trained | {"shards": _shards(trainer)}
+
+
+FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}}
+
+
+def _not_ddp() -> None:
+    # On a CPU accelerate leaves FSDP out without a word and trains under DDP
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 
-    fsdp_config = {"version": 2, "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"]}
-    args = make_config(launch, fsdp=True, fsdp_config=fsdp_config, **options)
-    # On a CPU accelerate leaves FSDP out without a word and trains under DDP
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def _sharded(launch: Launch, options: dict[str, Any], **arguments: Any) -> Any:
+    args = make_config(launch, **FSDP2, **options)
+    _not_ddp()
     return make_trainer(launch, 11, args=args, **arguments)
 
 
@@ -612,7 +635,8 @@ def _shards(trainer: Any) -> dict[str, Any]:
     from torch.distributed.tensor import DTensor
 
     models = {"policy": trainer.model} | ({"reference": trainer.ref_model} if trainer.ref_model else {})
-    return {"distributed_type": trainer.accelerator.distributed_type.value} | {
+    kind = trainer.accelerator.distributed_type.value
+    return {"distributed_type": kind, "prompts": trainer.layout_description} | {
         name: [sum(isinstance(p, DTensor) for p in model.parameters()), len(list(model.parameters()))]
         for name, model in models.items()
     }

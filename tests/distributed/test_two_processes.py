@@ -164,7 +164,7 @@ def deviations(ones: list[dict[str, Any]], twos: list[dict[str, Any]], beta: flo
 
 def _size(name: str, entry: dict[str, Any], beta: float) -> float:
     # A reward is beta times the difference of two log-probabilities, a sum of a hundred nats each
-    if found := re.match(r"(.*)rewards/(chosen|rejected|margins\w*|rank_\d+)$", name):
+    if found := re.match(r"(.*)(?:rewards/(?:chosen|rejected|margins\w*|rank_\d+)|own_margin)$", name):
         return beta * max(abs(entry[f"{found[1]}logps/{side}"]) for side in ("chosen", "rejected"))
     # Losses are functions of rewards, of size log 2 at the start; logits are of size 1 and their mean is near 0
     if name.endswith(("loss", "order_probabilities")) or "logits/" in name:
@@ -223,6 +223,7 @@ def sigmoid_loss(predictions: list[list[float]]) -> float:
 
 TRAININGS = {
     "ranks": "rankings of 2 to 9 completions, a repeated row in the last update",
+    "ranks_in_parts": "two completions in memory at a time",
     "ranks_cached": "the same with a cached reference",
     "divides": "sizes that divide, with an evaluation in between",
     "accumulates": "half the micro-batches",
@@ -437,18 +438,29 @@ def test_two_processes_read_the_file_of_one(both: Both) -> None:
 
 # Sharded weights
 
+FSDP = {"distributed_type": "FSDP", "prompts": "computed once (attention by segments, packed)"}
+
 
 def test_sharded_training(both: Both) -> None:
     result = both.two.result("sharded")
-    assert result["shards"] == {"distributed_type": "FSDP", "policy": [21, 21], "reference": [21, 21]}
+    assert result["shards"] == FSDP | {"policy": [21, 21], "reference": [21, 21]}
     assert_same_training(both.one, "ragged", both.two, "sharded")
     assert_exact_means(result["metrics"], "eval", result["predictions"])
     assert result["metrics"]["eval_loss"] == pytest.approx(sigmoid_loss(result["predictions"]), rel=TOLERANCE)
 
 
 def test_sharded_adapter(both: Both) -> None:
-    assert both.two.result("sharded_lora")["shards"] == {"distributed_type": "FSDP", "policy": [29, 29]}
+    assert both.two.result("sharded_lora")["shards"] == FSDP | {"policy": [29, 29]}
     assert_same_training(both.one, "lora", both.two, "sharded_lora")
+
+
+def test_sharded_rankings_in_parts(both: Both) -> None:
+    assert both.two.result("sharded_ranks")["shards"] == FSDP | {"policy": [21, 21], "reference": [21, 21]}
+    assert_same_training(both.one, "ranks", both.two, "sharded_ranks")
+
+
+def test_parts_are_the_whole(both: Both) -> None:
+    assert_same_training(both.one, "ranks", both.one, "ranks_in_parts")
 
 
 # Failures

@@ -321,7 +321,13 @@ class TestUntestedModels:
     @staticmethod
     def grouped(kind: str, options: LayoutOptions, **config: Any) -> GroupedForward:
         torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 384}
+        sizes = {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "vocab_size": 384,
+            "initializer_range": 0.3,
+        }
         sizes |= {"intermediate_size": 48, "num_key_value_heads": 2, "head_dim": 8}
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes | config)).eval()
         add_fused_lm_head(model)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -27,7 +29,7 @@ logger = get_logger(__name__)
 _BY_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 # Largest difference of a log-probability, in nats, at which two ways to run a model agree
-_TOLERANCE = 1e-3
+_TOLERANCE = 2e-4
 _TOLERANCE_HALF = 5e-2  # of the mean difference, in half precision
 
 
@@ -125,10 +127,14 @@ class GroupedForward:
 
     def _run(self, groups: PromptGroups, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **kwargs: Any):
         parts = groups.chunks(self.options.completions_per_forward)
+        idle = [parts[0].one_row()] * (self._num_parts(groups) - len(parts))
         # With gradient checkpointing every layer is recomputed already; twice would be once too many
-        again = len(parts) > 1 and torch.is_grad_enabled() and not _checkpoints_layers(self.model)
+        again = len(parts + idle) > 1 and torch.is_grad_enabled() and not _checkpoints_layers(self.model)
         run = partial(self._run_part, input_ids, attention_mask, labels, kwargs)
-        outputs = [checkpoint(run, part, use_reentrant=False) if again else run(part) for part in parts]
+        outputs, idle_outputs = (
+            [checkpoint(run, part, use_reentrant=False) if again else run(part) for part in some]
+            for some in (parts, idle)
+        )
 
         rows, width = labels.shape
         output, _ = outputs[0]
@@ -138,9 +144,18 @@ class GroupedForward:
                 values = torch.cat([getattr(part, name).flatten() for part, _ in outputs])
                 whole = values.new_zeros(rows * (width - 1)).index_copy(0, targets, values)
                 setattr(output, name, whole.view(rows, width - 1))
+        for part, _ in idle_outputs:
+            output.log_probs = output.log_probs + 0.0 * part.log_probs.sum()
         output.label_mask = labels[:, 1:] != -100
         output.loss = -output.log_probs.sum() / output.label_mask.sum().clamp(min=1)
         return output
+
+    def _num_parts(self, groups: PromptGroups) -> int:
+        size = self.options.completions_per_forward
+        if size is None or not _is_sharded(self.model):
+            return len(groups.chunks(size))
+        # Weights are gathered for every forward, so that all processes make as many
+        return -(-max(groups.most, groups.largest) // size)
 
     def _run_part(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, kwargs: dict[str, Any], part: PromptGroups
@@ -211,7 +226,7 @@ class GroupedForward:
         input_ids[1, :start], input_ids[3, :start] = input_ids[0, :start], input_ids[2, :start]
         labels = input_ids.clone()
         labels[:, :start] = -100
-        groups = PromptGroups([[0, 1], [2, 3]], [start] * 2, [start] * 4, [length] * 4, length, 2, None, True)
+        groups = PromptGroups([[0, 1], [2, 3]], [start] * 2, [start] * 4, [length] * 4, length, 2, None, 2, True)
         kwargs = {"use_cache": False, "fused_lm_head": True}
         try:
             with torch.no_grad():
@@ -247,6 +262,13 @@ class GroupedForward:
 
 def _checkpoints_layers(model: nn.Module) -> bool:
     return model.training and any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def _is_sharded(model: nn.Module) -> bool:
+    # FSDP2, FSDP1 and ZeRO-3
+    return any(isinstance(module, FSDP) for module in model.modules()) or any(
+        isinstance(parameter, DTensor) or hasattr(parameter, "ds_id") for parameter in model.parameters()
+    )
 
 
 @contextmanager

@@ -28,6 +28,8 @@ class PromptGroups:
             Completions that a group has place for: K.
         places (`torch.Tensor` of shape `(N,)`, *optional*):
             For each row its place among the `B * K` completions of the batch; `None` where all exist.
+        most (`int`):
+            Completions of the largest group that any process may have in a batch.
         padded_right (`bool`):
             Whether every row's padding comes last. Other rows cannot be laid out anew.
     """
@@ -39,10 +41,18 @@ class PromptGroups:
     width: int
     completions: int
     places: Tensor | None
+    most: int
     padded_right: bool
 
     @classmethod
-    def find(cls, input_ids: Tensor, attention_mask: Tensor, completion_mask: Tensor, stacked: bool) -> "PromptGroups":
+    def find(
+        cls,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        completion_mask: Tensor,
+        stacked: bool,
+        most: int | None = None,
+    ) -> "PromptGroups":
         """
         Finds the groups of a batch, at one synchronisation.
 
@@ -56,6 +66,8 @@ class PromptGroups:
             stacked (`bool`):
                 Whether rows are numbered `[all first completions; all second ones; ...]`, as TRL stacks pairs, or
                 group by group, those left out that do not exist.
+            most (`int`, *optional*):
+                Completions of the largest group of any process's batches. Defaults to K.
         """
         groups, completions, width = input_ids.shape
         lengths = attention_mask.sum(dim=-1)  # (B, K)
@@ -91,6 +103,7 @@ class PromptGroups:
             width=width,
             completions=completions,
             places=places,
+            most=most or completions,
             padded_right=bool(found[-1]),
         )
 
@@ -111,6 +124,10 @@ class PromptGroups:
         """Returns the same rows, each a group of its own: nothing is shared."""
         rows = [row for group in self.members for row in group]
         return replace(self, members=[[row] for row in rows], shared=[self.starts[row] for row in rows])
+
+    def one_row(self) -> "PromptGroups":
+        """Returns the first group's first row alone."""
+        return replace(self, members=[self.members[0][:1]], shared=self.shared[:1])
 
     def chunks(self, size: int | None) -> list["PromptGroups"]:
         """Splits every group into parts of up to `size` completions: the first parts, the second ones, ..."""

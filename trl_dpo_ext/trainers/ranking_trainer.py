@@ -106,7 +106,7 @@ class RankingDPOTrainer(BaseDPOTrainer):
                 truncation_mode=args.truncation_mode,
                 pad_to_multiple_of=args.pad_to_multiple_of,
             )
-        # Places of the longest row of all data sets: every process logs and gathers as many
+        # Every process logs and gathers as many
         self._num_places = args.max_completions or 2
         super().__init__(
             model=model,

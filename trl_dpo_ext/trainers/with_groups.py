@@ -32,6 +32,8 @@ class WithGroups(ExactFigures):
     model: PreTrainedModel
     _grouped: GroupedForward | None = None
     _why_separate = ""
+    # Completions of the largest group of all data sets, the same on every process
+    _num_places = 2
 
     def __init__(self, *positional: Any, args: BaseDPOConfig, **keywords: Any):
         # TRL has no such thing at present, and would warn
@@ -69,7 +71,7 @@ class WithGroups(ExactFigures):
         """Adds to a batch of text which of its rows share a prompt, at the one synchronisation of a forward."""
         if self._is_vision_dataset or "prompt_groups" in inputs:
             return dict(inputs)
-        return dict(inputs) | {"prompt_groups": find_groups(inputs)}
+        return dict(inputs) | {"prompt_groups": find_groups(inputs, self._num_places)}
 
     def rows_of(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The rows `(N, T)` of a batch, as the models take them."""
