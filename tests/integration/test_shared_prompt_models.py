@@ -9,7 +9,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from trl_dpo_ext.logps import completion_logps, existing_completions, find_groups
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
-from trl_dpo_ext.shared_prompt.support import TESTED
+from trl_dpo_ext.shared_prompt.support import BLOCK_MASK, DENSE_MASK, TESTED
 
 
 CPU = torch.device("cpu")
@@ -33,17 +33,25 @@ GPT2 |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 
 # name -> (model type, its options)
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "apertus": ("apertus", SMALL),
     "cohere": ("cohere", SMALL | {"logit_scale": 0.5}),
+    "cohere2": ("cohere2", SMALL | {"logit_scale": 0.5, "sliding_window": 6}),
+    "ernie4_5": ("ernie4_5", SMALL | {"head_dim": 8}),
+    "exaone4": ("exaone4", SMALL | {"sliding_window": 6, "sliding_window_pattern": 2}),
     "gemma": ("gemma", SMALL | {"head_dim": 8}),
     "gemma2": ("gemma2", SMALL | {"head_dim": 8, "sliding_window": 6, "final_logit_softcapping": 30.0}),
     "gemma3": (
         "gemma3_text",
         SMALL | {"head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"] * 2},
     ),
+    "glm": ("glm", SMALL | {"head_dim": 8}),
     "glm4": ("glm4", SMALL | {"head_dim": 8}),
     "gpt2": ("gpt2", GPT2),
+    "gpt_bigcode": ("gpt_bigcode", GPT2),
     "gpt_neox": ("gpt_neox", SMALL | {"rotary_pct": 0.5}),
     "granite": ("granite", SMALL | {"logits_scaling": 2.0}),
+    "granitemoe": ("granitemoe", SMALL | MOE),
+    "helium": ("helium", SMALL | {"head_dim": 8}),
     "llama": ("llama", SMALL),
     "mistral": ("mistral", SMALL | {"sliding_window": None}),
     "mistral_window": ("mistral", SMALL | {"sliding_window": 6}),
@@ -51,6 +59,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo": ("olmo", SMALL),
     "olmo2": ("olmo2", SMALL),
     "olmo3": ("olmo3", SMALL | {"sliding_window": 6}),
+    "olmoe": ("olmoe", SMALL | MOE),
     "opt": ("opt", SMALL | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0}),
     "phi": ("phi", SMALL),
     "phi3": ("phi3", SMALL | {"sliding_window": 6}),
@@ -59,6 +68,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("qwen2_moe", SMALL | MOE | WINDOW | {"shared_expert_intermediate_size": 32}),
     "qwen3": ("qwen3", SMALL | WINDOW | {"head_dim": 8}),
     "qwen3_moe": ("qwen3_moe", SMALL | MOE | WINDOW | {"head_dim": 8}),
+    "seed_oss": ("seed_oss", SMALL | {"head_dim": 8}),
     "smollm3": ("smollm3", SMALL | WINDOW),
     "stablelm": ("stablelm", SMALL),
     "starcoder2": ("starcoder2", SMALL | {"sliding_window": 6}),
@@ -130,3 +140,42 @@ def test_architecture(name, attention):
     grouped = GroupedForward(model, LayoutOptions(share_prompt=True), CPU)
     assert_same(model, ragged_batch())
     assert grouped.shares
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3", "qwen2_moe", "gpt2"])
+@pytest.mark.parametrize("packs", [True, False], ids=["packed", "a row each"])
+def test_dense_mask_of_sdpa_as_on_a_gpu(name, packs):
+    model = build(name, "sdpa")
+    grouped = GroupedForward(model, LayoutOptions(padding_free=packs), torch.device("cuda"))
+    assert grouped.attention == DENSE_MASK
+    assert_same(model, ragged_batch())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma2", "gemma3"])
+def test_forward_of_flex_attention(name):
+    """Its backward needs a GPU (torch 2.13); what it sees is the dense mask, see `tests/unit/test_shared_prompt.py`."""
+    model, flex = build(name, "eager" if name == "gemma2" else "sdpa"), build(name, "flex_attention")
+    assert GroupedForward(flex, LayoutOptions(share_prompt=True), CPU).attention == BLOCK_MASK
+    batch = ragged_batch()
+    groups = find_groups(batch)
+    rows = existing_completions(batch, groups)
+    with torch.no_grad():
+        expected = completion_logps(model, rows).logps
+        found = completion_logps(flex, rows | {"prompt_groups": groups}).logps
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3"])
+def test_bfloat16(name):
+    """Weights in bfloat16: the two ways are as far from each other as each is from float32."""
+    model = build(name, "sdpa")
+    batch = ragged_batch()
+    exact = run(model, batch, with_groups=False)[0].logps
+    half = model.bfloat16()
+    separate = run(half, batch, with_groups=False)[0].logps
+    GroupedForward(half, LayoutOptions(), CPU)
+    laid_out = run(half, batch, with_groups=True)[0].logps
+    rounding = (separate - exact).abs().max()
+    assert (laid_out - separate).abs().max() <= 2 * rounding
+    assert (laid_out - exact).abs().max() <= 2 * rounding
