@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help quickstart test test-fast lint clean
+.PHONY: help quickstart benchmark test test-fast lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 quickstart: $(INSTALLED)  ## train and evaluate a small DPO policy on film reviews (about 3 minutes on two CPU cores)
 	$(VENV)/bin/python examples/quickstart.py
+
+benchmark: $(INSTALLED)  ## measure steps and memory against TRL (about 40 minutes on two CPU cores)
+	$(VENV)/bin/python -m benchmarks --size cpu
 
 test: $(INSTALLED)  ## run all the tests
 	$(VENV)/bin/python -m pytest

@@ -522,7 +522,8 @@ class TestRunSummary:
         assert line == (
             "DPOPaperTrainer (preset 'paper'): 12 rows an update = 4 x 3 x 1 (per device x accumulation x ranks), "
             "2 updates; rmsprop at 0.001, constant_with_warmup (k+1)/(W+1), warm-up 2; beta 0.25; float32 weights; "
-            "reference: copy in memory; data: 12 rows (0 dropped), 2 prompts and 4 answers cut."
+            "reference: copy in memory; prompts: computed once (attention by segments, packed); "
+            "data: 12 rows (0 dropped), 2 prompts and 4 answers cut."
         )
 
     @pytest.mark.parametrize(

@@ -142,6 +142,8 @@ def lay_out(batch: PromptGroups, budget: int | None, device: torch.device) -> La
     targets = torch.cat([fork_targets, spread(target)[own]])
     labels = targets + targets.div(batch.width - 1, rounding_mode="floor") + 1
 
-    tokens, positions, groups, branches = by_token.view(4, len(rows), width).to(device, non_blocking=True)
-    scored, targets, labels = torch.stack([scored, targets, labels]).to(device, non_blocking=True)
+    if device.type == "cuda":  # from other memory the copy would wait for the GPU
+        by_token, scored, targets, labels = (values.pin_memory() for values in (by_token, scored, targets, labels))
+    tokens, positions, groups, branches = by_token.to(device, non_blocking=True).view(4, len(rows), width)
+    scored, targets, labels = (values.to(device, non_blocking=True) for values in (scored, targets, labels))
     return Layout(tokens, positions, groups, branches, scored, targets, labels, tuple(segments))
