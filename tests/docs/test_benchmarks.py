@@ -1,0 +1,137 @@
+"""The benchmarks run, their columns fit each other, and the README's table is made from them."""
+
+import csv
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[2]
+CONTENDERS = ["trl", "trl cached", "ours", "ours cached", "floor"]
+
+COLUMNS = (
+    "date,machine,torch,trl,model,tuning,shape,prompt_tokens,answer_tokens,completions,groups,contender,seconds,"
+    "speedup_over_trl_cached,times_the_floor,step_gib"
+).split(",")
+
+
+def run_benchmarks(*options: str) -> None:
+    finished = subprocess.run(
+        [sys.executable, "-m", "benchmarks", "--size", "tiny", *options],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, *rows: str) -> None:
+    path.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n", encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_seconds(tmp_path: Path):
+    shapes = {"hh-like": 2, "hh-like-ragged": 2, "ultrafeedback-like": 4}
+    run_benchmarks("--shapes", *shapes, "--output", str(tmp_path))
+    rows = read(tmp_path / "tiny.csv")
+    assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+    for shape, completions in shapes.items():
+        of_shape = {row["contender"]: row for row in rows if row["shape"] == shape}
+        padded = {"ours padded"} if shape == "hh-like-ragged" else set()
+        assert set(of_shape) == {*CONTENDERS, *padded}
+        seconds = {name: float(row["seconds"]) for name, row in of_shape.items()}
+        for name, row in of_shape.items():
+            assert 0 < seconds[name] < math.inf
+            # Six digits are written
+            ratios = {
+                "speedup_over_trl": seconds["trl"] / seconds[name],
+                "speedup_over_trl_cached": seconds["trl cached"] / seconds[name],
+                "times_the_floor": seconds[name] / seconds["floor"],
+                "groups_per_second": int(row["groups"]) / seconds[name],
+            }
+            for column, value in ratios.items():
+                assert float(row[column]) == pytest.approx(value, rel=2e-5)
+            if name != "floor":
+                # The policy starts as its reference
+                orders = 2 if name.startswith("trl") else math.factorial(completions)
+                assert float(row["first_loss"]) == pytest.approx(math.log(orders), abs=1e-4)
+            packed = name in ("ours", "ours cached")
+            assert (float(row["padding_share"]) > 0) == (shape == "hh-like-ragged" and not packed)
+        if completions == 2:
+            norms = [float(row["first_gradient_norm"]) for name, row in of_shape.items() if name != "floor"]
+            assert norms == pytest.approx([norms[0]] * len(norms), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_memory(tmp_path: Path):
+    run_benchmarks("--memory", "--shapes", "hh-like", "--contenders", "ours cached", "--output", str(tmp_path))
+    (row,) = read(tmp_path / "memory.csv")
+    assert 0 <= float(row["step_gib"]) < float(row["peak_gib"])
+    assert row["contender"] == "ours cached" and row["groups"] == "2"
+
+
+def test_readme_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from benchmarks.readme_table import END, START, main, table
+
+    start = '2026-01-02,"CPU X, 2 threads",2.13,1.16,small,full,'
+    pair, ragged = "hh-like,160,80,2,4", "hh-like-ragged,160,80,2,4"
+    write(
+        tmp_path / "cpu.csv",
+        f"{start}{pair},trl,4,0.75,4,",
+        f"{start}{pair},trl cached,3,1,3,",
+        f"{start}{pair},ours,2.0004,1.4997,2,",
+        f"{start}{pair},ours cached,1.25,2.4,1.25,",
+        f"{start}{pair},floor,1,3,1,",
+        f"{start}{ragged},trl,1234.5,,,",
+    )
+    write(
+        tmp_path / "memory.csv",
+        f"{start}{pair},trl,,,,0.5",
+        f"{start}{pair},ours cached,,,,0.4",
+        f"{start}{pair},floor,,,,1.23456",
+        f"{start}sixteen,160,80,16,4,ours cached in twos,,,,0.5",
+    )
+    expected = """\
+CPU X, 2 threads, `small`, full fine-tuning, TRL 1.16, torch 2.13, 2026-01-02; seconds of an optimizer step, and \
+times as long as plain next-token training (floor):
+
+| shape | K | TRL | TRL cached | ours | ours cached | floor | cached: speed-up | x floor |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| 160 + K x 80 | 2 | 4 | 3 | 2 | 1.25 | 1 | 2.4x | 1.25 |
+| 160 + K x 80, ragged | 2 | 1234 |  |  |  |  |  |  |
+
+CPU X, 2 threads, `small`, full fine-tuning, TRL 1.16, torch 2.13, 2026-01-02; GiB that a step of 4 prompts takes \
+beyond weights and optimizer:
+
+| shape | K | TRL | TRL cached | ours | ours cached | ours cached, two answers at a time | floor |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| 160 + K x 80 | 2 | 0.5 |  |  | 0.4 |  | 1.23 |
+| 160 + K x 80 | 16 |  |  |  |  | 0.5 |  |
+
+Sixteen answers, two at a time, take 1.25 times the memory of two answers.
+"""
+    assert table(tmp_path) == expected
+
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n", encoding="utf-8")
+    main(readme, tmp_path)
+    assert readme.read_text(encoding="utf-8") == f"before\n{START}\n{expected}{END}\nafter\n"
+    main(readme, tmp_path)  # the same again
+    assert readme.read_text(encoding="utf-8") == f"before\n{START}\n{expected}{END}\nafter\n"
+    readme.write_text("no marks", encoding="utf-8")
+    with pytest.raises(ValueError, match="benchmark:start"):
+        main(readme, tmp_path)
