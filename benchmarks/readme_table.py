@@ -67,7 +67,7 @@ def _seconds(rows: Sequence[Row]) -> str:
 
 
 def _memory(rows: Sequence[Row]) -> str:
-    head = f"{_what(rows[0])}; GiB that a step of {rows[0]['groups']} prompts takes beyond weights and optimizer:\n\n"
+    head = f"{_what(rows[0])}; peak GiB of a step of {rows[0]['groups']} prompts, weights and optimizer included:\n\n"
     contenders = {
         "trl": "TRL",
         "trl cached": "TRL cached",
@@ -78,7 +78,7 @@ def _memory(rows: Sequence[Row]) -> str:
     }
     lines = [
         [shape, _first(by_contender)["completions"]]
-        + [_number(by_contender.get(name, {}), "step_gib") for name in contenders]
+        + [_number(by_contender.get(name, {}), "peak_gib") for name in contenders]
         for shape, by_contender in _by_shape(rows)
     ]
     return head + _markdown(("shape", "K", *contenders.values()), lines) + _sixteen_to_two(rows)
@@ -86,11 +86,11 @@ def _memory(rows: Sequence[Row]) -> str:
 
 def _sixteen_to_two(rows: Sequence[Row]) -> str:
     # The two shapes differ in nothing but K
-    gib = {(row["shape"], row["contender"]): float(row["step_gib"]) for row in rows if row["step_gib"]}
+    gib = {(row["shape"], row["contender"]): float(row["peak_gib"]) for row in rows if row["peak_gib"]}
     sixteen, two = gib.get(("sixteen", "ours cached in twos")), gib.get(("hh-like", "ours cached"))
     if sixteen is None or two is None:
         return ""
-    return f"\n\nSixteen answers, two at a time, take {sixteen / two:.2f} times the memory of two answers."
+    return f"\n\nSixteen answers, two at a time, peak at {sixteen / two:.2f} times the memory of two answers."
 
 
 def _what(row: Row) -> str:

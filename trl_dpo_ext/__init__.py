@@ -17,9 +17,19 @@ _MODULE_OF = {
     "DataCollatorForRanking": "trl_dpo_ext.data.rankings.collator",
     "RankingDPOConfig": "trl_dpo_ext.trainers.ranking_config",
     "RankingDPOTrainer": "trl_dpo_ext.trainers.ranking_trainer",
+    "UnlikelihoodConfig": "trl_dpo_ext.trainers.unlikelihood_config",
+    "UnlikelihoodTrainer": "trl_dpo_ext.trainers.unlikelihood_trainer",
 }
 
-__all__ = ["DPOPaperConfig", "DPOPaperTrainer", "DataCollatorForRanking", "RankingDPOConfig", "RankingDPOTrainer"]
+__all__ = [
+    "DPOPaperConfig",
+    "DPOPaperTrainer",
+    "DataCollatorForRanking",
+    "RankingDPOConfig",
+    "RankingDPOTrainer",
+    "UnlikelihoodConfig",
+    "UnlikelihoodTrainer",
+]
 
 if TYPE_CHECKING:
     from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
@@ -27,6 +37,8 @@ if TYPE_CHECKING:
     from trl_dpo_ext.trainers.dpo_trainer import DPOPaperTrainer
     from trl_dpo_ext.trainers.ranking_config import RankingDPOConfig
     from trl_dpo_ext.trainers.ranking_trainer import RankingDPOTrainer
+    from trl_dpo_ext.trainers.unlikelihood_config import UnlikelihoodConfig
+    from trl_dpo_ext.trainers.unlikelihood_trainer import UnlikelihoodTrainer
 
 
 def __getattr__(name: str) -> Any:

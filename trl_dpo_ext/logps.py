@@ -32,6 +32,8 @@ class CompletionLogps:
     Args:
         logps (`torch.Tensor` of shape `(N,)`):
             \\( \log \pi(y|x) \\), summed over the completion's tokens, EOS included; nats, float32, with gradient.
+        token_logps (`torch.Tensor` of shape `(N, T - 1)`):
+            The same of each token, 0 outside `mask`; with gradient.
         mask (`torch.Tensor` of shape `(N, T - 1)`, bool):
             `True` where the next token belongs to the completion.
         entropy, mean_logits, is_top1 (`torch.Tensor` of shape `(N, T - 1)`):
@@ -42,6 +44,7 @@ class CompletionLogps:
     """
 
     logps: Tensor
+    token_logps: Tensor
     mask: Tensor
     entropy: Tensor
     mean_logits: Tensor
@@ -91,6 +94,7 @@ def from_fused_output(outputs: Any, batch: Mapping[str, Any], ld_alpha: float | 
         logps = (token_logps * ~tail).sum(dim=1) + ld_alpha * (token_logps * tail).sum(dim=1)
     return CompletionLogps(
         logps=logps,  # (N,)
+        token_logps=token_logps,
         mask=mask,
         entropy=outputs.entropy[:, -length:].detach(),
         mean_logits=outputs.mean_logits[:, -length:],

@@ -15,7 +15,7 @@ CONTENDERS = ["trl", "trl cached", "ours", "ours cached", "floor"]
 
 COLUMNS = (
     "date,machine,torch,trl,model,tuning,shape,prompt_tokens,answer_tokens,completions,groups,contender,seconds,"
-    "speedup_over_trl_cached,times_the_floor,step_gib"
+    "speedup_over_trl_cached,times_the_floor,peak_gib"
 ).split(",")
 
 
@@ -114,15 +114,15 @@ times as long as plain next-token training (floor):
 | 160 + K x 80 | 2 | 4 | 3 | 2 | 1.25 | 1 | 2.4x | 1.25 |
 | 160 + K x 80, ragged | 2 | 1234 |  |  |  |  |  |  |
 
-CPU X, 2 threads, `small`, full fine-tuning, TRL 1.16, torch 2.13, 2026-01-02; GiB that a step of 4 prompts takes \
-beyond weights and optimizer:
+CPU X, 2 threads, `small`, full fine-tuning, TRL 1.16, torch 2.13, 2026-01-02; peak GiB of a step of 4 prompts, \
+weights and optimizer included:
 
 | shape | K | TRL | TRL cached | ours | ours cached | ours cached, two answers at a time | floor |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | 160 + K x 80 | 2 | 0.5 |  |  | 0.4 |  | 1.23 |
 | 160 + K x 80 | 16 |  |  |  |  | 0.5 |  |
 
-Sixteen answers, two at a time, take 1.25 times the memory of two answers.
+Sixteen answers, two at a time, peak at 1.25 times the memory of two answers.
 """
     assert table(tmp_path) == expected
 
@@ -135,3 +135,10 @@ Sixteen answers, two at a time, take 1.25 times the memory of two answers.
     readme.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="benchmark:start"):
         main(readme, tmp_path)
+
+
+def test_the_readme_shows_the_results():
+    from benchmarks.readme_table import END, START, table
+
+    block = (ROOT / "README.md").read_text(encoding="utf-8").partition(START)[2].partition(END)[0]
+    assert block == f"\n{table(ROOT / 'benchmarks' / 'results')}"

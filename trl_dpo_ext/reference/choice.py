@@ -61,6 +61,8 @@ def choose_reference(
     datasets = [rows for rows in [train_dataset, *evaluation] if isinstance(rows, (Dataset, IterableDataset))]
     brought = [has_ref_logps(rows, ref_columns) for rows in datasets]
     no_reference = getattr(args, "reference_free", False)
+    if no_reference is None:  # an objective that needs none keeps one where it is given
+        no_reference = ref_model is None and not any(brought)
     names = " and ".join(f"`{name}`" for name in ref_columns)
     if any(brought):
         if not all(brought):

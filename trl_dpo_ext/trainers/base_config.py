@@ -16,6 +16,19 @@ from trl_dpo_ext.trainers.presets import PRESETS, preset_values
 
 __all__ = ["BaseDPOConfig"]
 
+# Options that only change TRL's losses on pairs
+_PAIRWISE_ONLY = (
+    "discopop_tau",
+    "f_alpha_divergence_coef",
+    "f_divergence_type",
+    "label_smoothing",
+    "label_smoothing_factor",
+    "ld_alpha",
+    "loss_type",
+    "loss_weights",
+    "use_weighting",
+)
+
 # `None` is a value of `max_length` ("cut nothing"), so "left alone" needs another one that a command line can show.
 _MAX_LENGTH_OF_PRESET = -1
 
@@ -209,6 +222,17 @@ class BaseDPOConfig(DPOConfig):
         for name in ("precompute_ref_log_probs", "sync_ref_model"):
             if getattr(self, name):
                 raise ValueError(f"`{name}=True` has no effect with `reference_free=True`. Leave it out.")
+
+    def check_no_pairwise_options(self, what: str) -> None:
+        """Raises a `ValueError` for options that only change TRL's losses on pairs, which `what` does not have."""
+        for option in fields(DPOConfig):
+            if option.name in _PAIRWISE_ONLY:
+                default = option.default_factory() if callable(option.default_factory) else option.default
+                if getattr(self, option.name) != default:
+                    raise ValueError(
+                        f"`{option.name}={getattr(self, option.name)!r}` has no effect on {what}: it changes a "
+                        "pairwise loss. Leave it out, or use `DPOPaperTrainer`."
+                    )
 
     def _resolve_batch(self, of_preset: int | None) -> None:
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"):

@@ -12,6 +12,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Sampler, SequentialSampler
+from transformers import DataCollator
 from transformers.trainer_utils import PredictionOutput, TrainOutput, get_last_checkpoint, has_length
 
 import trl_dpo_ext
@@ -30,6 +31,7 @@ from trl_dpo_ext.trainers.arguments import (
     check_data_loading,
     check_reference_model,
     config_from,
+    has_images,
 )
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
@@ -63,6 +65,7 @@ class BaseDPOTrainer(WithReference):
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]
 
     config_class: ClassVar[type[BaseDPOConfig]] = BaseDPOConfig
+    takes_images: ClassVar[bool] = True
 
     # The loss is already a mean over the examples of the update
     loss_is_scaled_for_ga = True
@@ -88,6 +91,8 @@ class BaseDPOTrainer(WithReference):
         args.logging_nan_inf_filter = False
         check_data_loading(args, train_dataset, eval_dataset)
         check_reference_model(ref_model)
+        if not self.takes_images and has_images(train_dataset):
+            raise ValueError(f"`{type(self).__name__}` takes no images. Use `DPOPaperTrainer` with pairs.")
         self.data_reports: dict[str, DataReport] = {}
         self._reference_hash: str | None = None
 
@@ -108,7 +113,7 @@ class BaseDPOTrainer(WithReference):
             model=model,
             ref_model=ref_model,
             args=args,
-            data_collator=data_collator,
+            data_collator=self.default_collator(args) if data_collator is None else data_collator,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -140,6 +145,10 @@ class BaseDPOTrainer(WithReference):
             )
         )
 
+    def default_collator(self, args: Any) -> DataCollator | None:
+        """Collator of a trainer whose batches are not pairs; `None` for TRL's."""
+        return None
+
     def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         """
         Returns the losses of a batch. The one method a new objective implements.
@@ -155,11 +164,24 @@ class BaseDPOTrainer(WithReference):
         """
         raise NotImplementedError
 
+    def losses_of(self, policy: CompletionLogps, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+        """As [`losses`], for an objective that looks at single tokens."""
+        return self.losses(policy_logps, ref_logps)
+
+    def divergence_of(self, scored: ScoredBatch) -> Tensor | None:
+        """How far a batch has run away, above 1 too far; `None` for an objective that is bounded below."""
+        return None
+
+    @property
+    def divergence(self) -> str:
+        """What running away means here, and what to do, for the error."""
+        return ""
+
     def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> ScoredBatch:
         """Runs reference and policy on a batch and applies the objective."""
         ref_logps = self.reference_logps(inputs)
         policy, policy_logps = self.run_policy(model, inputs)
-        losses = self.losses(policy_logps, ref_logps)
+        losses = self.losses_of(policy, policy_logps, ref_logps)
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
         return ScoredBatch(losses, self.rewards(policy_logps, ref_logps), ref_logps, policy, weights)
@@ -194,10 +216,10 @@ class BaseDPOTrainer(WithReference):
             raise
         self.record(scored, inputs)
         if self.model.training:
-            self._guard.add(scored)
+            self._guard.add(scored, self.divergence_of(scored))
             if self.accelerator.sync_gradients:
                 explain = partial(self._explain_start, model, inputs, scored)
-                self._guard.finish(self.state.global_step + 1, explain)
+                self._guard.finish(self.state.global_step + 1, explain, self.divergence)
 
         total = (scored.losses * scored.weights).sum()
         if num_items_in_batch is None:

@@ -1,6 +1,6 @@
 """Options of `RankingDPOTrainer`."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from trl import DPOConfig
 from typing_extensions import Self
@@ -9,19 +9,6 @@ from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 
 __all__ = ["RankingDPOConfig"]
-
-# Options of TRL's pairwise losses
-_PAIRWISE_ONLY = (
-    "discopop_tau",
-    "f_alpha_divergence_coef",
-    "f_divergence_type",
-    "label_smoothing",
-    "label_smoothing_factor",
-    "ld_alpha",
-    "loss_type",
-    "loss_weights",
-    "use_weighting",
-)
 
 
 @dataclass
@@ -72,14 +59,6 @@ class RankingDPOConfig(BaseDPOConfig):
         return config
 
     def _check_no_effect(self) -> None:
-        defaults = {
-            f.name: f.default_factory() if callable(f.default_factory) else f.default for f in fields(DPOConfig)
-        }
-        for name in _PAIRWISE_ONLY:
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(
-                    f"`{name}={getattr(self, name)!r}` has no effect on rankings: it changes a pairwise loss. Leave "
-                    "it out, or use `DPOPaperTrainer`."
-                )
+        self.check_no_pairwise_options("rankings")
         if self.reference_free:
             self.check_no_reference_options()

@@ -5,18 +5,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from peft import PeftConfig, PeftModel
+from datasets import Dataset
 from torch import Tensor, nn
-from transformers import (
-    BitsAndBytesConfig,
-    DataCollator,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    TrainerCallback,
-)
-from trl import DPOConfig
 
 from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, TOKENIZED_RANKING_COLUMNS
 from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
@@ -24,7 +14,6 @@ from trl_dpo_ext.data.rankings.preparation import prepare_rankings
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, existing_completions, to_groups
 from trl_dpo_ext.objectives import plackett_luce_loss
-from trl_dpo_ext.trainers.arguments import config_from, has_images
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 from trl_dpo_ext.trainers.ranking_config import RankingDPOConfig
 from trl_dpo_ext.trainers.ranking_metrics import RankedBatch, ranking_sums
@@ -78,50 +67,19 @@ class RankingDPOTrainer(BaseDPOTrainer):
 
     token_columns = TOKENIZED_RANKING_COLUMNS
     ref_columns = (RANKING_REF_LOGPS_COLUMN,)
+    takes_images = False
 
-    def __init__(
-        self,
-        model: str | PreTrainedModel | PeftModel,
-        ref_model: PreTrainedModel | None = None,
-        args: RankingDPOConfig | DPOConfig | None = None,
-        data_collator: DataCollator | None = None,
-        train_dataset: Dataset | IterableDataset | None = None,
-        eval_dataset: Dataset | IterableDataset | DatasetDict | IterableDatasetDict | dict[str, Any] | None = None,
-        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
-        compute_metrics: Any = None,
-        callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        quantization_config: BitsAndBytesConfig | None = None,
-        peft_config: PeftConfig | None = None,
-    ):
-        args = config_from(args, model, RankingDPOConfig, self._name)
-        if has_images(train_dataset):
-            raise ValueError("Rankings of answers to images are not supported. Use `DPOPaperTrainer` with pairs.")
-        self._own_collator: DataCollatorForRanking | None = None
-        if data_collator is None:
-            joint = args.tokenization == "joint"
-            data_collator = self._own_collator = DataCollatorForRanking(
-                pad_token_id=0,  # the tokenizer's, as soon as TRL has loaded it
-                max_length=args.max_length if joint else None,
-                truncation_mode=args.truncation_mode,
-                pad_to_multiple_of=args.pad_to_multiple_of,
-            )
-        # Every process logs and gathers as many
-        self._num_places = args.max_completions or 2
-        super().__init__(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            data_collator=data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
+    _own_collator: DataCollatorForRanking | None = None
+
+    def default_collator(self, args: RankingDPOConfig) -> DataCollatorForRanking:
+        joint = args.tokenization == "joint"
+        self._own_collator = DataCollatorForRanking(
+            pad_token_id=0,  # the tokenizer's, as soon as TRL has loaded it
+            max_length=args.max_length if joint else None,
+            truncation_mode=args.truncation_mode,
+            pad_to_multiple_of=args.pad_to_multiple_of,
         )
+        return self._own_collator
 
     def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> RankedBatch:
         ref_logps = self.reference_logps(inputs)
@@ -208,7 +166,8 @@ class RankingDPOTrainer(BaseDPOTrainer):
             dataset_name=dataset_name,
             num_proc=args.dataset_num_proc,
         )
-        self._num_places = max(self._num_places, report.largest or 0)
+        # Every process logs and gathers as many
+        self._num_places = max(self._num_places, report.largest or 0, args.max_completions or 0)
         return dataset, report
 
     def with_ref_logps(self, dataset: Dataset, logps: Tensor) -> Dataset:

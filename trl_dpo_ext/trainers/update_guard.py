@@ -38,18 +38,20 @@ class UpdateGuard:
         self.beta = beta
         self.compute_dtype = compute_dtype
         self.checks_start = checks_start
-        self._worst: Tensor | None = None  # (5,): three flags of a non-finite value, largest reward, its tolerance
+        # (6,): three flags of a non-finite value, largest reward, its tolerance, divergence
+        self._worst: Tensor | None = None
 
-    def add(self, scored: ScoredBatch) -> None:
-        """Adds a micro-batch, without synchronising."""
+    def add(self, scored: ScoredBatch, divergence: Tensor | None = None) -> None:
+        """Adds a micro-batch, without synchronising; one whose `divergence` is above 1 has run away."""
         logps, rewards = scored.policy.logps.detach(), scored.rewards
         ref_logps = torch.zeros_like(rewards) if scored.ref_logps is None else scored.ref_logps
         found = [(~values.isfinite().all()).float() for values in (logps, ref_logps, scored.losses.detach())]
         found += [rewards.abs().max(), reward_tolerance(ref_logps, self.beta, self.compute_dtype)]
+        found.append(torch.zeros_like(found[0]) if divergence is None else divergence)
         worst = torch.stack(found)
         self._worst = worst if self._worst is None else torch.maximum(self._worst, worst)
 
-    def finish(self, update: int, explain: Callable[[float], tuple[bool, str]]) -> None:
+    def finish(self, update: int, explain: Callable[[float], tuple[bool, str]], diverged: str = "") -> None:
         """
         Judges the update that is about to be made.
 
@@ -58,12 +60,14 @@ class UpdateGuard:
                 Its number.
             explain (`Callable`):
                 Given the tolerance, says whether rewards that are not 0 make training pointless, and why they are.
+            diverged (`str`, *optional*):
+                What it means that a batch has run away, and what to do.
 
         Raises:
-            ValueError: If a loss is not finite, or the reference is not where training starts.
+            ValueError: If a loss is not finite, a batch has run away, or the reference is not where training starts.
         """
         assert self._worst is not None, "`add` comes before `finish`"
-        *nonfinite, largest, tolerance = self.worst_of_all_processes(self._worst)
+        *nonfinite, largest, tolerance, divergence = self.worst_of_all_processes(self._worst)
         self._worst = None
         if any(nonfinite):
             which = ", ".join(name for name, bad in zip(_WATCHED, nonfinite, strict=True) if bad)
@@ -72,6 +76,8 @@ class UpdateGuard:
                 "`max_grad_norm`, train in float32 or bf16 instead of fp16, or look for a row that the model cannot "
                 "score. The weights themselves may not be finite, from the start or since the update before."
             )
+        if divergence > 1:
+            raise ValueError(f"Diverged in update {update}, which has not been made. {diverged}")
         if self.checks_start:
             self.checks_start = False
             if largest > tolerance:

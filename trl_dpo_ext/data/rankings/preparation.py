@@ -8,7 +8,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS, preference_problem
+from trl_dpo_ext.data.checks import preference_problem
 from trl_dpo_ext.data.preparation import columns_of
 from trl_dpo_ext.data.rankings.checks import check_ranking, check_ranking_columns, check_tie_gap
 from trl_dpo_ext.data.rankings.rows import (
@@ -27,7 +27,7 @@ from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids
 
 
-__all__ = ["RankingReport", "is_tokenized_ranking", "prepare_rankings"]
+__all__ = ["RankingReport", "prepare_rankings"]
 
 logger = logging.get_logger(__name__)
 
@@ -78,12 +78,6 @@ class RankingReport(DataReport):
             f"completions dropped), {self.tied:,} rows with ties, {self.prompts_cut:,} prompts and "
             f"{self.answers_cut:,} answers cut"
         )
-
-
-def is_tokenized_ranking(dataset: Dataset | IterableDataset) -> bool:
-    """Whether a data set already has the token columns of rankings, or TRL's of pairs."""
-    columns = set(columns_of(dataset))
-    return {"prompt_ids", "completion_ids"} <= columns or set(TOKENIZED_COLUMNS) <= columns
 
 
 def prepare_rankings(

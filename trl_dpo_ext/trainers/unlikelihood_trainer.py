@@ -1,0 +1,83 @@
+"""The paper's unlikelihood baseline (App. C.3)."""
+
+from torch import Tensor
+
+from trl_dpo_ext.logps import CompletionLogps, stacked_to_pairs
+from trl_dpo_ext.objectives import token_unlikelihood_loss, unlikelihood_loss
+from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
+from trl_dpo_ext.trainers.scored_batch import ScoredBatch
+from trl_dpo_ext.trainers.unlikelihood_config import UnlikelihoodConfig
+
+
+__all__ = ["UnlikelihoodTrainer"]
+
+
+class UnlikelihoodTrainer(BaseDPOTrainer):
+    r"""
+    Makes preferred answers more likely and the others less: a baseline, not a recommendation.
+
+    $$ L = -\log \pi_\theta(y_w|x) + \alpha \log \pi_\theta(y_l|x) $$
+
+    Appendix C.3 of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290), by
+    [`~trl_dpo_ext.objectives.unlikelihood_loss`]: sums over tokens, the mean over examples. The loss is unbounded
+    below, and at \\( \alpha = 1 \\) models degenerate; training stops with an error when it diverges
+    (`divergence_guard`).
+
+    **Inputs**: a preference data set, as for [`DPOPaperTrainer`].
+
+    **Relations**: at \\( \alpha = 1 \\) the gradient is DPO's without its weight \\( \beta\, \sigma(r_l - r_w) \\). It
+    needs no reference; with one (`ref_model=`, or `reference_free=False`) implicit rewards are logged against it.
+
+    Args:
+        model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference of the logged rewards. By default there is none, and rewards are beta log pi.
+        args ([`UnlikelihoodConfig`] or [`trl.DPOConfig`], *optional*):
+            Options.
+
+    The other arguments are [`trl.DPOTrainer`]'s, by the same names and in the same order.
+
+    Example:
+
+    ```python
+    from datasets import load_dataset
+    from trl_dpo_ext import UnlikelihoodConfig, UnlikelihoodTrainer
+
+    trainer = UnlikelihoodTrainer(
+        model="path/to/sft-model",
+        args=UnlikelihoodConfig("unlikelihood-model", alpha=0.5, per_device_train_batch_size=8),
+        train_dataset=load_dataset("json", data_files="preferences.jsonl", split="train"),
+    )
+    trainer.train()
+    ```
+    """
+
+    config_class = UnlikelihoodConfig
+    args: UnlikelihoodConfig
+
+    def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+        return unlikelihood_loss(policy_logps, alpha=self.args.alpha)
+
+    def losses_of(self, policy: CompletionLogps, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+        if self.args.unlikelihood_form == "sequence":
+            return super().losses_of(policy, policy_logps, ref_logps)
+        rejected, mask = stacked_to_pairs(policy.token_logps)[:, 1], stacked_to_pairs(policy.mask)[:, 1]
+        return token_unlikelihood_loss(policy_logps[:, 0], rejected, mask, alpha=self.args.alpha)
+
+    def divergence_of(self, scored: ScoredBatch) -> Tensor | None:
+        if self.args.divergence_guard is None:
+            return None
+        logps = stacked_to_pairs(scored.policy.logps)[:, 1].detach()
+        tokens = stacked_to_pairs(scored.policy.mask)[:, 1].sum(dim=1)
+        mean = (logps / tokens.clamp(min=1) * scored.weights).sum() / scored.weights.sum().clamp(min=1)
+        return -mean / self.args.divergence_guard
+
+    @property
+    def divergence(self) -> str:
+        return (
+            f"The rejected answers' log-probability has fallen below -{self.args.divergence_guard} nats a token "
+            f"(`divergence_guard`): the loss has no lower bound, and the model degenerates. Lower `alpha` (now "
+            f"{self.args.alpha:g}), `learning_rate` or the number of updates, use `unlikelihood_form='token'`, or set "
+            "the guard higher or to `None`."
+        )
