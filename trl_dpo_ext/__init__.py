@@ -15,6 +15,8 @@ _MODULE_OF = {
     "DPOPaperConfig": "trl_dpo_ext.trainers.dpo_config",
     "DPOPaperTrainer": "trl_dpo_ext.trainers.dpo_trainer",
     "DataCollatorForRanking": "trl_dpo_ext.data.rankings.collator",
+    "PreferredFTConfig": "trl_dpo_ext.trainers.preferred_ft_config",
+    "PreferredFTTrainer": "trl_dpo_ext.trainers.preferred_ft_trainer",
     "RankingDPOConfig": "trl_dpo_ext.trainers.ranking_config",
     "RankingDPOTrainer": "trl_dpo_ext.trainers.ranking_trainer",
     "UnlikelihoodConfig": "trl_dpo_ext.trainers.unlikelihood_config",
@@ -25,6 +27,8 @@ __all__ = [
     "DPOPaperConfig",
     "DPOPaperTrainer",
     "DataCollatorForRanking",
+    "PreferredFTConfig",
+    "PreferredFTTrainer",
     "RankingDPOConfig",
     "RankingDPOTrainer",
     "UnlikelihoodConfig",
@@ -35,6 +39,8 @@ if TYPE_CHECKING:
     from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
     from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
     from trl_dpo_ext.trainers.dpo_trainer import DPOPaperTrainer
+    from trl_dpo_ext.trainers.preferred_ft_config import PreferredFTConfig
+    from trl_dpo_ext.trainers.preferred_ft_trainer import PreferredFTTrainer
     from trl_dpo_ext.trainers.ranking_config import RankingDPOConfig
     from trl_dpo_ext.trainers.ranking_trainer import RankingDPOTrainer
     from trl_dpo_ext.trainers.unlikelihood_config import UnlikelihoodConfig

@@ -16,9 +16,10 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["full", "lora", "4-bit", "ranking"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["full", "lora", "4-bit", "ranking", "preferred-ft"])
 def test_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    save_tiny(tiny_llama(), tiny_tokenizer(), tmp_path / "sft-model")
+    for folder in ("sft-model", "base-model"):
+        save_tiny(tiny_llama(), tiny_tokenizer(), tmp_path / folder)
     preference_rows(70).to_json(tmp_path / "preferences.jsonl")
     monkeypatch.chdir(tmp_path)
     names: dict = {}

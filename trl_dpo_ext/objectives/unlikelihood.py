@@ -15,7 +15,7 @@ __all__ = ["token_unlikelihood_loss", "unlikelihood_loss"]
 _LEAST = 1e-5
 
 
-def check_alpha(alpha: float) -> None:
+def _check_alpha(alpha: float) -> None:
     if not (isinstance(alpha, Real) and math.isfinite(alpha) and 0 <= alpha <= 1):
         raise ValueError(f"Expected `alpha` to be a number in [0, 1] (the paper sweeps 0.05 to 1), got {alpha!r}.")
 
@@ -56,7 +56,7 @@ def unlikelihood_loss(policy_logps: Tensor, *, alpha: float = 1.0) -> Tensor:
     ```
     """
     policy_logps, _ = check_logps(policy_logps, None, pairs=True)
-    check_alpha(alpha)
+    _check_alpha(alpha)
     return alpha * policy_logps[:, 1] - policy_logps[:, 0]
 
 
@@ -104,7 +104,7 @@ def token_unlikelihood_loss(
             f"Expected `chosen_logps` of shape (B,) and `rejected_token_logps` of shape (B, T), got "
             f"{tuple(chosen_logps.shape)} and {tuple(rejected_token_logps.shape)}."
         )
-    check_alpha(alpha)
+    _check_alpha(alpha)
     dtype = compute_dtype(chosen_logps, rejected_token_logps)
     # 1 - p without the rounding of p near 0; what is masked is kept from log 0 first
     logps = rejected_token_logps.to(dtype).masked_fill(~rejected_mask, -1.0)

@@ -35,7 +35,7 @@ from trl_dpo_ext.trainers.arguments import (
 )
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
-from trl_dpo_ext.trainers.rows import first_rows, num_real_rows, num_rows, num_rows_everywhere
+from trl_dpo_ext.trainers.rows import NUM_REAL_ROWS, first_rows, num_real_rows, num_rows, num_rows_everywhere
 from trl_dpo_ext.trainers.run_summary import RunSummary
 from trl_dpo_ext.trainers.saved_state import check_same_reference, read_state, write_state
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
@@ -46,9 +46,6 @@ from trl_dpo_ext.trainers.with_reference import WithReference
 __all__ = ["BaseDPOTrainer"]
 
 logger = get_logger(__name__)
-
-# Entry of a batch: how many of its rows are real. The others were repeated to fill the batch.
-_NUM_REAL_ROWS = "num_real_rows"
 
 
 class BaseDPOTrainer(WithReference):
@@ -198,7 +195,7 @@ class BaseDPOTrainer(WithReference):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         rows = num_rows(inputs)
-        real = inputs.pop(_NUM_REAL_ROWS, rows)
+        real = inputs.pop(NUM_REAL_ROWS, rows)
         if real < rows and not self._is_vision_dataset:
             inputs = first_rows(inputs, max(real, 1))
         weights = (torch.arange(num_rows(inputs), device=inputs["input_ids"].device) < real).float()  # (B,)
@@ -240,7 +237,7 @@ class BaseDPOTrainer(WithReference):
             in_update += num_rows_everywhere(
                 self.accelerator, num_rows(batch), self.args.data_parallel_ranks, is_last=is_last
             )
-            batch[_NUM_REAL_ROWS] = num_real_rows(self.accelerator, batch, is_last=is_last)
+            batch[NUM_REAL_ROWS] = num_real_rows(self.accelerator, batch, is_last=is_last)
         return batches, in_update or None
 
     def _end_of_stream(self, batches: list, num_batches: int) -> list:
@@ -281,7 +278,7 @@ class BaseDPOTrainer(WithReference):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         rows = num_rows(inputs)
-        inputs[_NUM_REAL_ROWS] = num_real_rows(self.accelerator, inputs)
+        inputs[NUM_REAL_ROWS] = num_real_rows(self.accelerator, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, scored = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
@@ -293,7 +290,8 @@ class BaseDPOTrainer(WithReference):
 
     def predictions_of(self, scored: ScoredBatch) -> tuple[Tensor, Tensor]:
         """What `predict` returns for a batch: rewards `(B, 2)` and ranks `(B, 2)`."""
-        return scored.rewards, torch.arange(2, device=scored.rewards.device).expand_as(scored.rewards)
+        ranks = torch.arange(scored.rewards.size(1), device=scored.rewards.device)
+        return scored.rewards, ranks.expand_as(scored.rewards)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test") -> PredictionOutput:
         """

@@ -1,20 +1,14 @@
 """Plackett-Luce DPO over K ranked completions (Eq. 20)."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from torch import Tensor, nn
 
-from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, TOKENIZED_RANKING_COLUMNS
-from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
-from trl_dpo_ext.data.rankings.preparation import prepare_rankings
 from trl_dpo_ext.data.report import DataReport
-from trl_dpo_ext.logps import CompletionLogps, completion_logps, existing_completions, to_groups
 from trl_dpo_ext.objectives import plackett_luce_loss
-from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
+from trl_dpo_ext.trainers.group_trainer import GroupTrainer
 from trl_dpo_ext.trainers.ranking_config import RankingDPOConfig
 from trl_dpo_ext.trainers.ranking_metrics import RankedBatch, ranking_sums
 
@@ -22,7 +16,7 @@ from trl_dpo_ext.trainers.ranking_metrics import RankedBatch, ranking_sums
 __all__ = ["RankingDPOTrainer"]
 
 
-class RankingDPOTrainer(BaseDPOTrainer):
+class RankingDPOTrainer(GroupTrainer):
     r"""
     DPO on rankings of K completions, under the Plackett-Luce model.
 
@@ -65,22 +59,6 @@ class RankingDPOTrainer(BaseDPOTrainer):
     config_class = RankingDPOConfig
     args: RankingDPOConfig
 
-    token_columns = TOKENIZED_RANKING_COLUMNS
-    ref_columns = (RANKING_REF_LOGPS_COLUMN,)
-    takes_images = False
-
-    _own_collator: DataCollatorForRanking | None = None
-
-    def default_collator(self, args: RankingDPOConfig) -> DataCollatorForRanking:
-        joint = args.tokenization == "joint"
-        self._own_collator = DataCollatorForRanking(
-            pad_token_id=0,  # the tokenizer's, as soon as TRL has loaded it
-            max_length=args.max_length if joint else None,
-            truncation_mode=args.truncation_mode,
-            pad_to_multiple_of=args.pad_to_multiple_of,
-        )
-        return self._own_collator
-
     def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> RankedBatch:
         ref_logps = self.reference_logps(inputs)
         policy, policy_logps = self.run_policy(model, inputs)
@@ -119,26 +97,6 @@ class RankingDPOTrainer(BaseDPOTrainer):
             )
         return losses
 
-    def run_policy(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[CompletionLogps, Tensor]:
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        inputs = self.with_groups(inputs)
-        policy = completion_logps(model, self.model_inputs(inputs), **router)
-        return policy, to_groups(policy.logps, inputs["prompt_groups"])
-
-    def run_reference(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        # TRL cuts the rows in two halves, whichever they are
-        inputs = self.with_groups(inputs)
-        logps = torch.cat(self.compute_ref_log_probs(model, self.model_inputs(inputs)))  # (N,)
-        return to_groups(logps, inputs["prompt_groups"])
-
-    def rows_of(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        groups = inputs["prompt_groups"]
-        return existing_completions(inputs, groups) | {"prompt_groups": groups}
-
-    def run_reference_to_cache(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        logps = self.run_reference(model, inputs)
-        return F.pad(logps, (0, self._num_places - logps.size(1)))  # one width for all batches
-
     def figures_of(self, scored: RankedBatch) -> dict[str, tuple[Tensor, Tensor]]:
         return ranking_sums(scored, self._num_places)
 
@@ -150,32 +108,14 @@ class RankingDPOTrainer(BaseDPOTrainer):
     def prepare(
         self, dataset: Any, processing_class: Any, args: RankingDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
-        if self._own_collator is not None:
-            self._own_collator.pad_token_id = self._tokenizer.pad_token_id
-        dataset, report = prepare_rankings(
+        dataset, report = self.prepare_groups(
             dataset,
-            self._tokenizer,
-            tokenization=args.tokenization,
-            max_length=args.max_length,
-            max_prompt_length=args.max_prompt_length,
-            prompt_truncation_mode=args.prompt_truncation_mode,
-            truncation_mode=args.truncation_mode,
+            args,
+            dataset_name,
             score_tie_gap=args.score_tie_gap,
             max_completions=args.max_completions,
             keep_all=keep_all,
-            dataset_name=dataset_name,
-            num_proc=args.dataset_num_proc,
         )
         # Every process logs and gathers as many
         self._num_places = max(self._num_places, report.largest or 0, args.max_completions or 0)
         return dataset, report
-
-    def with_ref_logps(self, dataset: Dataset, logps: Tensor) -> Dataset:
-        sizes = (len(ids) for ids in dataset["completion_ids"])
-        values = [row[:size] for row, size in zip(logps.tolist(), sizes, strict=True)]
-        return dataset.add_column(RANKING_REF_LOGPS_COLUMN, values)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        if self._signature_columns is None:
-            self._signature_columns = [*TOKENIZED_RANKING_COLUMNS, RANKING_REF_LOGPS_COLUMN]
-        super()._set_signature_columns_if_needed()

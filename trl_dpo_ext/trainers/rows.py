@@ -12,14 +12,20 @@ from trl_dpo_ext.logps import stacked_to_pairs
 
 
 __all__ = [
+    "NUM_REAL_ROWS",
     "first_pairs",
     "first_rows",
     "is_ranked",
     "num_real_rows",
     "num_rows",
     "num_rows_everywhere",
+    "real_rows_of",
     "tokens_of_rows",
 ]
+
+
+# Entry of a batch: how many of its rows are real. The others were repeated to fill the batch.
+NUM_REAL_ROWS = "num_real_rows"
 
 
 def is_ranked(batch: Mapping[str, Any]) -> bool:
@@ -30,6 +36,11 @@ def is_ranked(batch: Mapping[str, Any]) -> bool:
 def num_rows(batch: Mapping[str, Any]) -> int:
     """Examples in a batch: groups, or pairs in TRL's stacked rows `[all chosen; all rejected]`."""
     return batch["input_ids"].size(0) if is_ranked(batch) else batch["input_ids"].size(0) // 2
+
+
+def real_rows_of(batch: Mapping[str, Any]) -> int:
+    """How many of a batch's rows are real, as noted in it."""
+    return batch.get(NUM_REAL_ROWS, num_rows(batch))
 
 
 def tokens_of_rows(batch: Mapping[str, Any]) -> Tensor:

@@ -1,0 +1,142 @@
+"""The best completion of every row, which supervised fine-tuning learns from."""
+
+from dataclasses import replace
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from trl_dpo_ext.data.checks import preference_problem
+from trl_dpo_ext.data.preparation import columns_of
+from trl_dpo_ext.data.rankings.checks import check_ranking, check_ranking_columns
+from trl_dpo_ext.data.rankings.preparation import RankingReport
+from trl_dpo_ext.data.rankings.rows import (
+    PAIR_COLUMNS,
+    as_ranking,
+    best_first,
+    select_completions,
+    split_shared_prompt,
+)
+
+
+__all__ = ["drop_rows", "only_best", "unique_prompts"]
+
+
+def only_best(
+    dataset: Dataset | IterableDataset, dataset_name: str, score_tie_gap: float = 0.0, num_proc: int | None = None
+) -> Dataset | IterableDataset:
+    """
+    Keeps the best completion of every row, of several that tie the first.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Preference pairs, rankings or scored completions, raw or tokenised.
+        dataset_name (`str`):
+            Name used in messages.
+        score_tie_gap (`float`, *optional*, defaults to `0.0`):
+            See [`~trl_dpo_ext.data.rankings.rows.ranks_from_scores`].
+        num_proc (`int`, *optional*):
+            Processes to use.
+
+    Returns:
+        `Dataset` or `IterableDataset`: Rankings of one completion.
+
+    Raises:
+        ValueError: If a column is wrong, or a row is malformed.
+    """
+    columns = columns_of(dataset)
+    check_ranking_columns(columns, dataset_name)
+    streaming = isinstance(dataset, IterableDataset)
+    return dataset.map(
+        _best_of_row,
+        with_indices=True,
+        fn_kwargs={"dataset_name": dataset_name, "score_tie_gap": score_tie_gap},
+        remove_columns=[name for name in columns if name in PAIR_COLUMNS],
+        # `IterableDataset.map` takes neither
+        **({} if streaming else {"num_proc": num_proc, "desc": f"Taking the best answers of {dataset_name} dataset"}),
+    )
+
+
+def _best_of_row(row: dict[str, Any], index: int, dataset_name: str, score_tie_gap: float) -> dict[str, Any]:
+    tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
+    if not tokenized and "completions" not in row:
+        preference_problem(row, index, dataset_name)  # its errors name `chosen` and `rejected`
+    ranking = as_ranking(row)
+    check_ranking(ranking, f"row {index} of the {dataset_name} dataset")
+    column = "completion_ids" if tokenized else "completions"
+    if not ranking[column]:
+        raise ValueError(f"`{column}` in row {index} of the {dataset_name} dataset is empty. Drop such rows.")
+    (best, *_), _ = best_first(ranking, len(ranking[column]), score_tie_gap)
+    if not tokenized and "prompt" not in ranking:
+        ranking["prompt"], ranking[column] = split_shared_prompt(ranking[column])
+    return select_completions(ranking, [best])
+
+
+def drop_rows(
+    dataset: Dataset | IterableDataset,
+    report: RankingReport,
+    dataset_name: str,
+    eos_token_id: int | None,
+    full: int | None,
+) -> tuple[Dataset | IterableDataset, RankingReport]:
+    """
+    Leaves out, and counts, rows that teach nothing: an empty best completion, or a prompt that fills the row.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Tokenised rows of one completion.
+        report ([`~trl_dpo_ext.data.rankings.preparation.RankingReport`]):
+            Report so far.
+        dataset_name (`str`):
+            Name used in messages.
+        eos_token_id (`int`, *optional*):
+            Token that ends a completion; one of nothing else is empty.
+        full (`int`, *optional*):
+            Number of prompt tokens that leave no room for a completion.
+
+    Raises:
+        ValueError: If no row is left.
+    """
+
+    def problem(prompt_ids: list[int], completion_ids: list[list[int]]) -> str:
+        if completion_ids[0] in ([], [eos_token_id]):
+            return "its best completion is empty"
+        if full is not None and len(prompt_ids) >= full:
+            return f"its prompt fills `max_length={full}`"
+        return ""
+
+    columns = ["prompt_ids", "completion_ids"]
+    if isinstance(dataset, IterableDataset):
+        return dataset.filter(lambda *row: not problem(*row), input_columns=columns), report
+    problems = [problem(row["prompt_ids"], row["completion_ids"]) for row in dataset.select_columns(columns)]
+    bad = [number for number, why in enumerate(problems) if why]
+    if not bad:
+        return dataset, report
+    first = f"row {bad[0]}, {problems[bad[0]]}"
+    if len(bad) == len(dataset):
+        raise ValueError(f"No row of the {dataset_name} dataset is usable ({first}).")
+    left = dataset.select([number for number, why in enumerate(problems) if not why])
+    return left, replace(report, rows=len(left), dropped=len(bad), first_dropped=first, completions=len(left))
+
+
+def unique_prompts(dataset: Dataset | IterableDataset, dataset_name: str) -> Dataset:
+    """
+    Keeps one row for each distinct prompt: at the place of its first, with the completion of its last.
+
+    That is the authors' rule for supervised fine-tuning on dialogue, where rows that share a prompt overwrite its
+    target.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Tokenised rows.
+        dataset_name (`str`):
+            Name used in messages.
+
+    Raises:
+        ValueError: If the data set is a stream, of which only a part is known.
+    """
+    if isinstance(dataset, IterableDataset):
+        raise ValueError(
+            f"`unique_prompts=True` looks at all rows, and the {dataset_name} dataset is a stream. Load it whole."
+        )
+    last = {tuple(ids): number for number, ids in enumerate(dataset["prompt_ids"])}  # in the order of the first
+    return dataset if len(last) == len(dataset) else dataset.select(list(last.values()))

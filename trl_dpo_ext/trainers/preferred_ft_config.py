@@ -1,0 +1,78 @@
+"""Options of `PreferredFTTrainer`."""
+
+from dataclasses import dataclass, field
+
+from trl import DPOConfig
+from typing_extensions import Self
+
+from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+
+
+__all__ = ["PreferredFTConfig"]
+
+
+@dataclass
+class PreferredFTConfig(BaseDPOConfig):
+    r"""
+    Configuration of [`PreferredFTTrainer`]. Options of [`trl.DPOConfig`] that only change DPO's loss are refused.
+
+    Parameters:
+        loss_reduction (`str`, *optional*, defaults to `"sum"`):
+            `"sum"`: the sum over an answer's tokens, the mean over the examples of an update, as in the paper and its
+            authors' code. `"token_mean"`: the mean over all answer tokens of the update, over micro-batches and
+            processes, as in [`trl.SFTTrainer`].
+        unique_prompts (`bool`, *optional*, defaults to `False`):
+            Train on one example for each distinct prompt, the authors' rule: the answer of its last row.
+        score_tie_gap (`float`, *optional*, defaults to `0.0`):
+            With scored completions: scores this close to the best tie with it, and the first of them is taken.
+        reference_free (`bool`, *optional*):
+            The objective needs no reference. `None`: none is kept, unless one is passed as `ref_model`; `False`: the
+            reference that DPO would have is kept, and implicit rewards are logged against it, at the cost of its
+            forward; `True`: never.
+        beta (`float`, *optional*):
+            Factor of the logged implicit rewards. The objective has none.
+
+    The options that all trainers share are documented in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
+    """
+
+    loss_reduction: str = field(
+        default="sum",
+        metadata={
+            "help": "'sum' over tokens, mean over examples (paper), or 'token_mean' over an update's tokens (SFT).",
+            "choices": ["sum", "token_mean"],
+        },
+    )
+    unique_prompts: bool = field(
+        default=False, metadata={"help": "One example for each distinct prompt: the answer of its last row."}
+    )
+    score_tie_gap: float = field(
+        default=0.0, metadata={"help": "Scores this close to the best tie with it; the first is taken."}
+    )
+    reference_free: bool | None = field(
+        default=None, metadata={"help": "Keep no reference. Default: none unless `ref_model` is passed."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check()
+
+    @classmethod
+    def from_trl(cls, args: DPOConfig) -> Self:
+        config = super().from_trl(args)
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        self.check_beta()
+        if self.loss_reduction not in ("sum", "token_mean"):
+            raise ValueError(
+                f"`loss_reduction={self.loss_reduction!r}` does not exist. Choose one of 'sum', 'token_mean'."
+            )
+        if self.completions_per_forward is not None:
+            raise ValueError(
+                f"`completions_per_forward={self.completions_per_forward}` has no effect here: only the preferred "
+                "answer is run. Leave it out."
+            )
+        self.check_no_pairwise_options("fine-tuning on preferred answers")
+        if self.reference_free is not False:
+            self.check_no_reference_options()
