@@ -1,0 +1,255 @@
+"""
+The paper's supervised baselines beside DPO: Preferred-FT and unlikelihood, on film reviews.
+
+    python examples/baselines.py [--output_dir FOLDER] [--quick]
+
+From the quickstart's model and pairs of its completions, four trainers learn with the same learning rate and as many
+updates: `DPOPaperTrainer`, `PreferredFTTrainer`, and `UnlikelihoodTrainer` at alpha 0.1 and 1. True reward and KL from
+the start are measured on held-out beginnings of reviews along the way: Preferred-FT stays near and gains little,
+unlikelihood at alpha 1 drifts far and loses what it gained, DPO gains more at the same KL.
+
+The output folder (`outputs/baselines`) then holds `pairs.jsonl`, `results.json`, `baselines.png`, and `sft/` unless
+the quickstart has left its own. `--quick` does the same with less of everything; its numbers say nothing.
+"""
+
+import argparse
+import json
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import quickstart  # before torch: it makes the thread library wait without using a core
+from datasets import Dataset, load_dataset
+from ranking_vs_pairs import HeldOutEvaluation, Point, find_or_make_sft_model, mean_and_stderr, reward_at_kl
+from sentiment_task import SentimentReward, cut_prefixes, load_reviews, preference_pairs
+from training_curves import BLUE, GREY, ORANGE
+from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, set_seed
+
+from trl_dpo_ext import (
+    DPOPaperConfig,
+    DPOPaperTrainer,
+    PreferredFTConfig,
+    PreferredFTTrainer,
+    UnlikelihoodConfig,
+    UnlikelihoodTrainer,
+)
+
+
+DPO, PREFERRED_FT, WEAK, FULL_WEIGHT = "DPO", "Preferred-FT", "unlikelihood 0.1", "unlikelihood 1"
+RED = "#b03030"
+COLORS = {DPO: BLUE, PREFERRED_FT: GREY, WEAK: ORANGE, FULL_WEIGHT: RED}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sizes of the comparison."""
+
+    seeds: tuple[int, ...] = (0, 1)  # of the order of the data; start and data are the same
+    num_prefixes: int = 2_000
+    num_test_prefixes: int = 512
+    beta: float = 1.0
+    learning_rate: float = 1e-4
+    warmup_steps: int = 20
+    num_updates: int = 160
+    sequences_per_update: int = 64  # pairs
+    updates_between_evaluations: int = 20
+
+
+FULL = Settings()
+QUICK = Settings(
+    seeds=(0,), num_prefixes=100, num_test_prefixes=96, warmup_steps=3, num_updates=8, updates_between_evaluations=4
+)
+
+Curves = dict[str, list[list[Point]]]  # by method, seed and time
+
+
+def trainer_of(method: str, settings: Settings) -> tuple[type, type, dict[str, Any]]:
+    """Trainer, its config, and the options that only it has."""
+    if method == DPO:
+        return DPOPaperTrainer, DPOPaperConfig, {"beta": settings.beta}
+    if method == PREFERRED_FT:
+        return PreferredFTTrainer, PreferredFTConfig, {}
+    # It diverges, which is what is to be seen here
+    alpha = float(method.split()[1])
+    return UnlikelihoodTrainer, UnlikelihoodConfig, {"alpha": alpha, "divergence_guard": None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare DPO with the paper's supervised baselines.")
+    parser.add_argument("--output_dir", type=Path, help="defaults to outputs/baselines")
+    parser.add_argument("--quick", action="store_true", help="less of everything, to see that it runs")
+    options = parser.parse_args()
+    settings = QUICK if options.quick else FULL
+    suffix = "_quick" if options.quick else ""
+    output_dir = options.output_dir or Path("outputs", f"baselines{suffix}")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+
+    print("\n1. The model to start from")
+    sft_settings = quickstart.QUICK if options.quick else quickstart.FULL
+    reviews = load_reviews()
+    texts = [review["text"] for review in reviews]
+    random.Random(sft_settings.seed).shuffle(texts)
+    held_out, texts = texts[: sft_settings.num_held_out_reviews], texts[sft_settings.num_held_out_reviews :]
+    sft_dir = find_or_make_sft_model(output_dir, Path("outputs", f"quickstart{suffix}"), texts, sft_settings)
+    tokenizer = AutoTokenizer.from_pretrained(sft_dir)
+    reference = AutoModelForCausalLM.from_pretrained(sft_dir)
+
+    print("\n2. Sample 4 completions of every prefix and pair them by the ground-truth reward")
+    reward = SentimentReward(reviews)
+    set_seed(sft_settings.seed)
+    prefixes = cut_prefixes(texts, tokenizer, num_prefixes=settings.num_prefixes)
+    test_prefixes = cut_prefixes(
+        held_out, tokenizer, num_prefixes=settings.num_test_prefixes, exclude=frozenset(prefixes)
+    )
+    pairs, _ = preference_pairs(reference, tokenizer, reward, prefixes)
+    pairs_file = output_dir / "pairs.jsonl"
+    quickstart.write_preferences(pairs_file, pairs)
+    dataset = load_dataset("json", data_files=str(pairs_file), split="train")
+    print(f"{pairs_file}: {len(dataset):,} pairs of {len(prefixes):,} prefixes")
+
+    print(f"\n3. Train, {settings.num_updates} updates of {settings.sequences_per_update} pairs")
+    held_out_evaluation = HeldOutEvaluation(reference, tokenizer, reward, test_prefixes, settings)
+    curves: Curves = {method: [] for method in COLORS}
+    for seed in settings.seeds:
+        for method, runs in curves.items():
+            runs.append(train(method, dataset, sft_dir, output_dir / "trainer", held_out_evaluation, seed, settings))
+            end = runs[-1][-1].evaluation.summary()
+            print(f"{method}, seed {seed}: reward {end['reward']:.3f} at KL {end['kl']:.2f}")
+
+    print(f"\n4. Results on {len(test_prefixes)} prefixes that do not occur in training")
+    table = {method: summary(runs) for method, runs in curves.items()}
+    print_table(table)
+    gain = dpo_at_the_kl_of_preferred_ft(curves)
+    if gain is not None:
+        print(f"DPO minus Preferred-FT at the KL where that ends: {gain[0]:+.3f} +- {gain[1]:.3f} in reward")
+    print_samples(test_prefixes, curves)
+    picture = output_dir / "baselines.png"
+    draw(picture, curves)
+    seconds = time.perf_counter() - start
+    results = {
+        "curves": {method: [[point.summary() for point in run] for run in runs] for method, runs in curves.items()},
+        "table": table,
+        "dpo_minus_preferred_ft_at_equal_kl": gain,
+        "seconds": seconds,
+        "settings": asdict(settings),
+    }
+    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\nAll of it took {seconds:.0f} s. The curves are in {picture}")
+
+
+def train(
+    method: str,
+    dataset: Dataset,
+    model_dir: Path,
+    output_dir: Path,
+    held_out_evaluation: HeldOutEvaluation,
+    seed: int,
+    settings: Settings,
+) -> list[Point]:
+    """Trains by one method. All options are the same but for those that only it has."""
+    trainer_class, config_class, own = trainer_of(method, settings)
+    config = config_class(
+        output_dir=str(output_dir),
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        max_steps=settings.num_updates,
+        global_batch_size=settings.sequences_per_update,
+        per_device_train_batch_size=settings.sequences_per_update,
+        gradient_checkpointing=False,
+        logging_steps=settings.updates_between_evaluations,
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+        **own,
+    )
+    trainer = trainer_class(
+        model=str(model_dir),
+        args=config,
+        train_dataset=dataset,
+        processing_class=AutoTokenizer.from_pretrained(model_dir),
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(quickstart.ProgressBarWithFigures)
+    trainer.add_callback(held_out_evaluation)
+    trainer.train()
+    return held_out_evaluation.points
+
+
+def over_seeds(runs: list[list[Point]], i: int, field: str) -> np.ndarray:
+    """A figure of every prefix at the `i`-th evaluation, averaged over seeds."""
+    return np.mean([getattr(run[i].evaluation, field) for run in runs], axis=0)
+
+
+def summary(runs: list[list[Point]]) -> dict[str, tuple[float, float]]:
+    """Means over prefixes and seeds with standard errors over prefixes, at the start, the best point and the end."""
+    rewards = [over_seeds(runs, i, "rewards") for i in range(len(runs[0]))]
+    best = int(np.argmax([values.mean() for values in rewards]))
+    last = len(rewards) - 1
+    return {
+        "reward at start": mean_and_stderr(rewards[0]),
+        "best reward": mean_and_stderr(rewards[best]),
+        "KL there": mean_and_stderr(over_seeds(runs, best, "kls")),
+        "reward at end": mean_and_stderr(rewards[last]),
+        "KL at end": mean_and_stderr(over_seeds(runs, last, "kls")),
+        "lost since best": mean_and_stderr(rewards[best] - rewards[last]),
+    }
+
+
+def dpo_at_the_kl_of_preferred_ft(curves: Curves) -> tuple[float, float] | None:
+    """Difference in reward at the KL where Preferred-FT ends, prefix by prefix; `None` if DPO never gets there."""
+    kl = over_seeds(curves[PREFERRED_FT], -1, "kls").mean()
+    if any(max(point.evaluation.kls.mean() for point in run) < kl for run in curves[DPO]):
+        return None
+    dpo = np.mean([reward_at_kl(run, kl) for run in curves[DPO]], axis=0)
+    return mean_and_stderr(dpo - over_seeds(curves[PREFERRED_FT], -1, "rewards"))
+
+
+def print_table(table: dict[str, dict[str, tuple[float, float]]]) -> None:
+    names = next(iter(table.values()))
+    print(f"{'':18}" + "".join(f"{name:>18}" for name in names))
+    for method, row in table.items():
+        print(f"{method:18}" + "".join(f"{mean:>9.3f} +- {stderr:.3f}" for mean, stderr in row.values()))
+
+
+def print_samples(prefixes: list[str], curves: Curves, num_samples: int = 4) -> None:
+    """Completions of the same prefixes at the end of each method's first run, with their true rewards."""
+    for i in range(num_samples):
+        print(f"\n{prefixes[i]} ...")
+        for method, runs in curves.items():
+            evaluation = runs[0][-1].evaluation
+            print(f"  {method:18}{evaluation.rewards[i]:.2f} {evaluation.completions[i][:150]}")
+
+
+def draw(path: Path, curves: Curves) -> None:
+    """Draws reward against KL, the points of every run joined in the order of the training."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for method, runs in curves.items():
+        for number, run in enumerate(runs):
+            summaries = [point.evaluation.summary() for point in run]
+            axes.errorbar(
+                [point["kl"] for point in summaries],
+                [point["reward"] for point in summaries],
+                yerr=[point["reward_stderr"] for point in summaries],
+                color=COLORS[method],
+                marker="o",
+                markersize=3,
+                linewidth=1.2,
+                elinewidth=0.6,
+                label=method if number == 0 else None,
+            )
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xlabel("KL from the start, nats")
+    axes.set_ylabel("true reward")
+    axes.set_title("Reward against KL, with standard errors over prefixes")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
