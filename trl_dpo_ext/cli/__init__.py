@@ -10,12 +10,15 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "dpo": "train DPOPaperTrainer from a YAML recipe and options (the options are listed by `dpo --help`)",
+    "rank": "train RankingDPOTrainer, on ranked or scored answers",
+    "preferred-ft": "train PreferredFTTrainer, on preferred answers alone: the stage before DPO",
+    "unlikelihood": "train UnlikelihoodTrainer, a baseline",
     "env": "print the versions and hardware that a bug report needs",
 }
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<6} {what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<13} {what}" for name, what in _COMMANDS.items())
     return (
         "usage: trl-dpo-ext [-h] [--version] COMMAND ...\n\n"
         "Direct Preference Optimization as the paper describes it.\n\n"
@@ -50,4 +53,4 @@ def main(argv: list[str] | None = None) -> int:
         hint = f" Did you mean `{similar[0]}`?" if similar else ""
         print(f"trl-dpo-ext: there is no command `{command}`.{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
-    return import_module(f"trl_dpo_ext.cli.{command}").run(argv[1:])
+    return import_module(f"trl_dpo_ext.cli.{command.replace('-', '_')}").run(argv[1:])
