@@ -54,9 +54,9 @@ class Settings:
     beta: float = 1.0
     learning_rate: float = 1e-4
     warmup_steps: int = 20
-    num_updates: int = 160
+    num_updates: int = 320
     sequences_per_update: int = 64  # pairs
-    updates_between_evaluations: int = 20
+    updates_between_evaluations: int = 40
 
 
 FULL = Settings()

@@ -364,6 +364,40 @@ def ranks_cached(launch: Launch) -> dict[str, Any]:
 
 
 @case()
+def unlikelihood(launch: Launch) -> dict[str, Any]:
+    """The paper's baseline, whose rewards are logged against the start of training."""
+    return _baseline(launch, "Unlikelihood", "unlikelihood", alpha=0.5, reference_free=False)
+
+
+@case()
+def preferred_ft(launch: Launch) -> dict[str, Any]:
+    """The mean over an update's answer tokens, which processes and micro-batches have different numbers of."""
+    options = {"per_device_train_batch_size": 1, "loss_reduction": "token_mean"}
+    return _baseline(launch, "PreferredFT", "preferred_ft", **options)
+
+
+def _baseline(launch: Launch, method: str, name: str, **options: Any) -> dict[str, Any]:
+    from transformers import PrinterCallback
+
+    import trl_dpo_ext
+
+    own = {key: options.pop(key) for key in ("alpha", "loss_reduction", "reference_free") if key in options}
+    shared = make_config(launch, **_SGD | {"learning_rate": 0.01} | options)
+    config = getattr(trl_dpo_ext, f"{method}Config")
+    kept = {key: getattr(shared, key) for key in config.__dataclass_fields__ if hasattr(shared, key)}
+    del kept["gradient_accumulation_steps"], kept["reference_free"]
+    trainer = getattr(trl_dpo_ext, f"{method}Trainer")(
+        launch.model,
+        args=config(**kept | own),
+        train_dataset=preference_rows(11),
+        eval_dataset=preference_rows(9, start=40),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trained = train(launch, trainer, name)
+    return trained | {"metrics": trainer.evaluate()}
+
+
+@case()
 def vision(launch: Launch) -> dict[str, Any]:
     """A vision-language model on 7 rows with images, evaluated on 5."""
     return _vision(launch, "vision")

@@ -165,7 +165,8 @@ def deviations(ones: list[dict[str, Any]], twos: list[dict[str, Any]], beta: flo
 def _size(name: str, entry: dict[str, Any], beta: float) -> float:
     # A reward is beta times the difference of two log-probabilities, a sum of a hundred nats each
     if found := re.match(r"(.*)(?:rewards/(?:chosen|rejected|margins\w*|rank_\d+)|own_margin)$", name):
-        return beta * max(abs(entry[f"{found[1]}logps/{side}"]) for side in ("chosen", "rejected"))
+        sides = (f"{found[1]}logps/{side}" for side in ("chosen", "rejected"))
+        return beta * max(abs(entry[side]) for side in sides if side in entry)
     # Losses are functions of rewards, of size log 2 at the start; logits are of size 1 and their mean is near 0
     if name.endswith(("loss", "order_probabilities")) or "logits/" in name:
         return max(1.0, abs(entry[name]))
@@ -242,6 +243,8 @@ TRAININGS = {
     "synced_reference": "a reference that follows",
     "lora": "adapter off as reference",
     "trained_adapter": "a frozen copy of the adapter as reference",
+    "unlikelihood": "the unlikelihood baseline",
+    "preferred_ft": "a mean over the tokens of an update",
     "vision": "images",
     "streams": "a streaming data set",
     "keeps_best": "the best checkpoint loaded at the end",
@@ -315,6 +318,11 @@ def test_evaluation(both: Both, name: str) -> None:
         np.array(one["predictions"]), rel=TOLERANCE, abs=REWARD_SIZE * TOLERANCE
     )
     assert two["label_ids"] == [[0, 1]] * len(two["predictions"])
+
+
+@pytest.mark.parametrize("name", ["unlikelihood", "preferred_ft"])
+def test_evaluation_of_baselines(both: Both, name: str) -> None:
+    assert_same_entries([both.one.result(name)["metrics"]], [both.two.result(name)["metrics"]])
 
 
 def test_evaluation_of_rankings(both: Both) -> None:

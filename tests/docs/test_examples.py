@@ -95,3 +95,24 @@ def test_ranking_vs_pairs(tmp_path: Path):
         assert math.isfinite(row["difference"]) and row["stderr"] > 0
         clear = abs(row["difference"]) > 2 * row["stderr"]
         assert clear or row["verdict"] == "no clear difference"
+
+
+@pytest.mark.slow
+def test_baselines(tmp_path: Path):
+    output_dir = tmp_path / "baselines"
+    printed = run_example("baselines.py", "--quick", "--output_dir", str(output_dir), folder=tmp_path)
+    check_picture(output_dir / "baselines.png")
+    results = json.loads((output_dir / "results.json").read_text())
+    methods = ["DPO", "Preferred-FT", "unlikelihood 0.1", "unlikelihood 1"]
+    assert list(results["curves"]) == methods
+    starts = []
+    for method in methods:
+        assert method in printed
+        [run] = results["curves"][method]
+        starts.append(run[0])
+        check_evaluation(run[0], is_reference=True)
+        assert run[-1]["num_sequences"] == results["settings"]["num_updates"] * 64
+        assert 0 < run[-1]["kl"] < 50
+        mean, stderr = results["table"][method]["reward at end"]
+        assert mean == pytest.approx(run[-1]["reward"]) and stderr == pytest.approx(run[-1]["reward_stderr"])
+    assert all(start == starts[0] for start in starts)  # one model, one set of prefixes

@@ -260,6 +260,15 @@ class TestWhereItIsNotExact:
         with pytest.raises(ValueError, match=f"`share_prompt=True` is not exact here: .*{reason}"):
             run(tiny_gpt2(), share_prompt=True, **options)
 
+    def test_compilation_is_not_asked_for_every_batch(self, tmp_path):
+        def make(**options):
+            args = DPOPaperConfig(str(tmp_path / "out"), **TINY | {"torch_compile": True} | options)
+            rows = preference_rows(4)
+            return DPOPaperTrainer(tiny_llama(), args=args, train_dataset=rows, processing_class=tiny_tokenizer())
+
+        assert "would compile the layout of every batch anew" in make().layout_description
+        assert "computed once" in make(share_prompt=True).layout_description
+
     @pytest.mark.parametrize("kind", ["bloom", "gpt_neo", "mpt", "qwen3_next", "rwkv"])
     def test_architectures(self, run, kind):
         options: dict[str, dict[str, Any]] = {

@@ -82,13 +82,13 @@ class WithGroups(ExactFigures):
         inputs = self.with_groups(inputs)
         rows = self.rows_of(inputs)
         others = sorted(name for name, value in rows.items() if name not in _KNOWN and isinstance(value, torch.Tensor))
-        if self._grouped is not None and not others:
-            return rows
-        if others and self._grouped is not None:
-            message = f"Every completion is run with its own prompt: the batch has {', '.join(others)} for each row."
+        if self._grouped is not None:
+            if not others:
+                return rows
+            found = f"the batch has {', '.join(others)} for each row"
             if self.args.share_prompt:
-                raise ValueError(f"`share_prompt=True`, but the batch has {', '.join(others)} for each row.")
-            logger.warning_once(message)
+                raise ValueError(f"`share_prompt=True` is not exact here: {found}. Leave it out.")
+            logger.warning_once(f"Every completion is run with its own prompt: {found}.")
         rows.pop("prompt_groups", None)
         return rows
 
@@ -111,11 +111,13 @@ class WithGroups(ExactFigures):
         )
         parallelism = args.parallelism_config
         splits_rows = parallelism is not None and parallelism.cp_size * parallelism.sp_size > 1
+        router = self.aux_loss_enabled or getattr(self.model.config.get_text_config(), "output_router_logits", False)
         reasons = {
             "rows hold images": self._is_vision_dataset,
             "a prompt-learning adapter puts virtual tokens before every row": prompt_learning,
-            "the load-balancing loss of the router counts the tokens of separate rows": self.aux_loss_enabled,
+            "the load-balancing loss of the router counts the tokens of separate rows": router,
             "context or sequence parallelism splits rows": splits_rows,
+            "NEFTune scales its noise by the length of a row": args.neftune_noise_alpha is not None,
         }
         for reason, holds in reasons.items():
             if holds:
@@ -124,14 +126,12 @@ class WithGroups(ExactFigures):
                 return None, reason
 
         noise = noise_in(self.model)
-        reasons = {
-            f"dropout is on in `{noise}`, and its completions would share the noise": noise is not None,
-            "NEFTune adds noise, which completions would share": args.neftune_noise_alpha is not None,
-        }
-        for reason, holds in reasons.items():
-            if holds and args.share_prompt:
+        if noise is not None and args.share_prompt is not False:
+            reason = f"dropout is on in `{noise}`, and the completions of a prompt would share its noise"
+            if args.share_prompt:
                 raise ValueError(f"`share_prompt=True` is not exact here: {reason}. Leave it out.")
-            if holds and args.share_prompt is None:
-                logger.warning(f"Every completion is run with its own prompt: {reason}.")
-                return replace(options, share_prompt=False), reason
+            logger.warning(f"Every completion is run with its own prompt: {reason}.")
+            return replace(options, share_prompt=False), reason
+        if args.torch_compile and args.share_prompt is None:  # exact, but a minute and more for each batch
+            return replace(options, share_prompt=False), "`torch_compile` would compile the layout of every batch anew"
         return options, ""
