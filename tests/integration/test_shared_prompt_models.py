@@ -154,7 +154,7 @@ def test_dense_mask_of_sdpa_as_on_a_gpu(name, packs):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma2", "gemma3"])
 def test_forward_of_flex_attention(name):
-    """Its backward needs a GPU (torch 2.13). What a token sees is tested in `unit/test_shared_prompt.py`."""
+    """Its backward needs a GPU (torch 2.13). What a token sees is tested in `unit/test_layouts.py`."""
     model, flex = build(name, "eager" if name == "gemma2" else "sdpa"), build(name, "flex_attention")
     assert GroupedForward(flex, LayoutOptions(share_prompt=True), CPU).attention == BLOCK_MASK
     batch = ragged_batch()
