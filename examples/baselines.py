@@ -14,7 +14,6 @@ the quickstart has left its own. `--quick` does the same with less of everything
 
 import argparse
 import json
-import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,10 +23,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import quickstart  # before torch: it makes the thread library wait without using a core
 from datasets import Dataset, load_dataset
-from ranking_vs_pairs import HeldOutEvaluation, Point, find_or_make_sft_model, mean_and_stderr, reward_at_kl
-from sentiment_task import SentimentReward, cut_prefixes, load_reviews, preference_pairs
+from ranking_vs_pairs import Beginning, HeldOutEvaluation, Point, mean_and_stderr, reward_at_kl
+from sentiment_task import preference_pairs
 from training_curves import BLUE, GREY, ORANGE
-from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, set_seed
+from transformers import AutoTokenizer, ProgressCallback
 
 from trl_dpo_ext import (
     DPOPaperConfig,
@@ -90,22 +89,11 @@ def main() -> None:
     start = time.perf_counter()
 
     print("\n1. The model to start from")
-    sft_settings = quickstart.QUICK if options.quick else quickstart.FULL
-    reviews = load_reviews()
-    texts = [review["text"] for review in reviews]
-    random.Random(sft_settings.seed).shuffle(texts)
-    held_out, texts = texts[: sft_settings.num_held_out_reviews], texts[sft_settings.num_held_out_reviews :]
-    sft_dir = find_or_make_sft_model(output_dir, Path("outputs", f"quickstart{suffix}"), texts, sft_settings)
-    tokenizer = AutoTokenizer.from_pretrained(sft_dir)
-    reference = AutoModelForCausalLM.from_pretrained(sft_dir)
+    begin = Beginning.of_quickstart(output_dir, options.quick)
+    sft_dir, tokenizer, reference, reward = begin.sft_dir, begin.tokenizer, begin.reference, begin.reward
 
     print("\n2. Sample 4 completions of every prefix and pair them by the ground-truth reward")
-    reward = SentimentReward(reviews)
-    set_seed(sft_settings.seed)
-    prefixes = cut_prefixes(texts, tokenizer, num_prefixes=settings.num_prefixes)
-    test_prefixes = cut_prefixes(
-        held_out, tokenizer, num_prefixes=settings.num_test_prefixes, exclude=frozenset(prefixes)
-    )
+    prefixes, test_prefixes = begin.prefixes(settings.num_prefixes, settings.num_test_prefixes)
     pairs, _ = preference_pairs(reference, tokenizer, reward, prefixes)
     pairs_file = output_dir / "pairs.jsonl"
     quickstart.write_preferences(pairs_file, pairs)

@@ -143,23 +143,12 @@ def main() -> None:
     start = time.perf_counter()
 
     print("\n1. The model to start from")
-    sft_settings = quickstart.QUICK if options.quick else quickstart.FULL
-    reviews = load_reviews()
-    texts = [review["text"] for review in reviews]
-    random.Random(sft_settings.seed).shuffle(texts)
-    held_out, texts = texts[: sft_settings.num_held_out_reviews], texts[sft_settings.num_held_out_reviews :]
-    sft_dir = find_or_make_sft_model(output_dir, Path("outputs", f"quickstart{suffix}"), texts, sft_settings)
-    tokenizer = AutoTokenizer.from_pretrained(sft_dir)
-    reference = AutoModelForCausalLM.from_pretrained(sft_dir)
+    begin = Beginning.of_quickstart(output_dir, options.quick)
+    sft_dir, tokenizer, reference, reward = begin.sft_dir, begin.tokenizer, begin.reference, begin.reward
     print(f"{sft_dir}: {reference.num_parameters():,} parameters")
 
     print(f"\n2. Sample {NUM_COMPLETIONS} completions of every prefix and score them with the ground-truth reward")
-    reward = SentimentReward(reviews)
-    set_seed(sft_settings.seed)
-    prefixes = cut_prefixes(texts, tokenizer, num_prefixes=settings.num_prefixes)
-    test_prefixes = cut_prefixes(
-        held_out, tokenizer, num_prefixes=settings.num_test_prefixes, exclude=frozenset(prefixes)
-    )
+    prefixes, test_prefixes = begin.prefixes(settings.num_prefixes, settings.num_test_prefixes)
     rows = scored_rows(reference, tokenizer, reward, prefixes)
     rankings_file = output_dir / "rankings.jsonl"
     rankings_file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -202,6 +191,44 @@ def main() -> None:
     }
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"\nAll of it took {seconds:.0f} s. The curves are in {picture}")
+
+
+@dataclass
+class Beginning:
+    """Where the quickstart's training begins: reviews, reward, and the fine-tuned model, which is also the reference."""
+
+    sft_dir: Path
+    tokenizer: PreTrainedTokenizerFast
+    reference: PreTrainedModel
+    reward: SentimentReward
+    texts: list[str]
+    held_out: list[str]
+    seed: int
+
+    @classmethod
+    def of_quickstart(cls, output_dir: Path, quick: bool) -> "Beginning":
+        """Takes the quickstart's model if it is there, and makes it in `output_dir` if not."""
+        settings, suffix = (quickstart.QUICK, "_quick") if quick else (quickstart.FULL, "")
+        reviews = load_reviews()
+        texts = [review["text"] for review in reviews]
+        random.Random(settings.seed).shuffle(texts)
+        held_out, texts = texts[: settings.num_held_out_reviews], texts[settings.num_held_out_reviews :]
+        sft_dir = find_or_make_sft_model(output_dir, Path("outputs", f"quickstart{suffix}"), texts, settings)
+        return cls(
+            sft_dir=sft_dir,
+            tokenizer=AutoTokenizer.from_pretrained(sft_dir),
+            reference=AutoModelForCausalLM.from_pretrained(sft_dir),
+            reward=SentimentReward(reviews),
+            texts=texts,
+            held_out=held_out,
+            seed=settings.seed,
+        )
+
+    def prefixes(self, num: int, num_test: int) -> tuple[list[str], list[str]]:
+        """Beginnings of reviews to train on, and others of held-out reviews."""
+        set_seed(self.seed)
+        train = cut_prefixes(self.texts, self.tokenizer, num_prefixes=num)
+        return train, cut_prefixes(self.held_out, self.tokenizer, num_prefixes=num_test, exclude=frozenset(train))
 
 
 def find_or_make_sft_model(

@@ -210,7 +210,7 @@ class TestOptions:
         [
             ({"loss_reduction": "mean"}, "`loss_reduction='mean'` does not exist"),
             ({"completions_per_forward": 1}, "`completions_per_forward=1` has no effect here"),
-            ({"loss_type": "ipo"}, "has no effect on fine-tuning on preferred answers"),
+            ({"loss_type": "ipo"}, "has no effect on this objective"),
             ({"precompute_ref_log_probs": True}, "`precompute_ref_log_probs=True` has no effect with"),
         ],
     )

@@ -145,8 +145,8 @@ class TestOptions:
             ({"alpha": -0.1}, r"`alpha=-0.1` must lie in \[0, 1\]"),
             ({"unlikelihood_form": "tokens"}, "`unlikelihood_form='tokens'` does not exist"),
             ({"divergence_guard": 0.0}, "`divergence_guard=0.0` must be above 0"),
-            ({"loss_type": "ipo"}, "has no effect on unlikelihood"),
-            ({"label_smoothing": 0.1}, "`label_smoothing=0.1` has no effect on unlikelihood"),
+            ({"loss_type": "ipo"}, "has no effect on this objective"),
+            ({"label_smoothing": 0.1}, "`label_smoothing=0.1` has no effect on this objective"),
         ],
     )
     def test_refused(self, options, message):

@@ -2,17 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from trl import DPOConfig
-from typing_extensions import Self
-
-from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+from trl_dpo_ext.trainers.baseline_config import BaselineConfig
 
 
 __all__ = ["PreferredFTConfig"]
 
 
 @dataclass
-class PreferredFTConfig(BaseDPOConfig):
+class PreferredFTConfig(BaselineConfig):
     r"""
     Configuration of [`PreferredFTTrainer`]. Options of [`trl.DPOConfig`] that only change DPO's loss are refused.
 
@@ -25,14 +22,9 @@ class PreferredFTConfig(BaseDPOConfig):
             Train on one example for each distinct prompt, the authors' rule: the answer of its last row.
         score_tie_gap (`float`, *optional*, defaults to `0.0`):
             With scored completions: scores this close to the best tie with it, and the first of them is taken.
-        reference_free (`bool`, *optional*):
-            The objective needs no reference. `None`: none is kept, unless one is passed as `ref_model`; `False`: the
-            reference that DPO would have is kept, and implicit rewards are logged against it, at the cost of its
-            forward; `True`: never.
-        beta (`float`, *optional*):
-            Factor of the logged implicit rewards. The objective has none.
 
-    The options that all trainers share are documented in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
+    `reference_free` and `beta` are documented in [`~trl_dpo_ext.trainers.baseline_config.BaselineConfig`], the options
+    that all trainers share in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
     """
 
     loss_reduction: str = field(
@@ -48,22 +40,9 @@ class PreferredFTConfig(BaseDPOConfig):
     score_tie_gap: float = field(
         default=0.0, metadata={"help": "Scores this close to the best tie with it; the first is taken."}
     )
-    reference_free: bool | None = field(
-        default=None, metadata={"help": "Keep no reference. Default: none unless `ref_model` is passed."}
-    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check()
-
-    @classmethod
-    def from_trl(cls, args: DPOConfig) -> Self:
-        config = super().from_trl(args)
-        config._check()
-        return config
-
-    def _check(self) -> None:
-        self.check_beta()
+    def check(self) -> None:
+        super().check()
         if self.loss_reduction not in ("sum", "token_mean"):
             raise ValueError(
                 f"`loss_reduction={self.loss_reduction!r}` does not exist. Choose one of 'sum', 'token_mean'."
@@ -73,6 +52,3 @@ class PreferredFTConfig(BaseDPOConfig):
                 f"`completions_per_forward={self.completions_per_forward}` has no effect here: only the preferred "
                 "answer is run. Leave it out."
             )
-        self.check_no_pairwise_options("fine-tuning on preferred answers")
-        if self.reference_free is not False:
-            self.check_no_reference_options()

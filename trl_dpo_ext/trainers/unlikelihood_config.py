@@ -3,17 +3,14 @@
 import math
 from dataclasses import dataclass, field
 
-from trl import DPOConfig
-from typing_extensions import Self
-
-from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+from trl_dpo_ext.trainers.baseline_config import BaselineConfig
 
 
 __all__ = ["UnlikelihoodConfig"]
 
 
 @dataclass
-class UnlikelihoodConfig(BaseDPOConfig):
+class UnlikelihoodConfig(BaselineConfig):
     r"""
     Configuration of [`UnlikelihoodTrainer`]. Options of [`trl.DPOConfig`] that only change DPO's loss are refused.
 
@@ -27,14 +24,9 @@ class UnlikelihoodConfig(BaseDPOConfig):
             Stop when the rejected answers' tokens have become less likely than \\( e^{-20} \\) on the mean of a
             micro-batch (a uniform guess among 50,000 tokens is \\( e^{-10.8} \\)). `None` switches it off; losses that
             are not finite stop a run in any case.
-        reference_free (`bool`, *optional*):
-            The objective needs no reference. `None`: none is kept, unless one is passed as `ref_model`; `False`: the
-            reference that DPO would have is kept, and implicit rewards are logged against it, at the cost of its
-            forward; `True`: never.
-        beta (`float`, *optional*):
-            Factor of the logged implicit rewards. The objective has none.
 
-    The options that all trainers share are documented in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
+    `reference_free` and `beta` are documented in [`~trl_dpo_ext.trainers.baseline_config.BaselineConfig`], the options
+    that all trainers share in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
     """
 
     alpha: float = field(default=1.0, metadata={"help": "Weight of the rejected answer, in [0, 1]."})
@@ -48,22 +40,9 @@ class UnlikelihoodConfig(BaseDPOConfig):
     divergence_guard: float | None = field(
         default=20.0, metadata={"help": "Stop when rejected tokens fall below minus this many nats. null: never."}
     )
-    reference_free: bool | None = field(
-        default=None, metadata={"help": "Keep no reference. Default: none unless `ref_model` is passed."}
-    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check()
-
-    @classmethod
-    def from_trl(cls, args: DPOConfig) -> Self:
-        config = super().from_trl(args)
-        config._check()
-        return config
-
-    def _check(self) -> None:
-        self.check_beta()
+    def check(self) -> None:
+        super().check()
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"`alpha={self.alpha}` must lie in [0, 1]. At 0 the rejected answers say nothing.")
         if self.unlikelihood_form not in ("sequence", "token"):
@@ -73,6 +52,3 @@ class UnlikelihoodConfig(BaseDPOConfig):
         guard = self.divergence_guard
         if guard is not None and not (math.isfinite(guard) and guard > 0):
             raise ValueError(f"`divergence_guard={guard}` must be above 0, or `None` for no guard.")
-        self.check_no_pairwise_options("unlikelihood")
-        if self.reference_free is not False:
-            self.check_no_reference_options()
