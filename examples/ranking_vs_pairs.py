@@ -195,7 +195,7 @@ def main() -> None:
 
 @dataclass
 class Beginning:
-    """Where the quickstart's training begins: reviews, reward, and the fine-tuned model, which is also the reference."""
+    """Where the quickstart's training begins: reviews, reward, and the fine-tuned model, also the reference."""
 
     sft_dir: Path
     tokenizer: PreTrainedTokenizerFast

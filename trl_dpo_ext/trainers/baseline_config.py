@@ -21,8 +21,8 @@ class BaselineConfig(BaseDPOConfig):
             `None`: no reference is kept, unless one is passed as `ref_model`; `False`: the reference that DPO would
             have is kept, and implicit rewards are logged against it, at the cost of its forward; `True`: never.
         beta (`float`, *optional*):
-            Factor of the logged implicit rewards (without a reference \\( \beta \log \pi_\theta(y|x) \\)); the objective
-            has none.
+            Factor of the logged implicit rewards, without a reference \\( \beta \log \pi_\theta(y|x) \\). The
+            objective has none.
     """
 
     reference_free: bool | None = field(
