@@ -5,8 +5,11 @@ The paper's supervised baselines beside DPO: Preferred-FT and unlikelihood, on f
 
 From the quickstart's model and pairs of its completions, four trainers learn with the same learning rate and as many
 updates: `DPOPaperTrainer`, `PreferredFTTrainer`, and `UnlikelihoodTrainer` at alpha 0.1 and 1. True reward and KL from
-the start are measured on held-out beginnings of reviews along the way: Preferred-FT stays near and gains little,
-unlikelihood at alpha 1 drifts far and loses what it gained, DPO gains more at the same KL.
+the start are measured on held-out beginnings of reviews along the way.
+
+Measured in twelve minutes on two busy CPU cores (reward 0.491 +- 0.009 at the start): Preferred-FT ends at 0.568 +-
+0.008 and KL 0.32; DPO at 0.657 +- 0.008 and KL 0.77, and at Preferred-FT's KL it is 0.023 +- 0.005 above. Unlikelihood
+at alpha 0.1 is like Preferred-FT; at alpha 1 it gets DPO's reward at KL 24, in invented words.
 
 The output folder (`outputs/baselines`) then holds `pairs.jsonl`, `results.json`, `baselines.png`, and `sft/` unless
 the quickstart has left its own. `--quick` does the same with less of everything; its numbers say nothing.
