@@ -18,7 +18,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: $(INSTALLED)  ## train and evaluate a small DPO policy on film reviews (about 3 minutes on two CPU cores)
 	$(VENV)/bin/python examples/quickstart.py
 
-benchmark: $(INSTALLED)  ## measure steps and memory against TRL (about 40 minutes on two CPU cores)
+benchmark: $(INSTALLED)  ## measure steps and memory against TRL (about two hours on two CPU cores, nearly all of it TRL at K = 8 and 16)
 	$(VENV)/bin/python -m benchmarks --size cpu
 
 test: $(INSTALLED)  ## run all the tests
