@@ -1,7 +1,6 @@
 """Attention in a layout: a token sees its prompt and its own completion's past, and nothing else."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -134,30 +133,56 @@ def segmented_attention(
     window = int(attention_mask) or None
     rows, heads, width, _ = query.shape
     groups = heads // key.size(1)
-    lengths = [length for prompt, branches in layout.segments for length in (prompt, *branches)]
+    lengths, calls = _calls(layout)
     # One split, whose gradient is one concatenation; slices would each add up a gradient of full size
-    pieces = zip(
-        *(
-            states.transpose(0, 1).flatten(1, 2)[None].split(lengths, dim=2)
-            for states in (query, repeat_kv(key, groups), repeat_kv(value, groups))
-        ),
-        strict=True,
+    queries, keys, values = (
+        states.transpose(0, 1).flatten(1, 2)[None].split(lengths, dim=2)
+        for states in (query, repeat_kv(key, groups), repeat_kv(value, groups))
     )
-    attend = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=scaling)
-    outputs = []
-    for prompt, branches in layout.segments:
-        queries, keys, values = next(pieces)
-        if prompt:
-            mask = None if window is None or prompt <= window else _own_mask(layout, 0, prompt, window)
-            outputs.append(attend(queries, keys, values, attn_mask=mask, is_causal=mask is None))
-        for length in branches:
-            queries, own_keys, own_values = next(pieces)
-            if length:
-                seen = torch.cat([keys, own_keys], dim=2), torch.cat([values, own_values], dim=2)
-                mask = _own_mask(layout, prompt, length, window)
-                outputs.append(attend(queries, *seen, attn_mask=mask))
+    outputs: list[Tensor] = [query.new_empty(1, heads, 0, value.size(-1))] * len(lengths)
+    for (before, length), (segments, prompts) in calls.items():
+        seen_keys, seen_values = _batch(keys, segments), _batch(values, segments)
+        if before:
+            seen_keys = torch.cat([_batch(keys, prompts), seen_keys], dim=2)
+            seen_values = torch.cat([_batch(values, prompts), seen_values], dim=2)
+        is_causal = not before and (window is None or length <= window)
+        mask = None if is_causal else _own_mask(layout, before, length, window)
+        attended = F.scaled_dot_product_attention(
+            _batch(queries, segments),
+            seen_keys,
+            seen_values,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=is_causal,
+            scale=scaling,
+        )
+        for segment, piece in zip(segments, attended.split(1), strict=True):
+            outputs[segment] = piece
     output = torch.cat([piece.transpose(1, 2) for piece in outputs], dim=1)  # (1, R * S, heads, D)
     return output.view(rows, width, heads, -1), None
+
+
+def _calls(layout: Layout) -> tuple[list[int], dict[tuple[int, int], tuple[list[int], list[int]]]]:
+    # Length of every segment; and for each pair of lengths, of what comes before and of the segment itself, the
+    # segments that one call can take together, with the numbers of their prompts. Short rows come by the hundred
+    key = ("calls",)
+    if key not in layout.masks:
+        lengths: list[int] = []
+        calls: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        for prompt, branches in layout.segments:
+            number = len(lengths)
+            for before, length in [(0, prompt), *((prompt, length) for length in branches)]:
+                if length:
+                    segments, prompts = calls.setdefault((before, length), ([], []))
+                    segments.append(len(lengths))
+                    prompts.append(number)
+                lengths.append(length)
+        layout.masks[key] = lengths, calls
+    return layout.masks[key]
+
+
+def _batch(pieces: Sequence[Tensor], numbers: list[int]) -> Tensor:
+    return pieces[numbers[0]] if len(numbers) == 1 else torch.cat([pieces[number] for number in numbers])
 
 
 def _own_mask(layout: Layout, before: int, length: int, window: int | None) -> Tensor:
