@@ -1,6 +1,7 @@
 """Attention in a layout: a token sees its prompt and its own completion's past, and nothing else."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -132,57 +133,84 @@ def segmented_attention(
     assert attention_mask is not None
     window = int(attention_mask) or None
     rows, heads, width, _ = query.shape
-    groups = heads // key.size(1)
-    lengths, calls = _calls(layout)
-    # One split, whose gradient is one concatenation; slices would each add up a gradient of full size
-    queries, keys, values = (
-        states.transpose(0, 1).flatten(1, 2)[None].split(lengths, dim=2)
-        for states in (query, repeat_kv(key, groups), repeat_kv(value, groups))
-    )
-    outputs: list[Tensor] = [query.new_empty(1, heads, 0, value.size(-1))] * len(lengths)
-    for (before, length), (segments, prompts) in calls.items():
-        seen_keys, seen_values = _batch(keys, segments), _batch(values, segments)
-        if before:
-            seen_keys = torch.cat([_batch(keys, prompts), seen_keys], dim=2)
-            seen_values = torch.cat([_batch(values, prompts), seen_values], dim=2)
-        is_causal = not before and (window is None or length <= window)
-        mask = None if is_causal else _own_mask(layout, before, length, window)
+    calls = _calls(layout)
+
+    def by_call(states: Tensor, tokens: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        # One gather and one split for all calls, (n * length, heads, D) each
+        return states.transpose(1, 2).flatten(0, 1).index_select(0, tokens).split(sizes)
+
+    key, value = (repeat_kv(states, heads // key.size(1)) for states in (key, value))
+    own_sizes = [call.count * call.length for call in calls.each]
+    own = zip(*(by_call(states, calls.own, own_sizes) for states in (query, key, value)), strict=True)
+    prompt_sizes = [call.count * call.before for call in calls.each]
+    prompts = zip(*(by_call(states, calls.prompts, prompt_sizes) for states in (key, value)), strict=True)
+    outputs = []
+    for call, (queries, *seen), before in zip(calls.each, own, prompts, strict=True):
+        keys, values = (
+            torch.cat([past.unflatten(0, (call.count, -1)), states.unflatten(0, (call.count, -1))], dim=1)
+            if call.before
+            else states.unflatten(0, (call.count, -1))
+            for past, states in zip(before, seen, strict=True)
+        )
+        is_causal = not call.before and (window is None or call.length <= window)
         attended = F.scaled_dot_product_attention(
-            _batch(queries, segments),
-            seen_keys,
-            seen_values,
-            attn_mask=mask,
+            queries.unflatten(0, (call.count, -1)).transpose(1, 2),
+            keys.transpose(1, 2),
+            values.transpose(1, 2),
+            attn_mask=None if is_causal else _own_mask(layout, call.before, call.length, window),
             dropout_p=dropout,
             is_causal=is_causal,
             scale=scaling,
         )
-        for segment, piece in zip(segments, attended.split(1), strict=True):
-            outputs[segment] = piece
-    output = torch.cat([piece.transpose(1, 2) for piece in outputs], dim=1)  # (1, R * S, heads, D)
+        outputs.append(attended.transpose(1, 2).flatten(0, 1))
+    output = torch.cat(outputs).index_select(0, calls.back)  # (R * S, heads, D)
     return output.view(rows, width, heads, -1), None
 
 
-def _calls(layout: Layout) -> tuple[list[int], dict[tuple[int, int], tuple[list[int], list[int]]]]:
-    # Length of every segment; and for each pair of lengths, of what comes before and of the segment itself, the
-    # segments that one call can take together, with the numbers of their prompts. Short rows come by the hundred
+@dataclass(frozen=True)
+class _Call:
+    # `count` segments of `length` tokens, each after `before` tokens of its prompt
+    before: int
+    length: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Calls:
+    # All calls; the tokens of their segments and of these segments' prompts, in the order of the calls, as places in
+    # the flattened rows; and where each token's output is
+    each: list[_Call]
+    own: Tensor
+    prompts: Tensor
+    back: Tensor
+
+
+def _calls(layout: Layout) -> _Calls:
     key = ("calls",)
     if key not in layout.masks:
-        lengths: list[int] = []
-        calls: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+        # Segments of the same two lengths share a call: short rows come by the hundred
+        starts: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        at = 0
         for prompt, branches in layout.segments:
-            number = len(lengths)
+            first = at
             for before, length in [(0, prompt), *((prompt, length) for length in branches)]:
                 if length:
-                    segments, prompts = calls.setdefault((before, length), ([], []))
-                    segments.append(len(lengths))
-                    prompts.append(number)
-                lengths.append(length)
-        layout.masks[key] = lengths, calls
+                    starts.setdefault((before, length), []).append((at, first))
+                at += length
+        own, prompts = [], []
+        for (before, length), places in starts.items():
+            segment, prompt_start = torch.tensor(places).T[..., None]  # (n, 1)
+            own.append((segment + torch.arange(length)).flatten())
+            prompts.append((prompt_start + torch.arange(before)).flatten())
+        device = layout.groups.device
+        order = torch.cat(own).to(device)
+        layout.masks[key] = _Calls(
+            each=[_Call(before, length, len(places)) for (before, length), places in starts.items()],
+            own=order,
+            prompts=torch.cat(prompts).to(device),
+            back=order.argsort(),
+        )
     return layout.masks[key]
-
-
-def _batch(pieces: Sequence[Tensor], numbers: list[int]) -> Tensor:
-    return pieces[numbers[0]] if len(numbers) == 1 else torch.cat([pieces[number] for number in numbers])
 
 
 def _own_mask(layout: Layout, before: int, length: int, window: int | None) -> Tensor:
