@@ -468,7 +468,12 @@ def test_sharded_rankings_in_parts(both: Both) -> None:
 
 
 def test_parts_are_the_whole(both: Both) -> None:
-    assert_same_training(both.one, "ranks", both.one, "ranks_in_parts")
+    # Other shapes, so other sums: 1e-5, as between a shared prompt and separate rows
+    whole, parts = both.one.result("ranks"), both.one.result("ranks_in_parts")
+    wrong = {name: value for name, value in deviations(whole["history"], parts["history"]).items() if value > 1e-5}
+    assert not wrong, wrong
+    distance = weights_distance(both.one.weights("ranks"), both.one.weights("ranks_in_parts"))
+    assert distance <= WEIGHTS_TOLERANCE * whole["travelled"]
 
 
 # Failures
