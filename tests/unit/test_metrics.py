@@ -100,6 +100,7 @@ def random_batch(weights: list[float], aux_loss: float | None = None) -> ScoredB
     mask = torch.tensor(rng.integers(0, TOKENS + 1, size=2 * ROWS))[:, None] > torch.arange(TOKENS)
     policy = CompletionLogps(
         logps=random(2 * ROWS),
+        token_logps=random(2 * ROWS, TOKENS) * mask,
         mask=mask,
         entropy=random(2 * ROWS, TOKENS) * mask,
         mean_logits=random(2 * ROWS, TOKENS) * mask,

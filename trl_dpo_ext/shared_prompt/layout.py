@@ -64,7 +64,7 @@ def pack(sizes: Sequence[int], budget: int | None) -> list[list[int]]:
     >>> from trl_dpo_ext.shared_prompt.layout import pack
 
     >>> pack([3, 9, 4, 2], budget=6)
-    [[1], [0, 3], [2]]
+    [[1], [2, 3], [0]]
 
     ```
     """
