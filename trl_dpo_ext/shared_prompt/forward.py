@@ -127,7 +127,7 @@ class GroupedForward:
 
     def _run(self, groups: PromptGroups, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **kwargs: Any):
         parts = groups.chunks(self.options.completions_per_forward)
-        idle = [parts[0].one_row()] * (self._num_parts(groups) - len(parts))
+        idle = [parts[0].one_row()] * self._num_idle(groups, len(parts))
         # With gradient checkpointing every layer is recomputed already; twice would be once too many
         again = len(parts + idle) > 1 and torch.is_grad_enabled() and not _checkpoints_layers(self.model)
         run = partial(self._run_part, input_ids, attention_mask, labels, kwargs)
@@ -150,12 +150,12 @@ class GroupedForward:
         output.loss = -output.log_probs.sum() / output.label_mask.sum().clamp(min=1)
         return output
 
-    def _num_parts(self, groups: PromptGroups) -> int:
+    def _num_idle(self, groups: PromptGroups, num_parts: int) -> int:
         size = self.options.completions_per_forward
         if size is None or not _is_sharded(self.model):
-            return len(groups.chunks(size))
+            return 0
         # Weights are gathered for every forward, so that all processes make as many
-        return -(-max(groups.most, groups.largest) // size)
+        return max(-(-groups.most // size) - num_parts, 0)
 
     def _run_part(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, kwargs: dict[str, Any], part: PromptGroups

@@ -5,13 +5,11 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from trl_dpo_ext.data.checks import preference_problem
 from trl_dpo_ext.data.preparation import columns_of
-from trl_dpo_ext.data.rankings.checks import check_ranking, check_ranking_columns
-from trl_dpo_ext.data.rankings.preparation import RankingReport
+from trl_dpo_ext.data.rankings.checks import check_ranking_columns
+from trl_dpo_ext.data.rankings.preparation import RankingReport, checked_ranking
 from trl_dpo_ext.data.rankings.rows import (
     PAIR_COLUMNS,
-    as_ranking,
     best_first,
     select_completions,
     split_shared_prompt,
@@ -57,11 +55,7 @@ def only_best(
 
 
 def _best_of_row(row: dict[str, Any], index: int, dataset_name: str, score_tie_gap: float) -> dict[str, Any]:
-    tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
-    if not tokenized and "completions" not in row:
-        preference_problem(row, index, dataset_name)  # its errors name `chosen` and `rejected`
-    ranking = as_ranking(row)
-    check_ranking(ranking, f"row {index} of the {dataset_name} dataset")
+    ranking, tokenized = checked_ranking(row, index, dataset_name)
     column = "completion_ids" if tokenized else "completions"
     if not ranking[column]:
         raise ValueError(f"`{column}` in row {index} of the {dataset_name} dataset is empty. Drop such rows.")

@@ -27,7 +27,7 @@ from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids
 
 
-__all__ = ["RankingReport", "prepare_rankings"]
+__all__ = ["RankingReport", "checked_ranking", "prepare_rankings"]
 
 logger = logging.get_logger(__name__)
 
@@ -211,6 +211,33 @@ class _Completions:
         return ranking_problem([self.ranks[place] for place in self.left], self.dropped)
 
 
+def checked_ranking(
+    row: Mapping[str, Any], index: int, dataset_name: str, max_completions: int | None = None
+) -> tuple[dict[str, Any], bool]:
+    """
+    Checks a row of any kind and returns it as a ranking, and whether it already is token ids.
+
+    Args:
+        row (`Mapping`):
+            Ranking, scored completions or preference pair, raw or tokenised.
+        index (`int`):
+            Its number, for messages.
+        dataset_name (`str`):
+            Name used in messages.
+        max_completions (`int`, *optional*):
+            Most completions that a row may have.
+
+    Raises:
+        ValueError: If the row is malformed.
+    """
+    tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
+    if not tokenized and "completions" not in row:
+        preference_problem(row, index, dataset_name)  # its errors name `chosen` and `rejected`
+    ranking = as_ranking(row)
+    check_ranking(ranking, f"row {index} of the {dataset_name} dataset", max_completions)
+    return ranking, tokenized
+
+
 def _prepare_row(
     row: dict[str, Any],
     index: int,
@@ -228,11 +255,7 @@ def _prepare_row(
     streaming: bool,
 ) -> dict[str, Any]:
     where = f"row {index} of the {dataset_name} dataset"
-    tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
-    if not tokenized and "completions" not in row:
-        preference_problem(row, index, dataset_name)  # its errors name `chosen` and `rejected`
-    ranking = as_ranking(row)
-    check_ranking(ranking, where, max_completions)
+    ranking, tokenized = checked_ranking(row, index, dataset_name, max_completions)
     given = ranking["completion_ids" if tokenized else "completions"]
     if keep_all and not given:
         raise ValueError(f"`completions` in {where} is empty. Drop such rows with `dataset.filter`.")
