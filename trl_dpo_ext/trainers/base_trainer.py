@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollator
-from transformers.trainer_utils import PredictionOutput, TrainOutput, get_last_checkpoint, has_length
+from transformers.trainer_utils import PredictionOutput, has_length
 
-import trl_dpo_ext
-from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, stacked_to_pairs
@@ -37,10 +35,9 @@ from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
 from trl_dpo_ext.trainers.rows import NUM_REAL_ROWS, first_rows, num_real_rows, num_rows, num_rows_everywhere
 from trl_dpo_ext.trainers.run_summary import RunSummary
-from trl_dpo_ext.trainers.saved_state import check_same_reference, read_state, write_state
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 from trl_dpo_ext.trainers.update_guard import UpdateGuard
-from trl_dpo_ext.trainers.with_reference import WithReference
+from trl_dpo_ext.trainers.with_saved_state import WithSavedState
 
 
 __all__ = ["BaseDPOTrainer"]
@@ -48,7 +45,7 @@ __all__ = ["BaseDPOTrainer"]
 logger = get_logger(__name__)
 
 
-class BaseDPOTrainer(WithReference):
+class BaseDPOTrainer(WithSavedState):
     """
     [`trl.DPOTrainer`] with the right reference, exact figures, and rows weighted by example.
 
@@ -362,35 +359,3 @@ class BaseDPOTrainer(WithReference):
                 args.max_length = given
 
         return prepare_preferences(dataset, self._tokenizer, args, dataset_name, prepare_as_trl, keep_all)
-
-    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-        if folder:
-            state = read_state(folder)
-            check_same_reference(state, self.reference_hash, folder)
-            if self.reference_kind == reference_policy.ADAPTER_COPY and not RESUMES_ADAPTER_COPY:
-                raise ValueError(
-                    "This version of transformers does not restore a trained adapter beside its frozen copy. Resume "
-                    "with transformers>=5.23, or train from the adapter anew."
-                )
-            self._num_tokens = state.get("num_tokens", 0)
-            self._guard.checks_start = False
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if _internal_call:  # a checkpoint, which every process makes
-            self.count_tokens()
-        if self.args.should_save:
-            write_state(output_dir or self.args.output_dir, self._saved_state())
-
-    def _saved_state(self) -> dict[str, Any]:
-        options = ("beta", "tokenization", "max_length", "max_prompt_length", "prompt_truncation_mode")
-        return {
-            "trainer": type(self).__name__,
-            "trl_dpo_ext": trl_dpo_ext.__version__,
-            "reference": {"kind": self.reference_description, "hash": self.reference_hash},
-            "num_tokens": self._num_tokens,
-        } | {name: getattr(self.args, name) for name in options}

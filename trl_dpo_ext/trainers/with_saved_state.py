@@ -1,0 +1,53 @@
+"""What a trainer writes beside its weights, and checks when it resumes."""
+
+from typing import Any
+
+from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+
+import trl_dpo_ext
+from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
+from trl_dpo_ext.reference import policy as reference_policy
+from trl_dpo_ext.trainers.saved_state import check_same_reference, read_state, write_state
+from trl_dpo_ext.trainers.update_guard import UpdateGuard
+from trl_dpo_ext.trainers.with_reference import WithReference
+
+
+__all__ = ["WithSavedState"]
+
+
+class WithSavedState(WithReference):
+    """A trainer whose folders say what their policy's rewards are measured against, and that resumes only there."""
+
+    _guard: UpdateGuard
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.args.output_dir)
+        if folder:
+            state = read_state(folder)
+            check_same_reference(state, self.reference_hash, folder)
+            if self.reference_kind == reference_policy.ADAPTER_COPY and not RESUMES_ADAPTER_COPY:
+                raise ValueError(
+                    "This version of transformers does not restore a trained adapter beside its frozen copy. Resume "
+                    "with transformers>=5.23, or train from the adapter anew."
+                )
+            self._num_tokens = state.get("num_tokens", 0)
+            self._guard.checks_start = False
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        if _internal_call:  # a checkpoint, which every process makes
+            self.count_tokens()
+        if self.args.should_save:
+            write_state(output_dir or self.args.output_dir, self._saved_state())
+
+    def _saved_state(self) -> dict[str, Any]:
+        options = ("beta", "tokenization", "max_length", "max_prompt_length", "prompt_truncation_mode")
+        return {
+            "trainer": type(self).__name__,
+            "trl_dpo_ext": trl_dpo_ext.__version__,
+            "reference": {"kind": self.reference_description, "hash": self.reference_hash},
+            "num_tokens": self._num_tokens,
+        } | {name: getattr(self.args, name) for name in options}
