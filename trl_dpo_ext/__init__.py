@@ -15,6 +15,7 @@ _MODULE_OF = {
     "DPOPaperConfig": "trl_dpo_ext.trainers.dpo_config",
     "DPOPaperTrainer": "trl_dpo_ext.trainers.dpo_trainer",
     "DataCollatorForRanking": "trl_dpo_ext.data.rankings.collator",
+    "ImplicitRewardModel": "trl_dpo_ext.scoring.implicit_reward_model",
     "PreferredFTConfig": "trl_dpo_ext.trainers.preferred_ft_config",
     "PreferredFTTrainer": "trl_dpo_ext.trainers.preferred_ft_trainer",
     "RankingDPOConfig": "trl_dpo_ext.trainers.ranking_config",
@@ -27,6 +28,7 @@ __all__ = [
     "DPOPaperConfig",
     "DPOPaperTrainer",
     "DataCollatorForRanking",
+    "ImplicitRewardModel",
     "PreferredFTConfig",
     "PreferredFTTrainer",
     "RankingDPOConfig",
@@ -37,6 +39,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
+    from trl_dpo_ext.scoring.implicit_reward_model import ImplicitRewardModel
     from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
     from trl_dpo_ext.trainers.dpo_trainer import DPOPaperTrainer
     from trl_dpo_ext.trainers.preferred_ft_config import PreferredFTConfig

@@ -14,17 +14,28 @@ import transformers
 import trl
 from packaging.version import Version
 from trl import DPOTrainer
+from trl.models.utils import unwrap_model_for_generation
 from trl.trainer import utils as trl_utils
-from trl.trainer.utils import get_config_model_id, global_then_local_main_first
+from trl.trainer.utils import (
+    add_fused_lm_head,
+    create_model_from_path,
+    get_config_model_id,
+    global_then_local_main_first,
+    use_adapter,
+)
 
 
 __all__ = [
     "RESUMES_ADAPTER_COPY",
     "SEAMS",
+    "add_fused_lm_head",
     "check_seams",
+    "create_model_from_path",
     "get_config_model_id",
     "global_then_local_main_first",
     "lm_head_tiles_for",
+    "unwrap_model_for_generation",
+    "use_adapter",
 ]
 
 # Older ones restore only the frozen copy when a checkpoint holds a trained adapter and its copy, so that training

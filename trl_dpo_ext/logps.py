@@ -13,6 +13,7 @@ from trl_dpo_ext.shared_prompt.groups import PromptGroups
 __all__ = [
     "CompletionLogps",
     "completion_logps",
+    "completion_token_logps",
     "existing_completions",
     "find_groups",
     "from_fused_output",
@@ -68,10 +69,36 @@ def completion_logps(model: Callable[..., Any], batch: Mapping[str, Any], **mode
     Returns:
         [`CompletionLogps`]
     """
+    return from_fused_output(_fused_output(model, batch, **model_kwargs), batch)
+
+
+def completion_token_logps(
+    model: Callable[..., Any], batch: Mapping[str, Any], **model_kwargs: Any
+) -> tuple[Tensor, Tensor]:
+    """
+    Runs `model` as [`completion_logps`] does, for log-probabilities alone: the fused LM head may compute nothing else.
+
+    Args:
+        model (`Callable`):
+            As in [`completion_logps`].
+        batch (`Mapping`):
+            As in [`completion_logps`].
+        model_kwargs:
+            Further arguments of the model.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Log-probability of each next token `(N, T - 1)` in nats, 0 where it does
+        not belong to the completion, with gradient; and `(N, T - 1)`, bool, `True` where it does.
+    """
+    mask = batch["completion_mask"][:, 1:].bool()
+    log_probs: Tensor = _fused_output(model, batch, **model_kwargs).log_probs
+    return log_probs[:, -mask.size(1) :], mask
+
+
+def _fused_output(model: Callable[..., Any], batch: Mapping[str, Any], **model_kwargs: Any) -> Any:
     inputs = {name: value for name, value in batch.items() if name not in _NOT_FOR_THE_MODEL}
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-    outputs = model(**inputs, **model_kwargs, use_cache=False, labels=labels, fused_lm_head=True)
-    return from_fused_output(outputs, batch)
+    return model(**inputs, **model_kwargs, use_cache=False, labels=labels, fused_lm_head=True)
 
 
 def from_fused_output(outputs: Any, batch: Mapping[str, Any], ld_alpha: float | None = None) -> CompletionLogps:

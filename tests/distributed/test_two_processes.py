@@ -167,8 +167,14 @@ def _size(name: str, entry: dict[str, Any], beta: float) -> float:
     if found := re.match(r"(.*)(?:rewards/(?:chosen|rejected|margins\w*|rank_\d+)|own_margin)$", name):
         sides = (f"{found[1]}logps/{side}" for side in ("chosen", "rejected"))
         return beta * max(abs(entry[side]) for side in sides if side in entry)
+    if found := re.match(r"(.*logps/(?:chosen|rejected))_drift$", name):  # a difference of two log-probabilities
+        return abs(entry[found[1]])
+    if found := re.match(r"(.*rewards/)length_correlation$", name):  # as exact as rewards are beside their spread
+        return max(1.0, _size(f"{found[1]}margins", entry, beta) / abs(entry[f"{found[1]}margins"]))
+    if name.endswith("kl_per_token"):  # grows as the exponential of token log-probabilities of up to ten nats
+        return 10 * max(1.0, abs(entry[name]))
     # Losses are functions of rewards, of size log 2 at the start; logits are of size 1 and their mean is near 0
-    if name.endswith(("loss", "order_probabilities")) or "logits/" in name:
+    if name.endswith(("loss", "order_probabilities", "gradient_weight", "calibration_error")) or "logits/" in name:
         return max(1.0, abs(entry[name]))
     return abs(entry[name]) or 1.0
 
@@ -184,12 +190,13 @@ def assert_same_entries(ones: list[dict[str, Any]], twos: list[dict[str, Any]]) 
 
 
 def assert_same_training(
-    one: Launched, name: str, two: Launched, other: str | None = None, *, part: str | None = None
+    one: Launched, name: str, two: Launched, other: str | None = None, *, part: str | None = None, without: str = ""
 ) -> None:
-    """Same figures in every log entry and same final weights, of one case on `one` and another on `two`."""
+    """Same figures (but the one `without`) in every log entry and same final weights, of one case and another."""
     other = other or name
     ones, twos = one.result(name), two.result(other)
     ones = ones[part] if part else ones
+    ones["history"] = [{key: entry[key] for key in entry if key != without} for entry in ones["history"]]
     assert ones["travelled"] > 1e-3, "the weights hardly moved"
     assert_same_entries(ones["history"], twos["history"])
     distance = weights_distance(one.weights(f"{name}_{part}" if part else name), two.weights(other))
@@ -418,7 +425,8 @@ def test_streaming_evaluation(both: Both) -> None:
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_cached_reference_trains_like_the_live_one(both: Both, num_processes: int) -> None:
     launched = both.one if num_processes == 1 else both.two
-    assert_same_training(both.one, "ragged", launched, "cached")
+    # Of a reference that is cached only sums over tokens are known
+    assert_same_training(both.one, "ragged", launched, "cached", without="kl_per_token")
 
 
 def test_cached_logps(both: Both) -> None:

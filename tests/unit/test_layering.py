@@ -18,7 +18,7 @@ MODULES = {
 }
 
 # Each layer, and the layers of the package that it may import; a layer may always import itself.
-PURE = {"objectives", "rewards", "theory"}
+PURE = {"objectives", "rewards", "theory", "metrics"}
 MAY_IMPORT = {
     **dict.fromkeys(PURE, PURE),
     "compat": set(),

@@ -1,192 +1,173 @@
-"""`MeanMeter` against numpy's weighted means, and `preference_sums` against a loop over rows and tokens."""
+"""The metrics of preferences against scipy, scikit-learn and loops."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from scipy.stats import kendalltau, pearsonr
+from sklearn.calibration import calibration_curve
 
-from trl_dpo_ext.logps import CompletionLogps
-from trl_dpo_ext.trainers.metrics import MeanMeter, preference_sums
-from trl_dpo_ext.trainers.scored_batch import ScoredBatch
-
-
-def alone(sums: Tensor) -> Tensor:
-    """What one process adds up over all processes."""
-    return sums
-
-
-def sums_of(values: np.ndarray, weights: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.tensor((values * weights).sum()), torch.tensor(weights.sum())
+from trl_dpo_ext.metrics.calibration import calibration_error, calibration_sums, reliability
+from trl_dpo_ext.metrics.comparisons import comparison_sums, pairs_of_ranking
+from trl_dpo_ext.metrics.correlation import within_group_correlation_sums
+from trl_dpo_ext.metrics.divergence import token_kl
+from trl_dpo_ext.metrics.rankings import kendall_tau_b
+from trl_dpo_ext.metrics.sums import results
 
 
-class TestMeanMeter:
-    def test_weighted_means_over_batches_of_different_sizes(self):
+def rankings(rows: int = 40, places: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random rankings with ties and absent completions; rewards and lengths have ties, too."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, places + 1, size=rows)
+    mask = np.arange(places) < sizes[:, None]
+    ranks = np.sort(rng.integers(0, 4, size=(rows, places)), axis=1)
+    ranks -= ranks[:, :1]
+    return {
+        "rewards": np.round(rng.normal(size=(rows, places)), 1),
+        "lengths": rng.integers(1, 9, size=(rows, places)).astype(float),
+        "ranks": np.where(mask, ranks, -1),
+        "mask": mask,
+        "weights": rng.integers(0, 3, size=rows).astype(float),
+    }
+
+
+def tensors(data: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(values) for name, values in data.items()}
+
+
+class TestCalibration:
+    @pytest.mark.parametrize("bins", [5, 10, 15])
+    def test_against_scikit_learn(self, bins):
+        rng = np.random.default_rng(bins)
+        margins = rng.normal(scale=2, size=500)
+        confidence, right = 1 / (1 + np.exp(-abs(margins))), margins > 0
+        # Of [0, 1] the upper half holds all confidences
+        accuracy, mean_confidence = calibration_curve(right, confidence, n_bins=2 * bins)
+        counts = np.histogram(confidence, bins=np.linspace(0, 1, 2 * bins + 1))[0]
+        expected = np.average(abs(accuracy - mean_confidence), weights=counts[counts > 0])
+        assert calibration_error(torch.tensor(margins), bins=bins) == pytest.approx(expected, rel=1e-12)
+
+        points = reliability(calibration_sums(torch.tensor(margins), torch.ones(500), bins))
+        there = [count > 0 for count in points.counts]
+        assert points.edges == pytest.approx(np.linspace(0.5, 1, bins + 1))
+        assert [c for c in points.counts if c] == counts[counts > 0].tolist()
+        assert np.array(points.accuracy)[there] == pytest.approx(accuracy, rel=1e-12)
+        assert np.array(points.confidence)[there] == pytest.approx(mean_confidence, rel=1e-12)
+
+    def test_rewards_that_are_right_as_often_as_they_say(self):
         rng = np.random.default_rng(0)
-        batches = [(rng.normal(size=n), rng.random(n)) for n in (4, 4, 1, 7)]
-        meter = MeanMeter()
-        for values, weights in batches:
-            meter.add({"loss": sums_of(values, weights), "margin": sums_of(values**2, weights)})
+        strength = rng.normal(size=200_000)
+        preferred = rng.random(200_000) < 1 / (1 + np.exp(-strength))  # Bradley-Terry
+        margins = torch.tensor(np.where(preferred, strength, -strength))
+        assert calibration_error(margins) < 0.01
+        assert calibration_error(3 * margins) > 0.1  # the same accuracy, too sure
 
-        values, weights = (np.concatenate(column) for column in zip(*batches, strict=True))
-        means = meter.means(alone)
-        assert list(means) == ["loss", "margin"]
-        assert means["loss"] == pytest.approx(np.average(values, weights=weights), rel=1e-12)
-        assert means["margin"] == pytest.approx(np.average(values**2, weights=weights), rel=1e-12)
-        mean_of_means = np.mean([np.average(v, weights=w) for v, w in batches])
-        assert abs(means["loss"] - mean_of_means) > 0.01  # what it must not be
+    def test_equal_rewards_are_calibrated(self):
+        assert calibration_error(torch.zeros(7)) == 0
 
-    def test_it_is_true_while_it_holds_something(self):
-        meter = MeanMeter()
-        assert not meter
-        meter.add({"loss": (torch.tensor(0.0), torch.tensor(1.0))})
-        assert meter
-        assert meter.means(alone) == {"loss": 0.0}
-        assert not meter
-        assert meter.means(alone) == {}
+    def test_without_a_pair(self):
+        assert math.isnan(calibration_error(torch.zeros(0)))
+        assert all(
+            math.isnan(share) for share in reliability(calibration_sums(torch.zeros(0), torch.zeros(0))).accuracy
+        )
 
-    def test_reduce_is_called_once_with_all_sums(self):
-        seen = []
-
-        def two_processes(sums):
-            seen.append(sums.clone())
-            return sums + torch.tensor([[10.0, 4.0], [1.0, 1.0]], dtype=torch.float64)
-
-        meter = MeanMeter()
-        meter.add({"a": (torch.tensor(2.0), torch.tensor(2)), "b": (torch.tensor(3), torch.tensor(1))})
-        assert meter.means(two_processes) == {"a": 2.0, "b": 2.0}
-        assert [sums.tolist() for sums in seen] == [[[2.0, 2.0], [3.0, 1.0]]]
-
-    def test_nothing_is_reduced_when_it_is_empty(self):
-        def refuse(sums):
-            raise AssertionError("a collective for nothing")
-
-        assert MeanMeter().means(refuse) == {}
-
-    def test_a_name_without_weight_is_left_out(self):
-        meter = MeanMeter()
-        meter.add({"a": (torch.tensor(0.0), torch.tensor(0)), "b": (torch.tensor(1.0), torch.tensor(2))})
-        assert meter.means(alone) == {"b": 0.5}
-
-    def test_a_name_may_appear_later(self):
-        meter = MeanMeter()
-        meter.add({"a": (torch.tensor(1.0), torch.tensor(1))})
-        meter.add({"a": (torch.tensor(5.0), torch.tensor(1)), "aux_loss": (torch.tensor(2.0), torch.tensor(4))})
-        assert meter.means(alone) == {"a": 3.0, "aux_loss": 0.5}
-
-    def test_sums_are_float64_and_keep_no_graph(self):
-        total = torch.tensor(2.0**24, requires_grad=True)
-        meter = MeanMeter()
-        meter.add({"n": (total, torch.tensor(1))})
-        meter.add({"n": (torch.tensor(1.0), torch.tensor(0))})  # 2^24 + 1 is no float32
-        assert not meter._sums["n"].requires_grad
-        assert meter.means(alone) == {"n": 2.0**24 + 1}
-
-    def test_a_non_finite_value_is_not_hidden(self):
-        meter = MeanMeter()
-        meter.add({"loss": (torch.tensor(float("nan")), torch.tensor(1))})
-        assert np.isnan(meter.means(alone)["loss"])
+    def test_saturated_rewards(self):
+        assert calibration_error(torch.tensor([1e4, 1e4, 1e4, -1e4])) == pytest.approx(0.25)
 
 
-ROWS, TOKENS = 5, 7
+class TestCorrelation:
+    def test_against_scipy(self):
+        data = rankings()
+        x, y = [], []
+        for b, weight in enumerate(data["weights"]):
+            there = data["mask"][b]
+            for _ in range(int(weight)):  # a weight of two is the row twice
+                x += (data["rewards"][b][there] - data["rewards"][b][there].mean()).tolist()
+                y += (data["lengths"][b][there] - data["lengths"][b][there].mean()).tolist()
+        given = tensors(data)
+        sums = within_group_correlation_sums(given["rewards"], given["lengths"], given["mask"], given["weights"])
+        assert sums.result() == pytest.approx(pearsonr(x, y).statistic, rel=1e-12)
+
+    def test_prompts_of_other_levels_change_nothing(self):
+        given = tensors(rankings())
+        levels = 1000.0 * torch.arange(len(given["rewards"]))[:, None]
+        found = [
+            within_group_correlation_sums(rewards, given["lengths"], given["mask"], given["weights"]).result()
+            for rewards in (given["rewards"], given["rewards"] + levels)
+        ]
+        assert found[1] == pytest.approx(found[0], rel=1e-9)
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_a_reward_that_is_the_length(self, sign):
+        lengths = torch.tensor([[3.0, 5.0], [9.0, 1.0]])
+        everywhere = torch.ones(2, 2, dtype=torch.bool)
+        assert within_group_correlation_sums(sign * lengths, lengths, everywhere, torch.ones(2)).result() == sign
+
+    def test_without_variation_there_is_none(self):
+        everywhere = torch.ones(2, 2, dtype=torch.bool)
+        sums = within_group_correlation_sums(torch.randn(2, 2), torch.ones(2, 2), everywhere, torch.ones(2))
+        assert math.isnan(sums.result())
 
 
-def random_batch(weights: list[float], aux_loss: float | None = None) -> ScoredBatch:
-    """A batch of random figures; its completions have 0 to 7 tokens."""
-    rng = np.random.default_rng(1)
+class TestComparisons:
+    def test_rankings_against_a_loop(self):
+        data = rankings()
+        found = {name: [] for name in ("accuracies", "accuracies_from_length", "gradient_weight")}
+        for b, weight in enumerate(data["weights"]):
+            pairs = [
+                (data["rewards"][b, i] - data["rewards"][b, j], data["lengths"][b, i] - data["lengths"][b, j])
+                for i in range(6)
+                for j in range(6)
+                if data["mask"][b, i] and data["mask"][b, j] and data["ranks"][b, i] < data["ranks"][b, j]
+            ]
+            if not pairs:
+                continue
+            margins, longer = map(np.array, zip(*pairs, strict=True))
+            for name, values in (
+                ("accuracies", margins > 0),
+                ("accuracies_from_length", (np.sign(longer) + 1) / 2),
+                ("gradient_weight", 1 / (1 + np.exp(margins))),
+            ):
+                found[name].append((np.mean(values), weight))
+        sums = results(comparison_sums(pairs_of_ranking(**tensors(data))))
+        for name, rows in found.items():
+            values, weights = zip(*rows, strict=True)
+            assert sums[f"rewards/{name}"] == pytest.approx(np.average(values, weights=weights), rel=1e-12)
 
-    def random(*shape: int) -> Tensor:
-        return torch.tensor(rng.normal(size=shape), dtype=torch.float32)
-
-    mask = torch.tensor(rng.integers(0, TOKENS + 1, size=2 * ROWS))[:, None] > torch.arange(TOKENS)
-    policy = CompletionLogps(
-        logps=random(2 * ROWS),
-        token_logps=random(2 * ROWS, TOKENS) * mask,
-        mask=mask,
-        entropy=random(2 * ROWS, TOKENS) * mask,
-        mean_logits=random(2 * ROWS, TOKENS) * mask,
-        is_top1=(random(2 * ROWS, TOKENS) > 0) & mask,
-        aux_loss=None if aux_loss is None else torch.tensor(aux_loss),
-    )
-    rewards = random(ROWS, 2)
-    rewards[1] = 0.5  # a tie is no success
-    return ScoredBatch(
-        losses=random(ROWS).requires_grad_(),
-        rewards=rewards,
-        ref_logps=None,
-        policy=policy,
-        weights=torch.tensor(weights),
-    )
-
-
-def by_loop(batch: ScoredBatch) -> dict[str, float]:
-    """The means of the rows of weight 1, one at a time."""
-    found: dict[str, list[float]] = {}
-    policy = batch.policy
-
-    def note(name: str, value: Tensor) -> None:
-        found.setdefault(name, []).append(value.detach().item())
-
-    for row in range(ROWS):
-        if not batch.weights[row]:
-            continue
-        chosen, rejected = row, ROWS + row  # stacked: all chosen, then all rejected
-        note("loss", batch.losses[row])
-        note("rewards/chosen", batch.rewards[row, 0])
-        note("rewards/rejected", batch.rewards[row, 1])
-        note("rewards/accuracies", batch.rewards[row, 0] > batch.rewards[row, 1])
-        note("rewards/margins", batch.rewards[row, 0] - batch.rewards[row, 1])
-        note("logps/chosen", policy.logps[chosen])
-        note("logps/rejected", policy.logps[rejected])
-        if policy.aux_loss is not None:
-            note("aux_loss", policy.aux_loss)
-        for side, completion in (("chosen", chosen), ("rejected", rejected)):
-            for token in range(TOKENS):
-                if policy.mask[completion, token]:
-                    note("entropy", policy.entropy[completion, token])
-                    note(f"logits/{side}", policy.mean_logits[completion, token])
-                    if side == "chosen":
-                        note("mean_token_accuracy", policy.is_top1[completion, token])
-    return {name: float(np.mean(values)) for name, values in found.items()}
-
-
-class TestPreferenceSums:
-    @pytest.mark.parametrize(
-        "weights", [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]], ids=["all", "three", "one"]
-    )
-    @pytest.mark.parametrize("aux_loss", [None, 0.25], ids=["dense", "moe"])
-    def test_against_a_loop(self, weights, aux_loss):
-        batch = random_batch([float(weight) for weight in weights], aux_loss)
-        meter = MeanMeter()
-        meter.add(preference_sums(batch))
-        expected = by_loop(batch)
-        means = meter.means(alone)
-        assert means.keys() == expected.keys()
-        assert ("aux_loss" in means) == (aux_loss is not None)
-        for name, value in expected.items():
-            assert means[name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
-
-    def test_a_repeated_row_of_weight_0_changes_nothing(self):
-        real, repeated = random_batch([1.0, 1.0, 1.0, 1.0, 0.0]), random_batch([1.0, 1.0, 1.0, 1.0, 0.0])
-        repeated.rewards[4] += 100.0
-        repeated.policy.logps[[4, 9]] -= 100.0
-        repeated.policy.entropy[[4, 9]] += 100.0
-        for name, (total, weight) in preference_sums(real).items():
-            assert torch.equal(total, preference_sums(repeated)[name][0]), name
-            assert torch.equal(weight, preference_sums(repeated)[name][1]), name
-
-    def test_no_real_row(self):
-        batch = random_batch([0.0] * ROWS)
-        meter = MeanMeter()
-        meter.add(preference_sums(batch))
-        assert meter  # a process without rows takes part in the collective
-        assert meter.means(alone) == {}
-
-    def test_names_are_trl_s(self):
-        assert set(preference_sums(random_batch([1.0] * ROWS))) == {
-            "loss",
-            *(f"rewards/{name}" for name in ("chosen", "rejected", "accuracies", "margins")),
-            *(f"logps/{name}" for name in ("chosen", "rejected")),
-            *(f"logits/{name}" for name in ("chosen", "rejected")),
-            "entropy",
-            "mean_token_accuracy",
+    def test_rows_and_columns_in_any_order(self):
+        data = rankings()
+        expected = results(comparison_sums(pairs_of_ranking(**tensors(data))))
+        rng = np.random.default_rng(1)
+        rows, columns = rng.permutation(40), rng.permutation(6)
+        shuffled = {
+            name: values[rows] if values.ndim == 1 else values[rows][:, columns] for name, values in data.items()
         }
+        assert results(comparison_sums(pairs_of_ranking(**tensors(shuffled)))) == pytest.approx(expected, rel=1e-12)
+
+
+class TestKendall:
+    def test_against_scipy(self):
+        data = rankings(rows=200)
+        given = tensors(data)
+        found = kendall_tau_b(given["rewards"], given["ranks"], given["mask"]).tolist()
+        for b, tau in enumerate(found):
+            there = data["mask"][b]
+            expected = kendalltau(data["rewards"][b][there], -data["ranks"][b][there]).statistic
+            assert tau == pytest.approx(0 if np.isnan(expected) else expected, abs=1e-12)
+
+
+class TestTokenKL:
+    def test_its_mean_under_the_reference_is_the_divergence(self):
+        torch.manual_seed(0)
+        policy, reference = torch.randn(2, 50, dtype=torch.float64).log_softmax(dim=-1)
+        mean = (reference.exp() * token_kl(policy, reference)).sum()
+        torch.testing.assert_close(mean, (reference.exp() * (reference - policy)).sum(), rtol=1e-12, atol=0)
+
+    def test_it_is_never_negative_and_0_where_both_agree(self):
+        logps = -10 * torch.rand(1000)
+        assert (token_kl(logps, -10 * torch.rand(1000)) >= 0).all()
+        assert token_kl(logps, logps).eq(0).all()
+
+    def test_it_keeps_no_graph(self):
+        assert not token_kl(torch.zeros(3, requires_grad=True), torch.zeros(3)).requires_grad

@@ -13,6 +13,7 @@ _COMMANDS = {
     "rank": "train RankingDPOTrainer, on ranked or scored answers",
     "preferred-ft": "train PreferredFTTrainer, on preferred answers alone: the stage before DPO",
     "unlikelihood": "train UnlikelihoodTrainer, a baseline",
+    "report": "draw one page of a run's figures",
     "env": "print the versions and hardware that a bug report needs",
 }
 

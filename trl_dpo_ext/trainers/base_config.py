@@ -72,6 +72,9 @@ class BaseDPOConfig(DPOConfig):
             Completions of a prompt that are in memory at once. The others' activations are computed again in the
             backward (with `gradient_checkpointing=True` those of all layers are anyway, and only the peak inside a
             layer falls).
+        log_samples (`int`, *optional*, defaults to 0):
+            Prompts of each evaluation set that policy and reference answer at every evaluation: a table of samples and
+            their rewards, in `run_log/samples.jsonl` and in the trackers.
         ref_logps_cache_dir (`str`, *optional*):
             With `precompute_ref_log_probs=True`: folder of the cached reference log-probabilities. Defaults to
             `trl_dpo_ext/` inside the `datasets` cache.
@@ -116,6 +119,10 @@ class BaseDPOConfig(DPOConfig):
     )
     completions_per_forward: int | None = field(
         default=None, metadata={"help": "Completions of a prompt in memory at once. Default: all."}
+    )
+    log_samples: int = field(
+        default=0,
+        metadata={"help": "Prompts that policy and reference answer at every evaluation, in a table of samples."},
     )
     ref_logps_cache_dir: str | None = field(
         default=None,
@@ -162,6 +169,8 @@ class BaseDPOConfig(DPOConfig):
                 setattr(self, name, value)
         self._resolve_tokenization()
         self._check_layout()
+        if self.log_samples < 0:
+            raise ValueError(f"`log_samples={self.log_samples}` must be 0 or more.")
         super().__post_init__()
 
         announced = _announced_world_size()

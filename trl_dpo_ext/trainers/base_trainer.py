@@ -17,12 +17,11 @@ from transformers.trainer_utils import PredictionOutput, has_length
 
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
-from trl_dpo_ext.logps import CompletionLogps, completion_logps, stacked_to_pairs
+from trl_dpo_ext.logps import CompletionLogps
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.choice import choose_reference
 from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.start_check import explain_start
-from trl_dpo_ext.rewards import implicit_rewards
 from trl_dpo_ext.trainers.arguments import (
     SAMPLED_BY_LENGTH,
     check_attention,
@@ -37,7 +36,7 @@ from trl_dpo_ext.trainers.rows import NUM_REAL_ROWS, first_rows, num_real_rows, 
 from trl_dpo_ext.trainers.run_summary import RunSummary
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 from trl_dpo_ext.trainers.update_guard import UpdateGuard
-from trl_dpo_ext.trainers.with_saved_state import WithSavedState
+from trl_dpo_ext.trainers.with_samples import WithSamples
 
 
 __all__ = ["BaseDPOTrainer"]
@@ -45,7 +44,7 @@ __all__ = ["BaseDPOTrainer"]
 logger = get_logger(__name__)
 
 
-class BaseDPOTrainer(WithSavedState):
+class BaseDPOTrainer(WithSamples):
     """
     [`trl.DPOTrainer`] with the right reference, exact figures, and rows weighted by example.
 
@@ -54,7 +53,6 @@ class BaseDPOTrainer(WithSavedState):
     """
 
     args: BaseDPOConfig
-    beta: float
 
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]
 
@@ -121,6 +119,7 @@ class BaseDPOTrainer(WithSavedState):
             self.ref_model = None
         if without_reference:
             self.precompute_ref_logps = False
+        self.check_samples()
         reference_policy.mark_ref_adapter(self.model)
         check_attention(self.model.config._attn_implementation, self.compute_dtype(self.model))
         self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
@@ -173,22 +172,13 @@ class BaseDPOTrainer(WithSavedState):
 
     def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> ScoredBatch:
         """Runs reference and policy on a batch and applies the objective."""
-        ref_logps = self.reference_logps(inputs)
+        ref_logps, ref_token_logps = self.reference_logps(inputs)
         policy, policy_logps = self.run_policy(model, inputs)
         losses = self.losses_of(policy, policy_logps, ref_logps)
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
-        return ScoredBatch(losses, self.rewards(policy_logps, ref_logps), ref_logps, policy, weights)
-
-    def run_policy(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[CompletionLogps, Tensor]:
-        """Runs the policy on a batch: what it says of each completion, and log-probabilities by row, `(B, 2)`."""
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        policy = completion_logps(model, self.model_inputs(inputs), **router)
-        return policy, stacked_to_pairs(policy.logps)
-
-    def rewards(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
-        """Implicit rewards, `(B, 2)`, detached."""
-        return implicit_rewards(policy_logps, ref_logps, beta=self.beta)
+        rewards = self.rewards(policy_logps, ref_logps)
+        return ScoredBatch(losses, rewards, ref_logps, policy, weights, ref_token_logps=ref_token_logps)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         rows = num_rows(inputs)

@@ -84,7 +84,7 @@ class DPOPaperTrainer(BaseDPOTrainer):
         if self.args.is_plain_dpo:
             return super().score(model, inputs, weights)
 
-        ref_logps = self.reference_logps(inputs)
+        ref_logps, ref_token_logps = self.reference_logps(inputs)
         assert ref_logps is not None, "`reference_free` only exists for plain DPO"
         inputs = self.model_inputs(inputs)
         # Text is cut to its real rows before. A batch with images is run whole, and cut for TRL's loss
@@ -98,6 +98,7 @@ class DPOPaperTrainer(BaseDPOTrainer):
                 name: first_pairs(inputs[name], pairs) for name in ("input_ids", "attention_mask", "completion_mask")
             }
             inputs, ref_logps, weights = inputs | cut, ref_logps[:pairs], weights[:pairs]
+            ref_token_logps = None if ref_token_logps is None else first_pairs(ref_token_logps, pairs)
         outputs: list[Any] = []
 
         def recorded(**kwargs: Any) -> Any:
@@ -123,4 +124,6 @@ class DPOPaperTrainer(BaseDPOTrainer):
 
         policy = from_fused_output(outputs[0], inputs, ld_alpha=self.ld_alpha)
         rewards = self.rewards(stacked_to_pairs(policy.logps), ref_logps)
-        return ScoredBatch(loss.expand(len(rewards)), rewards, ref_logps, policy, weights)
+        return ScoredBatch(
+            loss.expand(len(rewards)), rewards, ref_logps, policy, weights, ref_token_logps=ref_token_logps
+        )

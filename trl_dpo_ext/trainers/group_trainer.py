@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, TOKENIZED_RANKING_COLUMNS
 from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
 from trl_dpo_ext.data.rankings.preparation import RankingReport, prepare_rankings
-from trl_dpo_ext.logps import CompletionLogps, completion_logps, existing_completions, to_groups
+from trl_dpo_ext.logps import existing_completions, to_groups
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 
@@ -54,16 +53,7 @@ class GroupTrainer(BaseDPOTrainer):
         }
         return prepare_rankings(dataset, self._tokenizer, dataset_name=dataset_name, **(shared | options))
 
-    def run_policy(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[CompletionLogps, Tensor]:
-        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
-        inputs = self.with_groups(inputs)
-        policy = completion_logps(model, self.model_inputs(inputs), **router)
-        return policy, to_groups(policy.logps, inputs["prompt_groups"])
-
-    def run_reference(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        # TRL cuts the rows in two halves, whichever they are
-        inputs = self.with_groups(inputs)
-        logps = torch.cat(self.compute_ref_log_probs(model, self.model_inputs(inputs)))  # (N,)
+    def to_rows(self, logps: Tensor, inputs: dict[str, Any]) -> Tensor:
         return to_groups(logps, inputs["prompt_groups"])
 
     def rows_of(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,7 +61,7 @@ class GroupTrainer(BaseDPOTrainer):
         return existing_completions(inputs, groups) | {"prompt_groups": groups}
 
     def run_reference_to_cache(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        logps = self.run_reference(model, inputs)
+        logps = super().run_reference_to_cache(model, inputs)
         return F.pad(logps, (0, self._num_places - logps.size(1)))  # one width for all batches
 
     def with_ref_logps(self, dataset: Dataset, logps: Tensor) -> Dataset:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from trl_dpo_ext.data.rankings.best import drop_rows, only_best, unique_prompts
 from trl_dpo_ext.data.report import DataReport
+from trl_dpo_ext.metrics.divergence import token_kl
+from trl_dpo_ext.metrics.sums import Sums, mean_of_sums, means
 from trl_dpo_ext.objectives import preferred_ft_loss
 from trl_dpo_ext.trainers.group_trainer import GroupTrainer
 from trl_dpo_ext.trainers.preferred_ft_config import PreferredFTConfig
@@ -84,7 +86,7 @@ class PreferredFTTrainer(GroupTrainer):
         everywhere = self.accelerator.reduce(tokens, reduction="sum")
         return batches, everywhere * self.args.data_parallel_ranks / self.accelerator.num_processes
 
-    def figures_of(self, scored: ScoredBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    def figures_of(self, scored: ScoredBatch) -> dict[str, Sums]:
         weights, policy = scored.weights, scored.policy
         tokens = policy.mask * weights[:, None]  # (B, T - 1)
         by_example = {
@@ -92,6 +94,8 @@ class PreferredFTTrainer(GroupTrainer):
             "rewards/chosen": scored.rewards[:, 0],
             "logps/chosen": policy.logps,
         }
+        if scored.ref_logps is not None:
+            by_example["logps/chosen_drift"] = policy.logps - scored.ref_logps[:, 0]
         if policy.aux_loss is not None:
             by_example["aux_loss"] = policy.aux_loss.expand_as(weights)
         by_token = {
@@ -99,10 +103,16 @@ class PreferredFTTrainer(GroupTrainer):
             "logits/chosen": policy.mean_logits,
             "mean_token_accuracy": policy.is_top1.float(),
         }
-        sums = {name: ((values * weights).sum(), weights.sum()) for name, values in by_example.items()}
+        if scored.ref_token_logps is not None:
+            by_token["kl_per_token"] = token_kl(policy.token_logps, scored.ref_token_logps)
+        sums = means(by_example, weights)
         if self.args.loss_reduction == "token_mean":
-            sums["loss"] = (sums["loss"][0], tokens.sum())
-        return sums | {name: ((values * tokens).sum(), tokens.sum()) for name, values in by_token.items()}
+            total = sums["loss"].values[0]
+            sums["loss"] = Sums(torch.stack([total, tokens.sum(dtype=total.dtype)]), mean_of_sums)
+        return sums | means(by_token, tokens)
+
+    def distributions_of(self, scored: ScoredBatch) -> dict[str, Tensor]:
+        return {"rewards/chosen": scored.rewards[:, 0]}
 
     def prepare(
         self, dataset: Any, processing_class: Any, args: PreferredFTConfig, dataset_name: str, keep_all: bool = False

@@ -7,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trl_dpo_ext.data.report import DataReport
+from trl_dpo_ext.metrics.sums import Sums
 from trl_dpo_ext.objectives import plackett_luce_loss
 from trl_dpo_ext.trainers.group_trainer import GroupTrainer
 from trl_dpo_ext.trainers.ranking_config import RankingDPOConfig
-from trl_dpo_ext.trainers.ranking_metrics import RankedBatch, ranking_sums
+from trl_dpo_ext.trainers.ranking_figures import RankedBatch, ranking_distributions, ranking_sums
 
 
 __all__ = ["RankingDPOTrainer"]
@@ -60,7 +61,7 @@ class RankingDPOTrainer(GroupTrainer):
     args: RankingDPOConfig
 
     def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> RankedBatch:
-        ref_logps = self.reference_logps(inputs)
+        ref_logps, ref_token_logps = self.reference_logps(inputs)
         policy, policy_logps = self.run_policy(model, inputs)
         mask, ranks = inputs["rank_mask"], inputs["ranks"]
         order_losses = losses = self.order_losses(policy_logps, ref_logps, mask, ranks)
@@ -76,6 +77,7 @@ class RankingDPOTrainer(GroupTrainer):
             ref_logps=ref_logps,
             policy=policy,
             weights=weights,
+            ref_token_logps=ref_token_logps,
             order_losses=order_losses.detach(),
             logps=policy_logps,
             ranks=ranks,
@@ -97,8 +99,11 @@ class RankingDPOTrainer(GroupTrainer):
             )
         return losses
 
-    def figures_of(self, scored: RankedBatch) -> dict[str, tuple[Tensor, Tensor]]:
+    def figures_of(self, scored: RankedBatch) -> dict[str, Sums]:
         return ranking_sums(scored, self._num_places)
+
+    def distributions_of(self, scored: RankedBatch) -> dict[str, Tensor]:
+        return ranking_distributions(scored)
 
     def predictions_of(self, scored: RankedBatch) -> tuple[Tensor, Tensor]:
         absent = self._num_places - scored.ranks.size(1)

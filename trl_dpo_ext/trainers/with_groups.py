@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
-from trl_dpo_ext.logps import find_groups
+from trl_dpo_ext.logps import CompletionLogps, completion_logps, find_groups, stacked_to_pairs
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
 from trl_dpo_ext.shared_prompt.support import noise_in
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
@@ -91,6 +91,17 @@ class WithGroups(ExactFigures):
             logger.warning_once(f"Every completion is run with its own prompt: {found}.")
         rows.pop("prompt_groups", None)
         return rows
+
+    def run_policy(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[CompletionLogps, Tensor]:
+        """Runs the policy on a batch: what it says of each completion, and log-probabilities by row, `(B, 2)`."""
+        router = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        inputs = self.with_groups(inputs)
+        policy = completion_logps(model, self.model_inputs(inputs), **router)
+        return policy, self.to_rows(policy.logps, inputs)
+
+    def to_rows(self, logps: Tensor, inputs: dict[str, Any]) -> Tensor:
+        """Log-probabilities of a batch's completions by row, `(B, 2)`."""
+        return stacked_to_pairs(logps)
 
     def _layout_options(self) -> tuple[LayoutOptions | None, str]:
         args = self.args

@@ -16,6 +16,7 @@ from trl_dpo_ext.reference.cache import CacheKey, RefLogpsFile, hash_token_ids
 from trl_dpo_ext.reference.cached_pass import reference_pass
 from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.start_check import reward_tolerance
+from trl_dpo_ext.rewards import implicit_rewards
 from trl_dpo_ext.trainers.with_groups import WithGroups
 
 
@@ -28,6 +29,7 @@ _MAY_DIFFER = (reference_policy.NONE, reference_policy.COLUMNS, reference_policy
 class WithReference(WithGroups):
     """A trainer that knows what its reference is (`reference_kind`) and where its log-probabilities come from."""
 
+    beta: float
     reference_kind: str
     _reference_hash: str | None
 
@@ -35,21 +37,36 @@ class WithReference(WithGroups):
     token_columns: ClassVar[tuple[str, ...]] = TOKENIZED_COLUMNS
     ref_columns: ClassVar[tuple[str, ...]] = REF_LOGPS_COLUMNS
 
-    def run_reference(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-        """Runs the reference on a batch: log-probabilities `(B, 2)`."""
-        return torch.stack(self.compute_ref_log_probs(model, self.model_inputs(inputs)), dim=1)
+    def run_reference(self, model: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Runs the reference on a batch: log-probabilities `(B, 2)`, and those of each token `(2B, T - 1)`."""
+        inputs = self.with_groups(inputs)
+        rows = self.model_inputs(inputs)
+        seen: list[Tensor] = []
+
+        def recorded(**kwargs: Any) -> Any:
+            outputs = model(**kwargs)
+            seen.append(outputs.log_probs)  # TRL returns their sums alone
+            return outputs
+
+        logps = torch.cat(self.compute_ref_log_probs(recorded, rows))  # in two halves, whatever the rows are
+        return self.to_rows(logps, inputs), seen[0][:, -(rows["input_ids"].size(1) - 1) :]
 
     def run_reference_to_cache(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Log-probabilities of a batch as the cache keeps them, as wide for every batch."""
-        return self.run_reference(model, inputs)
+        return self.run_reference(model, inputs)[0]
 
-    def reference_logps(self, inputs: dict[str, Any]) -> Tensor | None:
-        """Reference log-probabilities of a batch, `(B, 2)`: from its columns if it has them, else live."""
+    def reference_logps(self, inputs: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
+        """
+        Reference log-probabilities of a batch: from its columns if it has them, else live.
+
+        Returns:
+            `tuple`: `(B, 2)`, `None` without a reference; and those of each token, `None` where only sums are known.
+        """
         if self.reference_kind == reference_policy.NONE:
-            return None
+            return None, None
         if all(name in inputs for name in self.ref_columns):
             columns = [inputs[name] for name in self.ref_columns]
-            return columns[0] if columns[0].dim() == 2 else torch.stack(columns, dim=1)
+            return columns[0] if columns[0].dim() == 2 else torch.stack(columns, dim=1), None
         lives = self.ref_model is not None or is_peft_model(self.model)
         if self.reference_kind == reference_policy.COLUMNS or not lives:
             raise ValueError(
@@ -58,6 +75,10 @@ class WithReference(WithGroups):
                 "let a `data_collator` of your own pass them on."
             )
         return self.run_reference(self.model if self.ref_model is None else self.ref_model, inputs)
+
+    def rewards(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+        """Implicit rewards, `(B, 2)`, detached."""
+        return implicit_rewards(policy_logps, ref_logps, beta=self.beta)
 
     @property
     def reference_hash(self) -> str | None:

@@ -2,12 +2,19 @@
 
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 
 import trl_dpo_ext
 from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
 from trl_dpo_ext.reference import policy as reference_policy
-from trl_dpo_ext.trainers.saved_state import check_same_reference, read_state, write_state
+from trl_dpo_ext.trainers.saved_state import (
+    check_same_reference,
+    describe_source,
+    describe_weights,
+    read_state,
+    write_state,
+)
 from trl_dpo_ext.trainers.update_guard import UpdateGuard
 from trl_dpo_ext.trainers.with_reference import WithReference
 
@@ -44,10 +51,32 @@ class WithSavedState(WithReference):
             write_state(output_dir or self.args.output_dir, self._saved_state())
 
     def _saved_state(self) -> dict[str, Any]:
-        options = ("beta", "tokenization", "max_length", "max_prompt_length", "prompt_truncation_mode")
-        return {
+        options = (
+            "beta",
+            "tokenization",
+            "max_length",
+            "max_prompt_length",
+            "prompt_truncation_mode",
+            "truncation_mode",
+        )
+        state = {
             "trainer": type(self).__name__,
             "trl_dpo_ext": trl_dpo_ext.__version__,
-            "reference": {"kind": self.reference_description, "hash": self.reference_hash},
+            "reference": self._saved_reference(),
             "num_tokens": self._num_tokens,
-        } | {name: getattr(self.args, name) for name in options}
+            "mixed_precision": self.accelerator.mixed_precision,
+        }
+        state |= {name: getattr(self.args, name) for name in options} | describe_weights(self.model)
+        return state if self.ld_alpha is None else state | {"ld_alpha": self.ld_alpha}
+
+    def _saved_reference(self) -> dict[str, Any]:
+        reference = {"kind": self.reference_description, "hash": self.reference_hash}
+        if self.reference_kind in (reference_policy.NONE, reference_policy.COLUMNS):
+            return reference
+        if self.args.sync_ref_model:  # it has moved away from what it was loaded from
+            return reference | {"synced": True}
+        model = self.model if self.ref_model is None else self.ref_model
+        # The name of an adapter used as `ref_model` is not known, only that of its base model
+        unnamed = self.reference_kind == reference_policy.EXPLICIT and is_peft_model(model)
+        source = {} if unnamed else describe_source(model)
+        return reference | describe_weights(model) | source

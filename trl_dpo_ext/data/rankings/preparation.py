@@ -1,7 +1,7 @@
 """From a raw data set of rankings to checked, sorted, tokenised and cut rows, with a count of everything changed."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -11,6 +11,7 @@ from transformers.utils import logging
 from trl_dpo_ext.data.checks import preference_problem
 from trl_dpo_ext.data.preparation import columns_of
 from trl_dpo_ext.data.rankings.checks import check_ranking, check_ranking_columns, check_tie_gap
+from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.rankings.rows import (
     PAIR_COLUMNS,
     as_ranking,
@@ -23,11 +24,10 @@ from trl_dpo_ext.data.rankings.rows import (
     split_shared_prompt,
 )
 from trl_dpo_ext.data.rankings.tokenization import tokenize_ranking
-from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids
 
 
-__all__ = ["RankingReport", "checked_ranking", "prepare_rankings"]
+__all__ = ["RankingReport", "checked_ranking", "prepare_rankings", "prepare_row"]
 
 logger = logging.get_logger(__name__)
 
@@ -35,49 +35,6 @@ logger = logging.get_logger(__name__)
 _PROBLEM, _DROPPED, _WHY_DROPPED = "__problem", "__dropped", "__why_dropped"
 _PROMPT_CUT, _COMPLETIONS_CUT = "__prompt_cut", "__completions_cut"
 _COUNTED = [_PROBLEM, _DROPPED, _WHY_DROPPED, _PROMPT_CUT, _COMPLETIONS_CUT]
-
-
-@dataclass(frozen=True)
-class RankingReport(DataReport):
-    """
-    What preparation did to a data set of rankings. Counts are `None` where a streaming data set cannot be counted.
-
-    Args:
-        rows (`int` or `None`): Rows left.
-        dropped (`int` or `None`): Rows left out because they say nothing: fewer than two completions, or all tied.
-        first_dropped (`str`): Number of the first such row, and why.
-        prompts_cut (`int` or `None`): Rows with a cut prompt.
-        answers_cut (`int` or `None`): Rows with a cut completion.
-        completions (`int` or `None`): Completions left, over all rows.
-        completions_dropped (`int` or `None`): Completions left out of the rows left: empty ones, and copies.
-        first_completion_dropped (`str`): Number of the row of the first such completion, and why.
-        smallest (`int` or `None`): Completions of the row that has fewest.
-        largest (`int` or `None`): Completions of the row that has most.
-        tied (`int` or `None`): Rows left in which some completions tie.
-    """
-
-    completions: int | None = 0
-    completions_dropped: int | None = 0
-    first_completion_dropped: str = ""
-    smallest: int | None = 0
-    largest: int | None = 0
-    tied: int | None = 0
-
-    @classmethod
-    def uncounted(cls) -> "RankingReport":
-        """Report on a streaming data set."""
-        unknown: dict[str, Any] = {f.name: "" if f.name.startswith("first") else None for f in fields(cls)}
-        return cls(**unknown)
-
-    def __str__(self) -> str:
-        if self.rows is None:
-            return "streaming, not counted"
-        size = f"{self.smallest}" if self.smallest == self.largest else f"{self.smallest} to {self.largest}"
-        return (
-            f"{self.rows:,} rows of {size} completions ({self.dropped:,} rows and {self.completions_dropped:,} single "
-            f"completions dropped), {self.tied:,} rows with ties, {self.prompts_cut:,} prompts and "
-            f"{self.answers_cut:,} answers cut"
-        )
 
 
 def prepare_rankings(
@@ -148,11 +105,7 @@ def prepare_rankings(
         raise ValueError(f"The {dataset_name} dataset has no row.")
 
     joint, streaming = tokenization == "joint", isinstance(dataset, IterableDataset)
-    cut = None
-    if max_length is not None and not joint:
-        keep_end = prompt_truncation_mode == "keep_end"
-        max_prompt_length = max_length // 2 if max_prompt_length is None else max_prompt_length
-        cut = {"max_length": max_length, "max_prompt_length": max_prompt_length, "keep_end": keep_end}
+    cut = None if joint else _cut_options(max_length, max_prompt_length, prompt_truncation_mode)
     prepared = dataset.map(
         _prepare_row,
         with_indices=True,
@@ -179,6 +132,71 @@ def prepare_rankings(
     if next(iter(usable), None) is None:
         raise ValueError(_nothing_left(dataset_name, f"row 0, {next(iter(prepared))[_PROBLEM]}"))
     return usable.remove_columns(_COUNTED), RankingReport.uncounted()
+
+
+def prepare_row(
+    row: Mapping[str, Any],
+    index: int,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    leading_ids: list[int],
+    tokenization: str = "separate",
+    max_length: int | None = None,
+    max_prompt_length: int | None = None,
+    prompt_truncation_mode: str | None = "keep_end",
+    truncation_mode: str = "keep_start",
+    dataset_name: str = "test",
+) -> tuple[list[int], list[list[int]], bool]:
+    """
+    Prepares one row as [`prepare_rankings`] does for prediction, by options of the same names: nothing is left out.
+
+    Args:
+        row (`Mapping`): Row of any kind. Without `ranks` and `scores` its completions keep their order.
+        index (`int`): Its number, for messages.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
+        leading_ids (`list[int]`): Result of [`~trl_dpo_ext.data.tokenization.leading_special_ids`].
+        tokenization (`str`): `"separate"` or `"joint"`.
+        max_length (`int`, *optional*): Most tokens of a prompt with a completion.
+        max_prompt_length (`int`, *optional*): Tokens an over-long row's prompt is cut to.
+        prompt_truncation_mode (`str`): Which end of a cut prompt is kept.
+        truncation_mode (`str`): Which end the collator will keep.
+        dataset_name (`str`): Name used in messages.
+
+    Returns:
+        `tuple[list[int], list[list[int]], bool]`: Ids of the prompt, and of each completion; and whether a cut was
+        made (with `tokenization="joint"`: whether the collator will make one).
+
+    Raises:
+        ValueError: If the row is malformed.
+    """
+    joint = tokenization == "joint"
+    prepared = _prepare_row(
+        dict(row),
+        index,
+        dataset_name=dataset_name,
+        tokenizer=tokenizer,
+        joint=joint,
+        cut=None if joint else _cut_options(max_length, max_prompt_length, prompt_truncation_mode),
+        max_length=max_length,
+        collator_keeps_start=truncation_mode == "keep_start",
+        score_tie_gap=0.0,
+        max_completions=None,
+        keep_all=True,
+        leading_ids=leading_ids,
+        streaming=False,
+    )
+    return prepared["prompt_ids"], prepared["completion_ids"], prepared[_PROMPT_CUT] or prepared[_COMPLETIONS_CUT]
+
+
+def _cut_options(
+    max_length: int | None, max_prompt_length: int | None, prompt_truncation_mode: str | None
+) -> dict[str, Any] | None:
+    if max_length is None:
+        return None
+    if max_prompt_length is None:
+        max_prompt_length = max_length // 2
+    keep_end = prompt_truncation_mode == "keep_end"
+    return {"max_length": max_length, "max_prompt_length": max_prompt_length, "keep_end": keep_end}
 
 
 @dataclass

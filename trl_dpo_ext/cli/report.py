@@ -1,0 +1,52 @@
+"""`trl-dpo-ext report RUN_DIR`: one page of a run's figures."""
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+
+
+__all__ = ["run"]
+
+
+def run(argv: list[str]) -> int:
+    """Writes `report.png` and `report.html`; 2 if there is no run in the folder or no matplotlib."""
+    parser = argparse.ArgumentParser(
+        prog="trl-dpo-ext report",
+        description="Draw one page of a run's figures: report.png and report.html, also while the run goes on.",
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run's `output_dir`")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write; RUN_DIR by default")
+    options = parser.parse_args(argv)
+
+    from trl_dpo_ext.evaluation.report.run_data import read_run
+
+    try:
+        data = read_run(options.run_dir)
+        from trl_dpo_ext.evaluation.report.page import write_report
+
+        png, html = write_report(data, options.output)
+    except FileNotFoundError as error:
+        print(f"trl-dpo-ext report: {error} {_hint(options.run_dir)}", file=sys.stderr)
+        return 2
+    except (ImportError, OSError) as error:
+        print(f"trl-dpo-ext report: {error}", file=sys.stderr)
+        return 2
+    for note in data.notes:
+        print(f"Note: {note}", file=sys.stderr)
+    print(f"Wrote {html} and {png}.")
+    return 0
+
+
+def _hint(folder: Path) -> str:
+    from trl_dpo_ext.evaluation.report.run_data import find_runs
+
+    if folder.is_file():
+        return f"It is a file: pass its folder, {folder.parent}."
+    if not folder.is_dir():
+        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
+        similar = difflib.get_close_matches(folder.name, beside, n=1)
+        return f"Did you mean {folder.parent / similar[0]}?" if similar else "Pass the `output_dir` of a run."
+    if runs := find_runs(folder):
+        return f"Runs below it: {', '.join(map(str, runs))}."
+    return "Pass the `output_dir` of a run; figures are logged every `logging_steps` updates."

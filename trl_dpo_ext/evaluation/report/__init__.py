@@ -1,0 +1,1 @@
+"""One page on a run, drawn from what the run wrote about itself."""

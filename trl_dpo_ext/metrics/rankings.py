@@ -1,0 +1,57 @@
+"""How well rewards order the completions of a prompt."""
+
+import torch
+from torch import Tensor
+
+
+__all__ = ["kendall_tau_b", "ordered_pairs", "pair_accuracy"]
+
+
+def ordered_pairs(ranks: Tensor, rank_mask: Tensor) -> Tensor:
+    """`True` at `(b, i, j)` where completion i ranks above j, `(B, K, K)`. Arguments as of [`pair_accuracy`]."""
+    both = rank_mask[:, :, None] & rank_mask[:, None, :]
+    return both & (ranks[:, :, None] < ranks[:, None, :])
+
+
+def pair_accuracy(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
+    """
+    Share of the pairs of different rank whose better completion has the strictly larger reward. 0 without such a pair.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B, K)`): Rewards.
+        ranks (`torch.Tensor` of shape `(B, K)`, int): 0 for the best.
+        rank_mask (`torch.Tensor` of shape `(B, K)`, bool): `True` where there is a completion.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`
+    """
+    above = ordered_pairs(ranks, rank_mask)
+    right = above & (rewards[:, :, None] > rewards[:, None, :])
+    return right.sum(dim=(1, 2)) / above.sum(dim=(1, 2)).clamp(min=1)
+
+
+def kendall_tau_b(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
+    r"""
+    Kendall's rank correlation between rewards and the observed ranking, corrected for ties.
+
+    $$ \tau_b = \frac{C - D}{\sqrt{(n_0 - n_1)(n_0 - n_2)}} $$
+
+    over C concordant and D discordant of the \\( n_0 \\) pairs, \\( n_1 \\) and \\( n_2 \\) of which tie in rank and
+    in reward ([Kendall, 1945](https://doi.org/10.1093/biomet/33.3.239)). 0 where all rewards tie.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B, K)`): Rewards.
+        ranks (`torch.Tensor` of shape `(B, K)`, int): 0 for the best.
+        rank_mask (`torch.Tensor` of shape `(B, K)`, bool): `True` where there is a completion.
+
+    Returns:
+        `torch.Tensor` of shape `(B,)`
+    """
+    above = ordered_pairs(ranks, rank_mask)
+    sign = torch.sign(rewards[:, :, None] - rewards[:, None, :])  # (B, K, K)
+    balance = (above * sign).sum(dim=(1, 2))
+    ranked_apart = above.sum(dim=(1, 2))
+    both = rank_mask[:, :, None] & rank_mask[:, None, :]
+    rewarded_apart = (both & (sign > 0)).sum(dim=(1, 2))
+    scale = torch.sqrt((ranked_apart * rewarded_apart).to(rewards.dtype))
+    return torch.where(scale > 0, balance / scale.clamp(min=1), torch.zeros_like(scale))

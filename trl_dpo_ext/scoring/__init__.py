@@ -1,0 +1,1 @@
+"""A trained policy with its reference as a reward model."""

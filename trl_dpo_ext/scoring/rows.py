@@ -1,0 +1,269 @@
+"""From prompts with their completions to token ids, cut as in training, and to batches of like size."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from trl_dpo_ext.data.rankings.preparation import prepare_row
+from trl_dpo_ext.data.tokenization import leading_special_ids
+
+
+__all__ = ["PromptPart", "RowOptions", "batches_of", "parts_of", "rows_from", "tokenize_rows"]
+
+logger = logging.get_logger(__name__)
+
+# Places of a padded batch on the CPU, as many times the tokens that it may have
+_PADDED = 8
+
+
+@dataclass
+class RowOptions:
+    """
+    How text becomes tokens: the trainers' options of the same names.
+
+    Args:
+        tokenization (`str`, *optional*, defaults to `"separate"`):
+            `"separate"`: prompt and completions apart, and the authors' cut. `"joint"`: TRL's tokens and cut.
+        max_length (`int`, *optional*, defaults to `512`):
+            Most tokens of a prompt with a completion; `None`: no cut.
+        max_prompt_length (`int`, *optional*):
+            With `"separate"`: tokens an over-long row's prompt is cut to. Default: half of `max_length`.
+        prompt_truncation_mode (`str`, *optional*):
+            With `"separate"`: which end of a cut prompt is kept. Default: `"keep_end"`.
+        truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
+            With `"joint"`: which end of a cut prompt with completion is kept.
+
+    Raises:
+        ValueError: If a value does not exist or would have no effect.
+    """
+
+    tokenization: str = "separate"
+    max_length: int | None = 512
+    max_prompt_length: int | None = None
+    prompt_truncation_mode: str | None = None
+    truncation_mode: str = "keep_start"
+
+    def __post_init__(self) -> None:
+        modes = ("keep_start", "keep_end")
+        for name, choices in {
+            "tokenization": ("separate", "joint"),
+            "prompt_truncation_mode": (*modes, None),
+            "truncation_mode": modes,
+        }.items():
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(map(repr, choices))
+                raise ValueError(f"`{name}={getattr(self, name)!r}` does not exist. Choose one of {allowed}.")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"`max_length={self.max_length}` leaves no room for a prompt and a completion. Raise it.")
+        if self.joint:
+            for name in ("max_prompt_length", "prompt_truncation_mode"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"`{name}={getattr(self, name)!r}` has no effect with `tokenization='joint'`. Leave it out."
+                    )
+            return
+        if self.truncation_mode != "keep_start":
+            raise ValueError(
+                f"`truncation_mode={self.truncation_mode!r}` has no effect with `tokenization='separate'`. Use "
+                "`prompt_truncation_mode`."
+            )
+        if self.prompt_truncation_mode is None:
+            self.prompt_truncation_mode = "keep_end"
+        if self.max_length is None:
+            if self.max_prompt_length is not None:
+                raise ValueError(
+                    f"`max_prompt_length={self.max_prompt_length}` has no effect with `max_length=None`. Leave it out."
+                )
+            return
+        if self.max_prompt_length is None:
+            self.max_prompt_length = self.max_length // 2
+        if not 0 < self.max_prompt_length < self.max_length:
+            raise ValueError(
+                f"`max_prompt_length={self.max_prompt_length}` must be above 0 and below "
+                f"`max_length={self.max_length}`."
+            )
+
+    @property
+    def joint(self) -> bool:
+        """Whether tokens and cut are TRL's."""
+        return self.tokenization == "joint"
+
+
+@dataclass
+class PromptPart:
+    """Completions of one prompt that are run together, and their numbers among all completions."""
+
+    prompt_ids: list[int]
+    completion_ids: list[list[int]]
+    numbers: list[int]
+
+    @property
+    def distinct(self) -> int:
+        """Tokens when the prompt is computed once."""
+        return len(self.prompt_ids) + sum(map(len, self.completion_ids))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt with its longest completion."""
+        return len(self.prompt_ids) + max(map(len, self.completion_ids))
+
+
+def rows_from(prompts: Iterable[Any], completions: Iterable[Any]) -> tuple[list[dict[str, Any]], bool]:
+    """
+    Rows of prompts and of their completions: one completion for each prompt, or a list of them for each.
+
+    Args:
+        prompts (`Iterable`):
+            Texts, or lists of messages.
+        completions (`Iterable`):
+            For each prompt a text or a list of messages; or for each a list of texts or of lists of messages.
+
+    Returns:
+        `tuple[list[dict], bool]`: Rows with `prompt` and `completions`, and whether lists of completions were given.
+
+    Raises:
+        ValueError: If the two do not go together.
+    """
+    for name, values in {"prompts": prompts, "completions": completions}.items():
+        if isinstance(values, (str, Mapping)):
+            kind = "text" if isinstance(values, str) else "dict"
+            raise ValueError(f"`{name}` is a {kind}. Expected a list, with one entry for each prompt.")
+    prompts, completions = list(prompts), list(completions)
+    if len(prompts) != len(completions):
+        raise ValueError(
+            f"`prompts` has {len(prompts)} entries but `completions` has {len(completions)}. Give one completion, or "
+            "one list of completions, for each prompt."
+        )
+    several = [_is_several(entry) for entry in completions]
+    if len(set(several)) > 1:
+        odd = several.index(not several[0])
+        kinds = ("a list of completions", "one completion") if several[0] else ("one completion", "a list")
+        raise ValueError(f"`completions[0]` is {kinds[0]} but `completions[{odd}]` is {kinds[1]}. Use one of the two.")
+    nested = bool(several) and several[0]
+    rows = [
+        {"prompt": prompt, "completions": list(entry) if nested else [entry]}
+        for prompt, entry in zip(prompts, completions, strict=True)
+    ]
+    return rows, nested
+
+
+def tokenize_rows(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, options: RowOptions, name: str
+) -> list[tuple[list[int], list[list[int]]]]:
+    """
+    Token ids of rows, cut as a trainer cuts them, and a warning that counts the cuts.
+
+    Args:
+        rows (`Iterable[Mapping]`):
+            Rows with `completions` (or `chosen` and `rejected`), which are cut together, and with `prompt` unless they
+            start with it.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        options ([`RowOptions`]):
+            Options.
+        name (`str`):
+            Name of the rows in messages.
+
+    Returns:
+        `list[tuple[list[int], list[list[int]]]]`: For each row the ids of its prompt and of its completions. With
+        `tokenization="joint"` the collator has yet to cut them.
+    """
+    leading_ids = leading_special_ids(tokenizer)
+    tokenized, num_cut = [], 0
+    for index, row in enumerate(rows):
+        prompt_ids, completion_ids, cut = prepare_row(
+            row, index, tokenizer, leading_ids=leading_ids, dataset_name=name, **vars(options)
+        )
+        tokenized.append((prompt_ids, completion_ids))
+        num_cut += cut
+    if num_cut:
+        full = [ids for ids, _ in tokenized if len(ids) >= (options.max_length or 0)]
+        none_left = options.joint and options.truncation_mode == "keep_start" and len(full)
+        logger.warning(
+            f"{num_cut} of {len(tokenized)} rows exceed `max_length={options.max_length}` and are cut as in training"
+            + (f"; of {none_left} no completion is left, so their rewards are 0." if none_left else ".")
+        )
+    return tokenized
+
+
+def parts_of(
+    tokenized: Iterable[tuple[list[int], list[list[int]]]], max_tokens: int, shared: bool
+) -> list[PromptPart]:
+    """
+    Puts completions of equal prompts together, whichever row they come from, in parts of up to `max_tokens` tokens.
+
+    Args:
+        tokenized (`Iterable`):
+            Ids of prompts and of their completions; completions are numbered in this order.
+        max_tokens (`int`):
+            Most tokens of a part, which has at least one completion.
+        shared (`bool`):
+            Whether a prompt is computed once for its completions.
+
+    Example:
+    ```python
+    >>> from trl_dpo_ext.scoring.rows import parts_of
+
+    >>> rows = [([1, 2], [[3], [4, 4]]), ([7], [[8]]), ([1, 2], [[5]])]
+    >>> [part.numbers for part in parts_of(rows, max_tokens=100, shared=True)]
+    [[0, 1, 3], [2]]
+    >>> [part.numbers for part in parts_of(rows, max_tokens=5, shared=True)]
+    [[0, 1], [3], [2]]
+
+    ```
+    """
+    by_prompt: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
+    number = 0
+    for prompt_ids, completions in tokenized:
+        for ids in completions:
+            by_prompt.setdefault(tuple(prompt_ids), []).append((number, ids))
+            number += 1
+    parts = []
+    for prompt, numbered in by_prompt.items():
+        part, distinct, longest = PromptPart(list(prompt), [], []), len(prompt), 0
+        for number, ids in numbered:
+            distinct, longest = distinct + len(ids), max(longest, len(prompt) + len(ids))
+            if part.numbers and (distinct if shared else (len(part.numbers) + 1) * longest) > max_tokens:
+                parts.append(part)
+                part = PromptPart(part.prompt_ids, [], [])
+                distinct = longest = len(prompt) + len(ids)
+            part.completion_ids.append(ids)
+            part.numbers.append(number)
+        parts.append(part)
+    return parts
+
+
+def batches_of(parts: Sequence[PromptPart], max_tokens: int, shared: bool) -> list[list[PromptPart]]:
+    """
+    Puts parts in batches of up to `max_tokens` tokens, largest first, so that memory runs out at once or never.
+
+    Args:
+        parts (`Sequence[PromptPart]`):
+            Parts of up to `max_tokens` tokens; a larger one has a batch of its own.
+        max_tokens (`int`):
+            Most tokens of a batch.
+        shared (`bool`):
+            Whether only distinct tokens are computed, or padded rows.
+    """
+    batches: list[list[PromptPart]] = []
+    distinct = rows = longest = most = 0
+    for part in sorted(parts, key=lambda part: -(part.distinct if shared else part.longest)):
+        distinct, rows = distinct + part.distinct, rows + len(part.numbers)
+        longest, most = max(longest, part.longest), max(most, len(part.numbers))
+        computed = distinct if shared else rows * longest
+        padded = (len(batches[-1]) + 1) * most * longest if batches else 0
+        if not batches or computed > max_tokens or padded > _PADDED * max_tokens:
+            batches.append([])
+            distinct, rows, longest, most = part.distinct, len(part.numbers), part.longest, len(part.numbers)
+        batches[-1].append(part)
+    return batches
+
+
+def _is_several(entry: Any) -> bool:
+    # Of messages, the entries are dicts
+    return (
+        isinstance(entry, Sequence) and not isinstance(entry, str) and not any(isinstance(e, Mapping) for e in entry)
+    )

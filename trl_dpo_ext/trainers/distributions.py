@@ -1,0 +1,71 @@
+"""What an evaluation shows beyond means: histograms and the points of a reliability diagram, as rows of a file."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from trl_dpo_ext.metrics.calibration import reliability
+from trl_dpo_ext.metrics.sums import Sums
+
+
+__all__ = ["Distributions", "gather_values"]
+
+_BINS = 50
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """
+    The distributions behind the means of one evaluation.
+
+    Args:
+        prefix (`str`): The evaluation's, `"eval"` or `"eval_<set>"`.
+        values (`dict` of `np.ndarray`): For each name its values, one for each example that has it.
+        calibration ([`~trl_dpo_ext.metrics.sums.Sums`], *optional*): Sums of the calibration error.
+    """
+
+    prefix: str
+    values: dict[str, np.ndarray]
+    calibration: Sums | None
+
+    def rows(self, step: int) -> list[dict[str, Any]]:
+        """Histograms of 50 bins, and pairs, confidence and accuracy by bin of confidence."""
+        rows: list[dict[str, Any]] = []
+        for name, values in self.values.items():
+            counts, edges = np.histogram(values, bins=_BINS)
+            rows.append({"step": step, "name": f"{self.prefix}_{name}"})
+            rows[-1] |= {"edges": edges.tolist(), "counts": counts.tolist()}
+        if self.calibration is not None:
+            points = {
+                name: [None if math.isnan(point) else point for point in column]
+                for name, column in asdict(reliability(self.calibration)).items()
+            }
+            rows.append({"step": step, "name": f"{self.prefix}_rewards/calibration"} | points)
+        return rows
+
+
+def gather_values(batches: dict[str, list[Tensor]], accelerator: Accelerator) -> dict[str, np.ndarray]:
+    """
+    Collects the values of an evaluation's batches from all processes.
+
+    Args:
+        batches (`dict`):
+            For each name, the same on all processes, the values `(B,)` of every batch, NaN where a row has none.
+        accelerator ([`~accelerate.Accelerator`]):
+            Accelerator.
+
+    Returns:
+        `dict[str, np.ndarray]`: The finite values; names without any are left out.
+    """
+    if not batches:
+        return {}
+    table = torch.stack([torch.cat(columns) for columns in batches.values()], dim=1).float()  # (n, M)
+    # Processes may hold different numbers of rows
+    table = accelerator.gather(accelerator.pad_across_processes(table, pad_index=torch.nan))
+    columns = dict(zip(batches, table.T.cpu().numpy(), strict=True))
+    return {name: column[np.isfinite(column)] for name, column in columns.items() if np.isfinite(column).any()}

@@ -1,0 +1,60 @@
+"""Figures of a log window or an evaluation, added up batch by batch, and over all processes when they are asked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from trl_dpo_ext.metrics.sums import Sums
+
+
+__all__ = ["Meter"]
+
+
+class Meter:
+    """
+    Figures over any number of micro-batches and processes. Nothing is synchronised until [`totals`] is called.
+
+    Example:
+    ```python
+    >>> import torch
+    >>> from trl_dpo_ext.metrics.sums import means, results
+    >>> from trl_dpo_ext.trainers.meter import Meter
+
+    >>> meter = Meter()
+    >>> meter.add(means({"loss": torch.tensor([1.0, 2.0, 3.0])}, torch.ones(3)))
+    >>> meter.add(means({"loss": torch.tensor([1.0])}, torch.ones(1)))
+    >>> results(meter.totals(lambda sums: sums))
+    {'loss': 1.75}
+
+    ```
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Sums] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
+    def add(self, sums: Mapping[str, Sums]) -> None:
+        """Adds the sums of a batch."""
+        for name, entry in sums.items():
+            self._sums[name] = self._sums[name] + entry if name in self._sums else entry
+
+    def totals(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Sums]:
+        """
+        Returns the sums so far, on the host, and forgets them.
+
+        Args:
+            reduce (`Callable`):
+                Adds a tensor up over all processes; called once.
+        """
+        entries, self._sums = self._sums, {}
+        if not entries:
+            return {}
+        sizes = [len(entry.values) for entry in entries.values()]
+        totals = reduce(torch.cat([entry.values for entry in entries.values()])).cpu().split(sizes)
+        return {
+            name: replace(entry, values=total) for (name, entry), total in zip(entries.items(), totals, strict=True)
+        }
