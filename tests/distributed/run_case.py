@@ -485,11 +485,19 @@ def evaluates(launch: Launch) -> dict[str, Any]:
 def evaluates_sets(launch: Launch) -> dict[str, Any]:
     """Two sets, of 9 and 5 rows."""
     sets = {"long": preference_rows(9, start=40), "short": preference_rows(5, start=60)}
-    trainer = make_trainer(launch, eval_dataset=sets, ref_model=explicit_reference())
+    options = {"folder": "sets", "log_samples": 3, "max_length": 48}
+    trainer = make_trainer(launch, eval_dataset=sets, ref_model=explicit_reference(), options=options)
     return {
         "metrics": trainer.evaluate(),
         "predictions": {name: trainer.predict(rows).predictions.tolist() for name, rows in sets.items()},
+        "run_log": _run_log(trainer),
     }
+
+
+def _run_log(trainer: Any) -> dict[str, list]:
+    trainer.accelerator.wait_for_everyone()
+    files = Path(trainer.args.output_dir, "run_log").glob("*.jsonl")
+    return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
 
 
 @case()
@@ -628,10 +636,10 @@ def streams_evaluates(launch: Launch) -> dict[str, Any]:
 def sharded(launch: Launch) -> dict[str, Any]:
     """`ragged` under FSDP2, evaluated like `evaluates` and saved."""
     rows = preference_rows(9, start=40)
-    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
-    trainer = _sharded(launch, options, eval_dataset=rows)
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "log_samples": 3}
+    trainer = _sharded(launch, options | {"folder": "sharded"}, eval_dataset=rows)
     result = train(launch, trainer, "sharded")
-    return result | {"shards": _shards(trainer)} | evaluate(trainer, rows)
+    return result | {"shards": _shards(trainer)} | evaluate(trainer, rows) | {"run_log": _run_log(trainer)}
 
 
 @case(TWO_PROCESSES_ONLY)

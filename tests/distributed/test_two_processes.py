@@ -395,6 +395,25 @@ def test_every_set_keeps_its_metrics(both: Both) -> None:
     assert two["metrics"]["eval_long_rewards/margins"] != two["metrics"]["eval_short_rewards/margins"]
 
 
+def test_distributions_are_of_all_rows(both: Both) -> None:
+    one, two = (launched.result("evaluates_sets") for launched in (both.one, both.two))
+    ones, twos = one["run_log"]["distributions"], two["run_log"]["distributions"]
+    assert [line["name"] for line in ones] == [line["name"] for line in twos]
+    assert len(ones) == 8
+    for line, other in zip(ones, twos, strict=True):
+        assert sum(other["counts"]) == (9 if "_long_" in line["name"] else 5)
+        assert other["edges"] == pytest.approx(line["edges"], rel=1e-5, abs=1e-5)
+        assert sum(abs(np.subtract(line["counts"], other["counts"]))) <= 2  # one on the edge of a bin
+
+
+def test_samples_are_of_the_first_prompts(both: Both) -> None:
+    one, two = (launched.result("evaluates_sets")["run_log"]["samples"] for launched in (both.one, both.two))
+    assert len(two) == 6  # three of each set, though two processes do not divide them
+    assert [(line["name"], line["prompt"]) for line in one] == [(line["name"], line["prompt"]) for line in two]
+    # The policy and the other model that is its reference say different things, and each prefers its own
+    assert all(line["policy_reward"] > 0 > line["reference_reward"] for line in one + two)
+
+
 def test_predictions_keep_the_order_of_the_rows(both: Both) -> None:
     one, two = both.one.result("predicts"), both.two.result("predicts")
     for name, rows in (("seven", 7), ("one", 1)):
@@ -463,6 +482,9 @@ def test_sharded_training(both: Both) -> None:
     assert_same_training(both.one, "ragged", both.two, "sharded")
     assert_exact_means(result["metrics"], "eval", result["predictions"])
     assert result["metrics"]["eval_loss"] == pytest.approx(sigmoid_loss(result["predictions"]), rel=TOLERANCE)
+    samples = result["run_log"]["samples"]
+    assert [line["name"] for line in samples] == ["eval"] * 3
+    assert all(np.isfinite([line["policy_reward"], line["reference_reward"]]).all() for line in samples)
 
 
 def test_sharded_adapter(both: Both) -> None:

@@ -124,6 +124,15 @@ class TestWeights:
         assert hash_weights(model(0)) == hash_weights(model(0))
         assert len({hash_weights(model(0)), hash_weights(model(1)), hash_weights(tiny_llama())}) == 3
 
+    def test_of_a_reference_that_is_itself_an_adapter_all_weights_count(self):
+        def model(seed):
+            torch.manual_seed(seed)
+            return get_peft_model(tiny_llama(), lora(init_lora_weights=False))
+
+        hashes = [hash_weights(each, with_adapters=True) for each in (model(0), model(0), model(1), tiny_llama())]
+        assert hashes[0] == hashes[1]
+        assert len(set(hashes)) == 3
+
     def test_training_the_adapter_changes_nothing(self):
         model = get_peft_model(tiny_llama(), lora())
         before = hash_weights(model)

@@ -12,17 +12,19 @@ from torch import nn
 __all__ = ["hash_weights"]
 
 
-def hash_weights(model: nn.Module) -> str | None:
+def hash_weights(model: nn.Module, *, with_adapters: bool = False) -> str | None:
     """
     Hashes a model's weights as the reference policy sees them.
 
-    With a PEFT model only the base weights count, and those of an adapter named `"ref"` if there is one (TRL's frozen
-    copy of a trained adapter): the policy's own adapter is not part of the reference. Names are those of the base
-    model, so a base model under a fresh adapter has the hash of the base model alone.
+    Of a policy that is a PEFT model only the base weights count, and those of an adapter named `"ref"` if there is one
+    (TRL's frozen copy of a trained adapter): the policy's own adapter is not part of the reference. Names are those of
+    the base model, so a base model under a fresh adapter has the hash of the base model alone.
 
     Args:
         model ([`~torch.nn.Module`]):
             Model, not sharded.
+        with_adapters (`bool`, *optional*, defaults to `False`):
+            Hash all weights: the model is the reference itself, and not a policy that holds it.
 
     Returns:
         `str` or `None`: 128-bit hash in hexadecimal, of the main process's weights on every process; `None` if the
@@ -31,14 +33,14 @@ def hash_weights(model: nn.Module) -> str | None:
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):  # ZeRO-3
         return None
     # With FSDP's memory-efficient loading the other processes hold no weights yet
-    result = [_hash(model) if PartialState().is_main_process else None]
+    result = [_hash(model, with_adapters) if PartialState().is_main_process else None]
     if PartialState().num_processes > 1:
         broadcast_object_list(result, from_process=0)
     return result[0]
 
 
-def _hash(model: nn.Module) -> str:
-    of_policy = _adapter_pattern(model)
+def _hash(model: nn.Module, with_adapters: bool) -> str:
+    of_policy = re.compile(r"(?!)") if with_adapters else _adapter_pattern(model)  # matches nothing
     names = {_base_name(name): tensor for name, tensor in model.state_dict().items() if not of_policy.search(name)}
     digest = xxhash.xxh3_128()
     for name in sorted(names):

@@ -118,7 +118,8 @@ def load_policy(
 
     if check_reference and recorded.get("hash") and not reference_free:
         policy, model = load(None)
-        _check_hash(policy if model is None else model, recorded, folder, reference)
+        found = hash_weights(policy) if model is None else hash_weights(model, with_adapters=True)
+        _check_hash(found, recorded, folder, reference)
         if dtype is not None:  # loaded again: casting a model would cast its buffers, too
             del policy, model
             policy, model = load(dtype)
@@ -183,7 +184,9 @@ def save_policy(
     if reference is not None:
         described |= describe_weights(reference)
     if state["reference"]["kind"] != NONE:
-        described["hash"] = hash_weights(policy if reference is None else reference)
+        described["hash"] = (
+            hash_weights(policy) if reference is None else hash_weights(reference, with_adapters=True)
+        )
     write_state(folder, state | describe_weights(policy) | {"reference": state["reference"] | described})
 
 
@@ -265,8 +268,7 @@ def _load_reference(given: Any, folder: str, recorded: dict[str, Any], dtype: An
     return _load_model(name, dtype, device, recorded.get("quantization_config"), revision)
 
 
-def _check_hash(model: Any, recorded: dict[str, Any], folder: str, given: Any) -> None:
-    found = hash_weights(model)
+def _check_hash(found: str | None, recorded: dict[str, Any], folder: str, given: Any) -> None:
     if found == recorded["hash"]:
         return
     what = "The model passed as `reference`" if given is not None else f"The reference ({recorded['kind']})"

@@ -93,7 +93,7 @@ class BaseDPOTrainer(WithSamples):
         )
         explicit = ref_model is not None
         if explicit and ref_model is not model:
-            self._reference_hash = hash_weights(ref_model)
+            self._reference_hash = hash_weights(ref_model, with_adapters=True)
         if self.reference_kind == reference_policy.COPY:
             ref_model = reference_policy.copy_in_memory(model)
         reference_policy.forget_ref_adapter(model)
