@@ -1,5 +1,6 @@
 """Every Python snippet of the README runs, its preset table is the presets', and its tree is the package's."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -16,8 +17,8 @@ SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["full", "lora", "4-bit", "ranking", "preferred-ft"])
-def test_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("snippet", SNIPPETS[:5], ids=["full", "lora", "4-bit", "ranking", "preferred-ft"])
+def test_training_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for folder in ("sft-model", "base-model"):
         save_tiny(tiny_llama(), tiny_tokenizer(), tmp_path / folder)
     preference_rows(70).to_json(tmp_path / "preferences.jsonl")
@@ -29,6 +30,28 @@ def test_snippet_runs(snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert trainer.state.global_step == 2  # 70 or 128 rows in updates of 64
     if "rewards" in names:
         assert names["rewards"].shape in ((70, 2), (128, 3))
+
+
+@pytest.mark.slow
+def test_reward_model_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    save_tiny(tiny_llama(), tiny_tokenizer(), tmp_path / "sft-model")
+    rows = preference_rows(70)
+    rows.to_json(tmp_path / "preferences.jsonl")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for snippet in (SNIPPETS[1].replace("2e-5", "2e-3"), SNIPPETS[5]):  # the adapter that is then scored
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert names["best"] == max(zip(names["rewards"][0], (" superb.", " dull."), strict=False))[1]
+    rewards = names["trainer"].predict(rows).predictions
+    assert len(names["clear"]) == (rewards[:, 0] > rewards[:, 1]).sum()
+    assert names["relabelled"]["swapped"] == (rewards[:, 0] < rewards[:, 1]).tolist()
+
+
+def test_metrics_snippet_runs(capsys: pytest.CaptureFixture):
+    exec(compile(SNIPPETS[6], "README.md", "exec"), {})
+    figures = [ast.literal_eval(line.replace("nan", "None")) for line in capsys.readouterr().out.splitlines()]
+    found = [next(iter(figure.values())) for figure in figures]
+    assert found == pytest.approx([0.5, 0.0, 0.5469, -0.2, 0.75], abs=1e-4)  # (1 - 0.5744 + 0.6682) / 2
 
 
 def test_preset_table():

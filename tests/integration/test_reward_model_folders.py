@@ -156,6 +156,13 @@ class TestFolderOfATrainer:
         reward_model = ImplicitRewardModel.from_pretrained(f"{trainer.args.output_dir}/checkpoint-3")
         assert_close(scores(reward_model), predicted(trainer))
 
+    def test_a_folder_without_weights(self, trained, llama_folder, tmp_path):
+        with pytest.raises(ValueError, match="holds neither a model nor an adapter. Save one there"):
+            ImplicitRewardModel.from_pretrained(tmp_path)
+        trainer = trained(llama_folder, {"max_steps": 2, "save_strategy": "steps", "save_steps": 1})
+        with pytest.raises(ValueError, match="neither a model nor an adapter. Pass .*checkpoint-2"):
+            ImplicitRewardModel.from_pretrained(trainer.args.output_dir)
+
     def test_preferred_ft_knows_no_reference(self, llama_folder, tmp_path):
         args = PreferredFTConfig(str(tmp_path / "sft"), **TINY | {"max_steps": 1})
         trainer = PreferredFTTrainer(model=llama_folder, args=args, train_dataset=preference_rows(8))

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from itertools import combinations
+from pathlib import Path
 
 import datasets
 import evaluate
@@ -19,7 +20,7 @@ from sklearn.calibration import calibration_curve
 from tiny import preference_rows
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer
-from trl_dpo_ext.evaluation import preference_metrics
+from trl_dpo_ext.evaluation import modules, preference_metrics
 from trl_dpo_ext.evaluation.metric_loading import known_metrics, load_metric
 from trl_dpo_ext.evaluation.preference_metrics import (
     kendall_tau,
@@ -147,7 +148,8 @@ class TestValues:
         margins = by_hand(rewards, ranks)["margin"]
         figures = reward_margin(rewards, ranks, confidence_level=0.9, seed=3)
         assert figures["reward_margin"] == pytest.approx(np.mean(margins), rel=1e-12)
-        drawn = bootstrap((np.sort(margins),), np.mean, confidence_level=0.9, method="percentile", random_state=3)
+        options = {"confidence_level": 0.9, "method": "percentile", "random_state": np.random.default_rng(3)}
+        drawn = bootstrap((np.sort(margins),), np.mean, **options)
         assert figures["low"] == pytest.approx(drawn.confidence_interval.low, rel=1e-12)
         assert figures["high"] == pytest.approx(drawn.confidence_interval.high, rel=1e-12)
         assert figures["low"] != reward_margin(rewards, ranks, confidence_level=0.9, seed=4)["low"]
@@ -225,9 +227,8 @@ class TestInput:
     def test_the_order_of_prompts_and_of_completions_changes_nothing(self, name):
         metric = getattr(preference_metrics, name)
         rewards, ranks = rankings()
-        mixed = [list(zip(*reversed(list(zip(*row, strict=True))), strict=True)) for row in zip(rewards, ranks)]
         rows = np.random.default_rng(1).permutation(60)
-        same(metric([mixed[i][0] for i in rows], [mixed[i][1] for i in rows]), metric(rewards, ranks))
+        same(metric([rewards[i][::-1] for i in rows], [ranks[i][::-1] for i in rows]), metric(rewards, ranks))
 
     @pytest.mark.parametrize("name", OF_RANKINGS)
     def test_by_default_the_best_comes_first(self, name):
@@ -295,9 +296,7 @@ class TestModules:
         assert known_metrics() == sorted([*OF_RANKINGS, "win_rate"])
 
     def test_an_unknown_name(self):
-        with pytest.raises(
-            ValueError, match="no metric 'accuracy'; known ones are kendall_tau, preference_accuracy, "
-        ):
+        with pytest.raises(ValueError, match="no metric 'accuracy'; known ones are kendall_tau, "):
             load_metric("accuracy")
 
     @pytest.mark.parametrize("name", ["preference_accuracy", "win_rate"])
@@ -356,7 +355,7 @@ class TestModules:
             ({"predictions": [], "references": []}, "no rows to compare"),
             (
                 {"predictions": [[1, 2]] * 3, "references": [[0, 1]] * 2},
-                "number of predictions \\(3\\) and references",
+                "number of predictions .3. and references",
             ),
             ({"predictions": [[1, math.nan]], "references": [[0, 1]]}, "Row 0, completion 1: reward nan"),
             ({"predictions": [[1, 2]], "references": [[0.7, 0.2]]}, "rank 0.7; ranks are whole numbers"),
@@ -395,52 +394,48 @@ def refuse(*args):
 
 socket.socket.connect = socket.getaddrinfo = refuse
 
-from trl_dpo_ext.evaluation import metric_loading
+from trl_dpo_ext.evaluation.metric_loading import known_metrics, load_metric
 
-place, rewards, ranks, folder = json.loads(sys.stdin.read())
-mine = slice(place, None, 2) if folder == "alternate" else slice(40 * place, 40 + 40 * place)
+place, folder = int(sys.argv[1]), sys.argv[2]
+rewards, ranks = json.loads(sys.argv[3])
 found = {{}}
-for name in metric_loading.known_metrics():
-    path = str(metric_loading._MODULES / name)
-    assert type(evaluate.load(path)) is type(evaluate.load(path)) is type(metric_loading.load_metric(name))
-    metric = evaluate.load(path, num_process=2, process_id=place, experiment_id="two")
-    if name == "win_rate":
-        columns = [row[0] for row in rewards], [row[-1] for row in rewards]
-    else:
-        columns = rewards, ranks
-    for start in range(0, len(columns[0][mine]), 7):
-        predictions, references = (column[mine][start : start + 7] for column in columns)
-        metric.add_batch(predictions=predictions, references=references)
-    found[name] = metric.compute()
+for name in known_metrics():
+    path = f"{{folder}}/{{name}}"
+    assert type(evaluate.load(path)) is type(evaluate.load(path)) is type(load_metric(name))
+    columns = (rewards, ranks) if name != "win_rate" else zip(*((row[0], row[-1]) for row in rewards))
+    predictions, references = columns
+    for split, mine in {{"alternate": slice(place, None, 2), "uneven": slice(45 * place, 45 + 45 * place)}}.items():
+        metric = evaluate.load(path, num_process=2, process_id=place, experiment_id=split)
+        ours, theirs = predictions[mine], references[mine]
+        for start in range(0, len(ours), 7):
+            metric.add_batch(predictions=ours[start : start + 7], references=theirs[start : start + 7])
+        found[f"{{name}} {{split}}"] = metric.compute()
 print(json.dumps(found))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", ["alternate", "uneven"])
-def test_two_processes_that_start_at_once_without_a_network(tmp_path, split):
+def test_two_processes_that_start_at_once_without_a_network(tmp_path):
     rewards, ranks = rankings()
-    started = []
-    for place, first_line in enumerate(FIRST_LINES):
-        process = subprocess.Popen(
-            [sys.executable, "-c", ONE_OF_TWO.format(first_line=first_line)],
-            stdin=subprocess.PIPE,
+    arguments = [str(Path(modules.__file__).parent), json.dumps([rewards, ranks])]
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_OF_TWO.format(first_line=first_line), str(place), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
         )
-        process.stdin.write(json.dumps([place, rewards, ranks, split]))
-        process.stdin.close()
-        process.stdin = None
-        started.append(process)
+        for place, first_line in enumerate(FIRST_LINES)
+    ]
     outputs = [process.communicate(timeout=200) for process in started]
     assert [process.returncode for process in started] == [0, 0], [error[-2000:] for _, error in outputs]
     main, other = (json.loads(output.splitlines()[-1]) for output, _ in outputs)
-    assert set(other.values()) == {None}
-    for name in OF_RANKINGS:
-        same(main[name], getattr(preference_metrics, name)(rewards, ranks))
-    same(main["win_rate"], win_rate([row[0] for row in rewards], [row[-1] for row in rewards]))
+    assert len(other) == 10 and set(other.values()) == {None}
+    for split in ("alternate", "uneven"):
+        for name in OF_RANKINGS:
+            same(main[f"{name} {split}"], getattr(preference_metrics, name)(rewards, ranks))
+        same(main[f"win_rate {split}"], win_rate([row[0] for row in rewards], [row[-1] for row in rewards]))
 
 
 @pytest.mark.parametrize(

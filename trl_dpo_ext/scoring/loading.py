@@ -9,6 +9,7 @@ import torch
 from accelerate.utils import is_peft_model
 from huggingface_hub import snapshot_download
 from peft import PeftConfig, PeftModel
+from transformers.trainer_utils import get_last_checkpoint
 
 from trl_dpo_ext.compat import create_model_from_path
 from trl_dpo_ext.reference.identity import hash_weights
@@ -105,6 +106,10 @@ def load_policy(
     if dtype is not None and quantization is not None:
         raise ValueError(f"`dtype={dtype}` has no effect on quantised weights. Leave it out.")
     is_adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
+    if not is_adapter and not os.path.isfile(os.path.join(folder, "config.json")):
+        checkpoint = get_last_checkpoint(folder)
+        hint = f"Pass {checkpoint}" if checkpoint else "Save one there with `trainer.save_model()`"
+        raise ValueError(f"{folder} holds neither a model nor an adapter. {hint}.")
     in_policy = reference is None and _is_in_policy(folder, is_adapter, recorded)
 
     def load(dtype: Any) -> tuple[Any, Any]:

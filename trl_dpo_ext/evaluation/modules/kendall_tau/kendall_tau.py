@@ -1,0 +1,66 @@
+"""How well rewards order the completions of a prompt."""
+
+import datasets
+import evaluate
+
+from trl_dpo_ext.evaluation import preference_metrics
+
+
+__all__ = ["KendallTau"]
+
+_DESCRIPTION = """
+Kendall's tau-b between the rewards of the completions of a prompt and their observed ranking, corrected for ties in
+both; the mean over prompts, whose number of completions may differ.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (`list` of `list` of `float`):
+        Rewards of the completions of each prompt, such as `predictions` of a trainer's `predict`.
+    references (`list` of `list` of `int`):
+        Their ranks, such as its `label_ids`: the smallest is the best, equal for ties, `None` for unranked (below
+        every ranked one) and -1, beside a reward of NaN, where a row has no such completion.
+
+Returns:
+    `dict`: `kendall_tau`, in [-1, 1]: 0 for a prompt whose rewards are all equal, NaN where no prompt counts;
+    `num_rows`, the prompts that count, and `num_left_out`, those without two completions of different rank.
+
+Examples:
+
+    >>> from trl_dpo_ext.evaluation.metric_loading import load_metric
+    >>> metric = load_metric("kendall_tau")
+    >>> metric.compute(predictions=[[3.0, 2.0, 1.0], [0.1, 0.5]], references=[[0, 1, 2], [0, 1]])
+    {'kendall_tau': 0.0, 'num_rows': 2, 'num_left_out': 0}
+"""
+
+_CITATION = """
+@article{kendall1945treatment,
+    title = {The Treatment of Ties in Ranking Problems},
+    author = {Kendall, Maurice G.},
+    journal = {Biometrika},
+    volume = {33},
+    number = {3},
+    pages = {239--251},
+    year = {1945}
+}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class KendallTau(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.List(datasets.Value("float64")),
+                    # As `int64`, ranks such as 0.5 would be cut without a word
+                    "references": datasets.List(datasets.Value("float64")),
+                }
+            ),
+        )
+
+    def _compute(self, predictions, references):
+        return preference_metrics.kendall_tau(predictions, references)

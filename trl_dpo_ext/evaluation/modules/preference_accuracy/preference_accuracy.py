@@ -1,0 +1,71 @@
+"""Share of pairs that rewards order as people did."""
+
+import datasets
+import evaluate
+
+from trl_dpo_ext.evaluation import preference_metrics
+
+
+__all__ = ["PreferenceAccuracy"]
+
+_DESCRIPTION = """
+Preference accuracy: the share of pairs of completions of a prompt in which the preferred one has the strictly larger
+reward. Equal rewards are ties, which count as wrong. Every prompt counts once, whatever its number of pairs.
+"""
+
+_KWARGS_DESCRIPTION = """
+Args:
+    predictions (`list` of `list` of `float`):
+        Rewards of the completions of each prompt, such as `predictions` of a trainer's `predict`.
+    references (`list` of `list` of `int`):
+        Their ranks, such as its `label_ids`: the smallest is the best, equal for ties, `None` for unranked (below
+        every ranked one) and -1, beside a reward of NaN, where a row has no such completion. Of a pair,
+        chosen first: [0, 1].
+    subsets (`list`, *optional*):
+        Subset of each prompt. An argument of `compute`, in the order of all rows; with
+        `evaluate.load(..., "subsets")` a column of names, which `add_batch` takes as well.
+
+Returns:
+    `dict`: `preference_accuracy`; `ties`, the share of pairs with equal rewards; `num_rows`, the prompts that count,
+    and `num_left_out`, those without two completions of different rank. With `subsets` also `preference_accuracy/NAME`
+    and `mean_over_subsets`. NaN where no prompt counts.
+
+Examples:
+
+    >>> from trl_dpo_ext.evaluation.metric_loading import load_metric
+    >>> metric = load_metric("preference_accuracy")
+    >>> metric.compute(predictions=[[0.4, 0.1], [0.3, 0.2], [0.2, 0.2]], references=[[0, 1], [1, 0], [0, 1]])
+    {'preference_accuracy': 0.3333333333333333, 'ties': 0.3333333333333333, 'num_rows': 3, 'num_left_out': 0}
+"""
+
+_CITATION = """
+@inproceedings{lambert2025rewardbench,
+    title = {{RewardBench}: Evaluating Reward Models for Language Modeling},
+    author = {Lambert, Nathan and Pyatkin, Valentina and Morrison, Jacob and others},
+    booktitle = {Findings of the Association for Computational Linguistics: NAACL 2025},
+    year = {2025}
+}
+"""
+
+
+@evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
+class PreferenceAccuracy(evaluate.Metric):
+    def _info(self):
+        features = {
+            "predictions": datasets.List(datasets.Value("float64")),
+            # As `int64`, ranks such as 0.5 would be cut without a word
+            "references": datasets.List(datasets.Value("float64")),
+        }
+        if self.config_name == "subsets":
+            features["subsets"] = datasets.Value("string")
+        elif self.config_name != "default":
+            raise ValueError(f'There is no configuration {self.config_name!r}: pass "subsets" or none.')
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_KWARGS_DESCRIPTION,
+            features=datasets.Features(features),
+        )
+
+    def _compute(self, predictions, references, subsets=None):
+        return preference_metrics.preference_accuracy(predictions, references, subsets=subsets)

@@ -1,0 +1,129 @@
+"""Rewards and ranks, in the lists or arrays that people have, as checked tensors."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trl_dpo_ext.metrics.comparisons import Comparisons, pairs_of_ranking
+from trl_dpo_ext.metrics.rankings import ordered_pairs
+
+
+__all__ = ["RewardedRankings", "as_list", "read_rankings"]
+
+_ABSENT = -1
+
+
+@dataclass(frozen=True)
+class RewardedRankings:
+    """
+    Rankings whose completions have rewards.
+
+    Args:
+        rewards (`torch.Tensor` of shape `(B, K)`): Rewards, 0 where there is no completion.
+        ranks (`torch.Tensor` of shape `(B, K)`): The smallest is the best, equal for ties, infinite for unranked.
+        mask (`torch.Tensor` of shape `(B, K)`, bool): `True` where there is a completion.
+    """
+
+    rewards: Tensor
+    ranks: Tensor
+    mask: Tensor
+
+    @property
+    def compares(self) -> Tensor:
+        """`True` for rows with two completions of different rank, `(B,)`."""
+        return ordered_pairs(self.ranks, self.mask).any(dim=2).any(dim=1)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows that a figure counts, and those that compare nothing."""
+        compared = int(self.compares.sum())
+        return {"num_rows": compared, "num_left_out": len(self.mask) - compared}
+
+    @property
+    def margins(self) -> Tensor:
+        """Reward of the best minus that of the worst of the rows that compare, means over those that tie; `(N,)`."""
+        rewards, ranks, mask = (values[self.compares] for values in (self.rewards, self.ranks, self.mask))
+        lowest = ranks.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
+        highest = ranks.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True)
+        best, worst = mask & (ranks == highest), mask & (ranks == lowest)
+        return (rewards * best).sum(dim=1) / best.sum(dim=1) - (rewards * worst).sum(dim=1) / worst.sum(dim=1)
+
+    def pairs(self, rows: Tensor | None = None) -> Comparisons:
+        """All pairs of different rank of the rows of a mask `(B,)`, by default all, every row of the same weight."""
+        weights = self.compares if rows is None else self.compares & rows
+        no_lengths = torch.zeros_like(self.rewards)
+        return pairs_of_ranking(self.rewards, no_lengths, self.ranks, self.mask, weights.to(self.rewards.dtype))
+
+
+def read_rankings(rewards: Iterable[Any], ranks: Iterable[Any] | None = None) -> RewardedRankings:
+    """
+    Checks rewards and ranks, and pads rows of unequal K.
+
+    Args:
+        rewards (list of lists, or array of shape `(n, K)`):
+            Reward of every completion of each prompt.
+        ranks (list of lists, or array of shape `(n, K)`, *optional*):
+            Their ranks: whole numbers, the smallest is the best, equal for ties; `None` for an unranked completion,
+            below every ranked one; -1 where a row has no such completion, as `predict` returns it, beside a reward of
+            NaN. By default completions come best first.
+
+    Returns:
+        [`RewardedRankings`] in float64.
+
+    Raises:
+        ValueError: Naming the first row that is malformed.
+    """
+    given = _rows(rewards, "rewards")
+    ranked = [list(range(len(row))) for row in given] if ranks is None else _rows(ranks, "ranks")
+    if len(given) != len(ranked):
+        raise ValueError(f"There are {len(given)} rows of rewards and {len(ranked)} of ranks: pass one for each row.")
+    if not given:
+        raise ValueError("There are no rows to compare: pass the rewards of at least one prompt.")
+    for index, (row, places) in enumerate(zip(given, ranked, strict=True)):
+        if len(row) != len(places) or not row:
+            raise ValueError(
+                f"Row {index} has {len(row)} rewards and {len(places)} ranks: pass one of each for every completion."
+            )
+    reward, rank = _padded(given, math.nan, missing=math.nan), _padded(ranked, _ABSENT, missing=math.inf)
+    absent = rank == _ABSENT
+    _refuse(reward, rank, ~((rank >= _ABSENT) & (rank == rank.round())), "ranks are whole numbers, 0 for the best")
+    _refuse(reward, rank, ~absent & ~reward.isfinite(), "a completion needs a finite reward")
+    _refuse(reward, rank, absent & ~reward.isnan(), "rank -1 means that there is no completion, so its reward is NaN")
+    return RewardedRankings(reward.masked_fill(absent, 0), rank, ~absent)
+
+
+def as_list(values: Iterable[Any]) -> list[Any]:
+    """An array, a tensor or any other iterable as a list of Python numbers."""
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _rows(values: Iterable[Any], name: str) -> list[list[Any]]:
+    rows = as_list(values)
+    for index, row in enumerate(rows):
+        if isinstance(row, str) or not isinstance(row, Iterable):
+            raise ValueError(
+                f"Row {index} of the {name} is {row!r}: pass a list for every prompt, such as [chosen, rejected]."
+            )
+    return [as_list(row) for row in rows]
+
+
+def _padded(rows: Sequence[list[Any]], absent: float, missing: float) -> Tensor:
+    columns = zip_longest(*rows, fillvalue=absent)
+    try:
+        numbers = [[missing if value is None else float(value) for value in column] for column in columns]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Rewards and ranks are numbers, one for each completion: {error}.") from error
+    return torch.tensor(numbers, dtype=torch.float64).T  # (B, K)
+
+
+def _refuse(rewards: Tensor, ranks: Tensor, wrong: Tensor, rule: str) -> None:
+    if wrong.any():
+        row, place = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"Row {row}, completion {place}: reward {rewards[row, place]:g}, rank {ranks[row, place]:g}; {rule}."
+        )
