@@ -13,6 +13,8 @@ _COMMANDS = {
     "rank": "train RankingDPOTrainer, on ranked or scored answers",
     "preferred-ft": "train PreferredFTTrainer, on preferred answers alone: the stage before DPO",
     "unlikelihood": "train UnlikelihoodTrainer, a baseline",
+    "score": "add implicit rewards to the rows of a file",
+    "doctor": "examine a data set before training: bad rows, cuts, and what is probably not meant",
     "report": "draw one page of a run's figures",
     "env": "print the versions and hardware that a bug report needs",
 }

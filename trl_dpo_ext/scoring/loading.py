@@ -189,9 +189,7 @@ def save_policy(
     if reference is not None:
         described |= describe_weights(reference)
     if state["reference"]["kind"] != NONE:
-        described["hash"] = (
-            hash_weights(policy) if reference is None else hash_weights(reference, with_adapters=True)
-        )
+        described["hash"] = hash_weights(policy) if reference is None else hash_weights(reference, with_adapters=True)
     write_state(folder, state | describe_weights(policy) | {"reference": state["reference"] | described})
 
 

@@ -4,18 +4,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
-from trl import extract_prompt
 
 from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 from trl_dpo_ext.scoring.results import PreferenceAccuracy, PreferenceReport
+from trl_dpo_ext.scoring.row_kinds import as_columns, completions_of, reward_columns
 from trl_dpo_ext.scoring.rows import RowOptions
 
 
 __all__ = ["WithDatasets"]
 
-# What a row's tokens depend on beside its completions
-_CONTEXT = ("prompt", "tools", "chat_template_kwargs")
 _CHOSEN, _REJECTED, _SWAPPED = "score_chosen", "score_rejected", "swapped"
 
 
@@ -46,19 +44,14 @@ class WithDatasets:
             ValueError: If a column is missing or already there, or a row is malformed.
         """
         _check_dataset(dataset)
-        columns = dataset.column_names
-        if "completion" in columns and "completions" not in columns:
-            _check_no_columns(columns, ["score"])
-            rows = ({"completions": [row["completion"]], **_context(row)} for row in dataset)
-            return dataset.add_column("score", [rewards[0] for rewards in self.score_rows(rows)])
-        check_ranking_columns(columns, "scored")
-        if "completions" in columns:
-            _check_no_columns(columns, ["scores"])
-            rows = ({"completions": row["completions"], **_context(row)} for row in dataset)
-            return dataset.add_column("scores", self.score_rows(rows))
-        _check_no_columns(columns, [_CHOSEN, _REJECTED])
-        chosen, rejected = self._score_pairs(dataset)
-        return dataset.add_column(_CHOSEN, chosen).add_column(_REJECTED, rejected)
+        if "completion" not in dataset.column_names:
+            check_ranking_columns(dataset.column_names, "scored")
+        names = reward_columns(dataset.column_names)
+        _check_no_columns(dataset.column_names, names)
+        rewards = [as_columns(row, names) for row in self._score(dataset)]
+        for name in names:
+            dataset = dataset.add_column(name, [row[name] for row in rewards])
+        return dataset
 
     def relabel(self, dataset: Dataset) -> Dataset:
         """
@@ -127,19 +120,13 @@ class WithDatasets:
                 raise ValueError(
                     f"The dataset has token ids but no column `{name}`. Rewards are computed from the text."
                 )
-        # With joint tokenization the trainers leave an implicit prompt to TRL
-        splits = self.row_options.joint and "prompt" not in dataset.column_names
-        rewards = self.score_rows(_pair(row, splits) for row in dataset)
+        others = [name for name in ("completion", "completions") if name in dataset.column_names]
+        rewards = self._score(dataset.remove_columns(others))
         return [pair[0] for pair in rewards], [pair[1] for pair in rewards]
 
-
-def _pair(row: Mapping[str, Any], splits: bool) -> dict[str, Any]:
-    pair = {"chosen": row["chosen"], "rejected": row["rejected"], **_context(row)}
-    return pair | extract_prompt(pair) if splits else pair
-
-
-def _context(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: row[name] for name in _CONTEXT if name in row}
+    def _score(self, dataset: Dataset) -> list[list[float]]:
+        joint = self.row_options.joint
+        return self.score_rows(completions_of(row, "scored", splits_pairs=joint) for row in dataset)
 
 
 def _swap(row: Mapping[str, Any], sides: Mapping[str, str]) -> dict[str, Any]:

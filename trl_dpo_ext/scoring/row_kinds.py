@@ -1,0 +1,80 @@
+"""What of a row is scored, and the columns that its rewards go into."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trl import extract_prompt
+
+from trl_dpo_ext.data.rankings.checks import check_ranking_columns
+
+
+__all__ = ["as_columns", "completions_of", "reward_columns"]
+
+# What a row's tokens depend on beside its completions
+_CONTEXT = ("prompt", "tools", "chat_template_kwargs")
+
+
+def reward_columns(columns: Sequence[str]) -> tuple[str, ...]:
+    """
+    Columns that [`ImplicitRewardModel.score_dataset`] adds to a row with these.
+
+    Example:
+    ```python
+    >>> from trl_dpo_ext.scoring.row_kinds import reward_columns
+
+    >>> reward_columns(["prompt", "chosen", "rejected"])
+    ('score_chosen', 'score_rejected')
+
+    ```
+    """
+    if "completions" in columns:
+        return ("scores",)
+    return ("score",) if "completion" in columns else ("score_chosen", "score_rejected")
+
+
+def completions_of(row: Mapping[str, Any], name: str, *, splits_pairs: bool = False) -> dict[str, Any]:
+    """
+    What of a row [`ImplicitRewardModel.score_rows`] takes.
+
+    Args:
+        row (`Mapping`):
+            Row with `completions`, `completion`, or `chosen` and `rejected`.
+        name (`str`):
+            Name of the rows in messages.
+        splits_pairs (`bool`, *optional*, defaults to `False`):
+            Leave a pair's implicit prompt to TRL, as the trainers do with `tokenization="joint"`.
+
+    Raises:
+        ValueError: If a column is missing, or the row has images.
+    """
+    for images in ("image", "images"):
+        if row.get(images):
+            raise ValueError(f"the row has `{images}`, and rewards are computed of text and chat only.")
+    context = {column: row[column] for column in _CONTEXT if column in row}
+    if "completion" in row and "completions" not in row:
+        return {"completions": [row["completion"]], **context}
+    check_ranking_columns(list(row), name)
+    if "completions" in row:
+        return {"completions": row["completions"], **context}
+    if not {"chosen", "rejected"} <= row.keys():
+        raise ValueError("the row has token ids but no text, and rewards are computed from the text.")
+    pair = {"chosen": row["chosen"], "rejected": row["rejected"], **context}
+    return pair | extract_prompt(pair) if splits_pairs and "prompt" not in row else pair
+
+
+def as_columns(rewards: Sequence[float], names: Sequence[str]) -> dict[str, Any]:
+    """
+    The rewards of a row's completions as its columns `names`, which are those of [`reward_columns`].
+
+    Example:
+    ```python
+    >>> from trl_dpo_ext.scoring.row_kinds import as_columns
+
+    >>> as_columns([0.5, -0.5], ["score_chosen", "score_rejected"])
+    {'score_chosen': 0.5, 'score_rejected': -0.5}
+
+    ```
+    """
+    if list(names) == ["scores"]:
+        return {"scores": list(rewards)}
+    return dict(zip(names, rewards, strict=True))
