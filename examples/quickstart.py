@@ -10,8 +10,8 @@ then holds:
 
     sft/                    the fine-tuned model: where the training starts, and its reference
     preferences.jsonl       pairs to learn from, and preferences_test.jsonl, pairs of held-out beginnings
-    dpo/                    the last checkpoint
-    policy/                 the trained model
+    dpo/                    the last checkpoint, and what was logged: `trl-dpo-ext report outputs/quickstart/dpo`
+    policy/                 the trained model, also a reward model: `examples/reward_model.py`
     results.json            true reward and KL, before and after
     training_curves.png     what happened during the training
 
@@ -159,6 +159,7 @@ def main() -> None:
     results = {"before": before.summary(), "after": after.summary(), "seconds": seconds, "settings": asdict(settings)}
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"\nAll of it took {seconds:.0f} s. The training curves are in {picture}")
+    print(f"Next: `trl-dpo-ext report {output_dir / 'dpo'}`, `python examples/reward_model.py --run_dir {output_dir}`")
 
 
 def start_or_continue(output_dir: Path, settings: Settings) -> None:

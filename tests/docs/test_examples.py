@@ -67,6 +67,17 @@ def test_quickstart(tmp_path: Path):
     for file in ("policy/model.safetensors", "sft/model.safetensors", "preferences.jsonl", "preferences_test.jsonl"):
         assert (output_dir / file).stat().st_size > 0
 
+    printed = run_example("reward_model.py", "--run_dir", str(output_dir), folder=tmp_path)
+    logged = [json.loads(line) for line in (output_dir / "dpo" / "run_log" / "figures.jsonl").read_text().splitlines()]
+    last = [line for line in logged if "eval_loss" in line][-1]
+    accuracy, margin = map(
+        float, re.search(r"all: accuracy ([\d.]+), ties [\d.]+, margin ([\d.-]+),", printed).groups()
+    )
+    assert accuracy == pytest.approx(last["eval_rewards/accuracies"], abs=1e-4)
+    assert margin == pytest.approx(last["eval_rewards/margins"], abs=1e-4)
+    random, picked, best = map(float, re.findall(r"true reward ([\d.]+)", printed))
+    assert random < best and picked <= best
+
 
 @pytest.mark.slow
 def test_ranking_vs_pairs(tmp_path: Path):

@@ -1,0 +1,68 @@
+"""
+The quickstart's policy as a reward model: how good is the reward that DPO has learnt without anybody writing one?
+
+    python examples/reward_model.py [--run_dir outputs/quickstart] [--num_completions 8]
+
+Needs the folder that `quickstart.py` leaves. On beginnings of reviews that were held out of its training:
+
+    1. how often the implicit reward prefers what the true reward prefers, and how sure it is of it;
+    2. best of N: the model before DPO answers N times, and the implicit reward picks one. The true reward of what it
+       picks lies between that of a random answer and that of the best one;
+    3. self-labelling (Sec. 7 of the paper): the pairs labelled anew, and how many labels differ.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from datasets import load_dataset
+from sentiment_task import SentimentReward, load_reviews, sample_completions
+from transformers import AutoModelForCausalLM, set_seed
+
+from trl_dpo_ext import ImplicitRewardModel
+from trl_dpo_ext.evaluation.preference_metrics import preference_calibration, reward_margin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Use the quickstart's policy as a reward model.")
+    parser.add_argument("--run_dir", type=Path, default=Path("outputs", "quickstart"))
+    parser.add_argument("--num_completions", type=int, default=8)
+    options = parser.parse_args()
+    policy = options.run_dir / "policy"
+    if not policy.is_dir():
+        raise SystemExit(f"`{policy}` is not there. Run examples/quickstart.py first.")
+    reward_model = ImplicitRewardModel.from_pretrained(policy)  # its reference: where the policy was trained from
+    test_file = str(options.run_dir / "preferences_test.jsonl")
+    pairs = load_dataset("json", data_files=test_file, split="train")
+
+    print(f"1. {len(pairs)} held-out pairs")
+    scored = reward_model.score_dataset(pairs)
+    rewards = list(zip(scored["score_chosen"], scored["score_rejected"], strict=True))
+    margin = reward_margin(rewards)
+    print(reward_model.evaluate_preferences(pairs))
+    print(f"margin {margin['reward_margin']:.3f}, 95 % interval {margin['low']:.3f} to {margin['high']:.3f}")
+    print(f"expected calibration error {preference_calibration(rewards)['calibration_error']:.3f}")
+
+    prompts = list(dict.fromkeys(pairs["prompt"]))
+    print(f"\n2. Best of {options.num_completions} answers of the model before DPO to {len(prompts)} prompts")
+    before = AutoModelForCausalLM.from_pretrained(options.run_dir / "sft").eval()
+    set_seed(0)
+    repeated = [prompt for prompt in prompts for _ in range(options.num_completions)]
+    completions = sample_completions(before, reward_model.processing_class, repeated).completions
+    true = SentimentReward(load_reviews())(repeated, completions).reshape(len(prompts), -1)
+    groups = np.array(completions, dtype=object).reshape(true.shape).tolist()
+    picked = [best.index for best in reward_model.best_of_n(prompts, groups)]
+    for name, values in {
+        "a random one": true[:, 0],
+        "picked by the implicit reward": true[np.arange(len(true)), picked],
+        "best by the true reward": true.max(axis=1),
+    }.items():
+        print(f"{name:<30} true reward {values.mean():.3f} +- {values.std(ddof=1) / len(values) ** 0.5:.3f}")
+
+    print("\n3. Self-labelling")
+    swapped = reward_model.relabel(pairs)["swapped"]
+    print(f"{sum(swapped)} of {len(swapped)} pairs get the other label")
+
+
+if __name__ == "__main__":
+    main()
