@@ -10,7 +10,16 @@ import torch
 from integration.conftest import TINY
 from tiny import preference_rows, tiny_llama, tiny_tokenizer
 
-from trl_dpo_ext import DPOPaperTrainer, PreferredFTConfig, PreferredFTTrainer, RankingDPOConfig, RankingDPOTrainer
+from trl_dpo_ext import (
+    DPOPaperConfig,
+    DPOPaperTrainer,
+    PreferredFTConfig,
+    PreferredFTTrainer,
+    RankingDPOConfig,
+    RankingDPOTrainer,
+    UnlikelihoodConfig,
+    UnlikelihoodTrainer,
+)
 from trl_dpo_ext.trainers.displacement import DisplacementWatch
 
 
@@ -90,6 +99,29 @@ class TestValues:
         for side, drifts in drift.items():
             assert metrics[f"eval_logps/{side}_drift"] == pytest.approx(np.mean(drifts), rel=1e-4)
             assert metrics[f"eval_rewards/{side}"] == pytest.approx(0.1 * np.mean(drifts), rel=1e-4)
+
+    @pytest.mark.parametrize("sides", [("chosen",), ("chosen", "rejected")], ids=["preferred_ft", "unlikelihood"])
+    def test_baselines_log_the_kl_to_a_reference_that_is_asked_for(self, sides, llama_folder, tmp_path):
+        trainer_class, config_class = (
+            (PreferredFTTrainer, PreferredFTConfig) if len(sides) == 1 else (UnlikelihoodTrainer, UnlikelihoodConfig)
+        )
+        rows, kl = preference_rows(5, start=20), {}
+        for asked in (None, False):
+            args = config_class(str(tmp_path), reference_free=asked, **TINY | TRAINS)
+            trainer = trainer_class(llama_folder, args=args, train_dataset=preference_rows(12))
+            trainer.train()
+            kl[asked] = trainer.evaluate(rows).get("eval_kl_per_token")
+            assert ("kl_per_token" in trainer.state.log_history[0]) == (asked is False)
+        assert kl[None] is None
+        expected = []
+        for row in trainer.prepare(rows, trainer.processing_class, trainer.args, "eval")[0]:
+            answers = [row["chosen_ids"], row["rejected_ids"]] if len(sides) == 2 else row["completion_ids"]
+            for ids in answers:
+                policy, reference = (
+                    token_logps(model, row["prompt_ids"], ids).double() for model in (trainer.model, trainer.ref_model)
+                )
+                expected += ((policy - reference).exp() - 1 - (policy - reference)).tolist()
+        assert kl[False] == pytest.approx(np.mean(expected), rel=1e-4)
 
     def test_before_training_nothing_has_moved(self, config, llama_folder):
         trainer = DPOPaperTrainer(llama_folder, args=config(), train_dataset=preference_rows(4))
@@ -193,8 +225,6 @@ class TestSamples:
         rows = preference_rows(12)
         options = TINY | TRAINS | {"log_samples": 2, "max_length": 48}
         if kind == "pairs":
-            from trl_dpo_ext import DPOPaperConfig
-
             trainer_class, args = DPOPaperTrainer, DPOPaperConfig(str(tmp_path), **options)
         elif kind == "rankings":
             trainer_class, args = RankingDPOTrainer, RankingDPOConfig(str(tmp_path), **options)
