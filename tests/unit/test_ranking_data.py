@@ -11,7 +11,8 @@ from tiny import EOS_TOKEN, preference_rows, tiny_tokenizer
 from transformers.utils.logging import warning_once
 
 from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
-from trl_dpo_ext.data.rankings.preparation import RankingReport, prepare_rankings
+from trl_dpo_ext.data.rankings.preparation import prepare_rankings
+from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import cut_completions, cut_pair, leading_special_ids, tokenize_pair
 

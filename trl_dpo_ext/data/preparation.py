@@ -17,6 +17,8 @@ from trl_dpo_ext.data.tokenization import cut_pair, leading_special_ids, tokeniz
 
 
 __all__ = [
+    "ROW_NUMBER",
+    "SAME_TOKENS",
     "check_eos",
     "check_ref_logps",
     "check_tokenized",
@@ -25,8 +27,10 @@ __all__ = [
     "drop_full_prompts",
     "drop_same_tokens",
     "drop_unusable",
+    "has_finite_ref_logps",
     "has_ref_logps",
     "is_tokenized",
+    "pair_problem",
     "split_prompts",
     "tokenize_pairs",
     "without_row_numbers",
@@ -35,8 +39,8 @@ __all__ = [
 logger = logging.get_logger(__name__)
 
 # Number of a row in the user's data set, which a dropped row before it does not change
-_ROW = "__row"
-_SAME_TOKENS = "both answers have the same tokens"
+ROW_NUMBER = "__row"
+SAME_TOKENS = "both answers have the same tokens"
 
 
 _UNCOUNTED = DataReport(rows=None, dropped=None, prompts_cut=None, answers_cut=None)
@@ -95,11 +99,11 @@ def drop_unusable(
         numbered = dataset.map(_number, with_indices=True)
         usable = numbered if keep_all else numbered.filter(_is_usable, fn_kwargs=check)
         if next(iter(usable), None) is None:
-            raise ValueError(_nothing_left(dataset_name, f"row 0, {_problem(first, 0, **check)['problem']}"))
+            raise ValueError(_nothing_left(dataset_name, f"row 0, {pair_problem(first, 0, **check)['problem']}"))
         return usable, _UNCOUNTED
 
     problems = dataset.select_columns(names).map(
-        _problem,
+        pair_problem,
         with_indices=True,
         fn_kwargs=check,
         remove_columns=names,
@@ -107,7 +111,7 @@ def drop_unusable(
         desc=f"Checking {dataset_name} dataset",
     )["problem"]
     bad = [index for index, problem in enumerate(problems) if problem and not keep_all]
-    dataset = dataset.add_column(_ROW, np.arange(len(dataset)))
+    dataset = dataset.add_column(ROW_NUMBER, np.arange(len(dataset)))
     return _leave_out(dataset, DataReport(rows=len(dataset)), bad, dataset_name, problems[bad[0]] if bad else "")
 
 
@@ -179,7 +183,7 @@ def drop_same_tokens(
         return dataset.filter(_differs, fn_kwargs={"dataset_name": dataset_name}), report
     pairs = zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
     bad = [index for index, (chosen, rejected) in enumerate(pairs) if chosen == rejected]
-    return _leave_out(dataset, report, bad, dataset_name, _SAME_TOKENS)
+    return _leave_out(dataset, report, bad, dataset_name, SAME_TOKENS)
 
 
 def drop_full_prompts(
@@ -240,8 +244,8 @@ def check_tokenized(
         numbered = dataset.map(_number, with_indices=True)
         return numbered.filter(_has_tokens, fn_kwargs={"dataset_name": dataset_name}), _UNCOUNTED
     for index, row in enumerate(dataset.select_columns(list(TOKENIZED_COLUMNS))):
-        _has_tokens(row | {_ROW: index}, dataset_name)
-    return dataset.add_column(_ROW, np.arange(len(dataset))), DataReport(rows=len(dataset))
+        _has_tokens(row | {ROW_NUMBER: index}, dataset_name)
+    return dataset.add_column(ROW_NUMBER, np.arange(len(dataset))), DataReport(rows=len(dataset))
 
 
 def has_ref_logps(dataset: Dataset | IterableDataset, columns: Sequence[str] = REF_LOGPS_COLUMNS) -> bool:
@@ -260,15 +264,15 @@ def check_ref_logps(dataset: Dataset | IterableDataset, dataset_name: str) -> Da
     if not has_ref_logps(dataset):
         return dataset
     if isinstance(dataset, IterableDataset):
-        return dataset.filter(_has_finite_ref_logps, fn_kwargs={"dataset_name": dataset_name})
-    for row in dataset.select_columns([*REF_LOGPS_COLUMNS, _ROW]):
-        _has_finite_ref_logps(row, dataset_name)
+        return dataset.filter(has_finite_ref_logps, fn_kwargs={"dataset_name": dataset_name})
+    for row in dataset.select_columns([*REF_LOGPS_COLUMNS, ROW_NUMBER]):
+        has_finite_ref_logps(row, dataset_name)
     return dataset
 
 
 def without_row_numbers(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
     """Removes the numbers of the user's rows, which only messages need."""
-    return dataset.remove_columns(_ROW)
+    return dataset.remove_columns(ROW_NUMBER)
 
 
 def _leave_out(
@@ -276,7 +280,7 @@ def _leave_out(
 ) -> tuple[Dataset, DataReport]:
     if not bad:
         return dataset, report
-    first_dropped = report.first_dropped or f"row {dataset[bad[0]][_ROW]}, {why}"
+    first_dropped = report.first_dropped or f"row {dataset[bad[0]][ROW_NUMBER]}, {why}"
     if len(bad) == len(dataset):
         raise ValueError(_nothing_left(dataset_name, first_dropped))
     kept = dataset.select(sorted(set(range(len(dataset))).difference(bad)))
@@ -291,10 +295,10 @@ def _nothing_left(dataset_name: str, first_dropped: str) -> str:
 
 
 def _number(row: dict[str, Any], index: int) -> dict[str, int]:
-    return {_ROW: index}
+    return {ROW_NUMBER: index}
 
 
-def _problem(
+def pair_problem(
     row: dict[str, Any],
     index: int,
     dataset_name: str,
@@ -302,6 +306,15 @@ def _problem(
     unused: list[str],
     is_text: bool | None = None,
 ) -> dict[str, str]:
+    """
+    Checks one raw row of pairs: [`~trl_dpo_ext.data.checks.preference_problem`], and that it has a prompt.
+
+    Returns:
+        `dict`: `problem`, why the row is left out, or `""`.
+
+    Raises:
+        ValueError: If the row is malformed.
+    """
     problem = preference_problem(row, index, dataset_name)
     if is_text is not None and isinstance(row["chosen"], str) != is_text:
         kinds = ("text", "messages") if is_text else ("messages", "text")
@@ -327,7 +340,7 @@ def _problem(
 
 
 def _is_usable(row: dict[str, Any], dataset_name: str, **check: Any) -> bool:
-    problem = _problem(row, row[_ROW], dataset_name, **check)["problem"]
+    problem = pair_problem(row, row[ROW_NUMBER], dataset_name, **check)["problem"]
     if problem:
         logger.warning_once(f"Rows of the {dataset_name} stream that carry no preference are left out: {problem}.")
     return not problem
@@ -335,9 +348,7 @@ def _is_usable(row: dict[str, Any], dataset_name: str, **check: Any) -> bool:
 
 def _differs(row: dict[str, Any], dataset_name: str) -> bool:
     if row["chosen_ids"] == row["rejected_ids"]:
-        logger.warning_once(
-            f"Rows of the {dataset_name} stream that carry no preference are left out: {_SAME_TOKENS}."
-        )
+        logger.warning_once(f"Rows of the {dataset_name} stream that carry no preference are left out: {SAME_TOKENS}.")
         return False
     return True
 
@@ -349,15 +360,18 @@ def _leaves_room(row: dict[str, Any], max_length: int) -> bool:
 def _has_tokens(row: dict[str, Any], dataset_name: str) -> bool:
     for name in TOKENIZED_COLUMNS:
         if not row[name]:
-            raise ValueError(f"`{name}` in row {row[_ROW]} of the {dataset_name} dataset is empty. Drop such rows.")
+            raise ValueError(
+                f"`{name}` in row {row[ROW_NUMBER]} of the {dataset_name} dataset is empty. Drop such rows."
+            )
     return True
 
 
-def _has_finite_ref_logps(row: dict[str, Any], dataset_name: str) -> bool:
+def has_finite_ref_logps(row: dict[str, Any], dataset_name: str) -> bool:
+    """`True`; raises a `ValueError` that names the row if its reference log-probabilities are not finite numbers."""
     for name in REF_LOGPS_COLUMNS:
         if row[name] is None or not math.isfinite(row[name]):
             raise ValueError(
-                f"`{name}` in row {row[_ROW]} of the {dataset_name} dataset is {row[name]}. Reference "
+                f"`{name}` in row {row[ROW_NUMBER]} of the {dataset_name} dataset is {row[name]}. Reference "
                 "log-probabilities must be finite; compute them again, or remove both columns."
             )
     return True

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_dpo_ext.data.rankings.preparation import prepare_row
+from trl_dpo_ext.data.rankings.one_row import prepare_row
 from trl_dpo_ext.data.tokenization import leading_special_ids
 
 

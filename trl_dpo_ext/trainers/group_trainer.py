@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, TOKENIZED_RANKING_COLUMNS
 from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
-from trl_dpo_ext.data.rankings.preparation import RankingReport, prepare_rankings
+from trl_dpo_ext.data.rankings.preparation import prepare_rankings
+from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.logps import existing_completions, to_groups
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer

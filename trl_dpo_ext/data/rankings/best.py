@@ -7,7 +7,8 @@ from datasets import Dataset, IterableDataset
 
 from trl_dpo_ext.data.preparation import columns_of
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
-from trl_dpo_ext.data.rankings.preparation import RankingReport, checked_ranking
+from trl_dpo_ext.data.rankings.one_row import checked_ranking
+from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.rankings.rows import (
     PAIR_COLUMNS,
     best_first,

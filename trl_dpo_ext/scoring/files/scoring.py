@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.utils import logging
 
-from trl_dpo_ext.data.rankings.preparation import prepare_row
+from trl_dpo_ext.data.rankings.one_row import prepare_row
 from trl_dpo_ext.data.tokenization import leading_special_ids
 from trl_dpo_ext.scoring.files.identity import identity_of_run
 from trl_dpo_ext.scoring.files.joining import ScoredFile, join_parts, to_json

@@ -1,0 +1,113 @@
+"""`trl-dpo-ext doctor ROWS --tokenizer MODEL`: examines a data set before training."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+__all__ = ["run"]
+
+_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+def run(argv: list[str]) -> int:
+    """Prints the report; 0 if training would take every row, 1 if not, 2 if there is nothing to examine."""
+    options = _parser().parse_args(argv)
+
+    from datasets.exceptions import DatasetGenerationError
+    from transformers import AutoTokenizer
+
+    from trl_dpo_ext.data.doctor.examination import examine
+    from trl_dpo_ext.scoring.rows import RowOptions
+
+    try:
+        row_options = RowOptions(
+            tokenization=options.tokenization,
+            max_length=options.max_length,
+            max_prompt_length=options.max_prompt_length,
+            prompt_truncation_mode=options.prompt_truncation_mode,
+            truncation_mode=options.truncation_mode,
+        )
+        splits = _load(options.rows, options.dataset_config)
+        dataset = _split(splits, options.split)
+        if options.first is not None:
+            dataset = dataset.select(range(min(options.first, len(dataset))))
+        report = examine(
+            dataset,
+            AutoTokenizer.from_pretrained(options.tokenizer),
+            dataset_name=options.split,
+            held_out=_split(splits, options.test_split) if options.test_split else None,
+            score_tie_gap=options.score_tie_gap,
+            max_completions=options.max_completions,
+            **vars(row_options),
+        )
+    except (ValueError, OSError, DatasetGenerationError) as error:
+        cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
+        print(f"trl-dpo-ext doctor: {error}{cause}", file=sys.stderr)
+        return 2
+    print(report)
+    if options.json:
+        options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return 0 if report.healthy else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="trl-dpo-ext doctor",
+        description="Examine a preference or ranking data set: what training would stop at, leave out or cut.",
+        epilog="Exit status: 0, training would take every row; 1, it would not; 2, nothing could be examined.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "rows", metavar="ROWS", help=".json, .jsonl or .parquet file, folder of `save_to_disk`, or name"
+    )
+    parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="folder or name of the model to train")
+    parser.add_argument("--split", default="train", help="split to examine; `train` by default")
+    parser.add_argument("--test_split", metavar="SPLIT", help="held-out split: prompts that both have are found")
+    parser.add_argument("--dataset_config", metavar="NAME", help="configuration of a data set of the hub")
+    parser.add_argument("--rows", dest="first", type=_positive, metavar="N", help="only the first N rows")
+    parser.add_argument("--tokenization", default="separate", choices=["separate", "joint"], help="as in training")
+    parser.add_argument(
+        "--max_length", type=_length, default=512, metavar="N", help="as in training: 512 by default, `none`: no cut"
+    )
+    parser.add_argument("--max_prompt_length", type=_positive, metavar="N", help="as in training")
+    modes = ["keep_start", "keep_end"]
+    parser.add_argument("--prompt_truncation_mode", choices=modes, help="as in training")
+    parser.add_argument("--truncation_mode", default="keep_start", choices=modes, help="as in training")
+    parser.add_argument("--score_tie_gap", type=float, default=0.0, metavar="GAP", help="as in training on rankings")
+    parser.add_argument("--max_completions", type=_positive, metavar="K", help="as in training on rankings")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to FILE as well")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
+def _length(text: str) -> int | None:
+    return None if text.lower() in ("none", "null") else _positive(text)
+
+
+def _load(rows: str, config: str | None) -> Any:
+    from datasets import Dataset, load_dataset, load_from_disk
+
+    path = Path(rows)
+    if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
+        saved = load_from_disk(rows)
+        return {"train": saved} if isinstance(saved, Dataset) else saved
+    if path.suffix in _FILES:
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {rows}.")
+        return load_dataset(_FILES[path.suffix], data_files=rows)
+    return load_dataset(rows, name=config)
+
+
+def _split(splits: Any, name: str) -> Any:
+    if name not in splits:
+        raise ValueError(f"The data set has no split `{name}`, only {', '.join(splits)}.")
+    return splits[name]

@@ -1,0 +1,201 @@
+"""Checks that compare rows: copies, contradictions, overlap with held-out rows, stock answers, scores."""
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from itertools import combinations
+from numbers import Real
+from typing import Any
+
+from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, Check, Finding
+from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
+
+
+__all__ = [
+    "BothDirections",
+    "DuplicatePrompts",
+    "DuplicateRows",
+    "HeldOutPrompts",
+    "ScoresAgainstOrder",
+    "StockOpening",
+    "Ties",
+]
+
+_OPENING_WORDS = 5
+_STOCK_SHARE, _STOCK_ROWS = 0.05, 10
+
+
+class DuplicateRows(Check):
+    name = "duplicate-rows"
+    severity = WARNING
+    meaning = "A row is there before, with the same prompt, answers and order."
+    fix = "Drop the copies, or they count several times."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[Any, int] = {}
+
+    def found(self, row: PreparedRow) -> str | None:
+        first = self.first.setdefault((row.prompt_key, *row.completion_keys, *row.ranks), row.index)
+        return None if first == row.index else f"row {row.index} is row {first}"
+
+
+class DuplicatePrompts(Check):
+    name = "duplicate-prompts"
+    severity = NOTE
+    meaning = "A prompt is there before, with other answers."
+    fix = (
+        "Nothing, if it was answered several times; keep its rows in one split. "
+        "`trl_dpo_ext.data.rankings.from_pairs` makes rankings of such pairs."
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[int, tuple[int, list[int]]] = {}
+
+    def found(self, row: PreparedRow) -> str | None:
+        first, answers = self.first.setdefault(row.prompt_key, (row.index, row.completion_keys))
+        copy = answers == row.completion_keys
+        return None if copy else f"row {row.index} has the prompt of row {first}"
+
+
+class BothDirections(Check):
+    name = "contradictions"
+    severity = WARNING
+    meaning = "Of two answers to a prompt, one row prefers the first and another row the second."
+    fix = "Drop both, or the direction that you trust less: their gradients cancel."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: dict[tuple[int, int, int], int] = {}
+
+    def found(self, row: PreparedRow) -> str | None:
+        example = None
+        for (better, rank), (worse, lower) in combinations(zip(row.completion_keys, row.ranks, strict=True), 2):
+            if rank < lower:
+                self.first.setdefault((row.prompt_key, better, worse), row.index)
+                reversed_in = self.first.get((row.prompt_key, worse, better))
+                if reversed_in is not None and example is None:
+                    example = f"row {row.index} says the opposite of row {reversed_in}"
+        return example
+
+
+class HeldOutPrompts(Check):
+    name = "held-out-prompts"
+    severity = WARNING
+    meaning = "The prompt is in the held-out split as well, so that evaluation there is not of unseen prompts."
+    fix = "Drop these rows from one of the two."
+
+    def __init__(self, prompts: AbstractSet[int]) -> None:
+        super().__init__()
+        self.prompts = prompts
+
+    def found(self, row: PreparedRow) -> str | None:
+        return "" if row.prompt_key in self.prompts else None
+
+
+class StockOpening(Check):
+    name = "stock-opening"
+    severity = NOTE
+    meaning = f"Many preferred answers begin with the same {_OPENING_WORDS} words."
+    fix = "See whether the phrase belongs into answers: what all preferred answers share is learnt first."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.openings: dict[str, Finding] = {}
+        self.rows = 0
+
+    def found(self, row: PreparedRow) -> str | None:
+        if row.completions:
+            self.rows += 1
+            opening = " ".join(_start(row.completions[0]).split()[:_OPENING_WORDS])
+            if opening not in self.openings:
+                self.openings[opening] = self.new_finding()
+            self.openings[opening].add(row.index, repr(opening))
+        return None
+
+    def findings(self) -> list[Finding]:
+        least = max(_STOCK_ROWS, _STOCK_SHARE * self.rows)
+        return [finding for finding in self.openings.values() if finding.count >= least]
+
+
+class Ties(Check):
+    name = "ties"
+    severity = NOTE
+    meaning = "Some completions of a row tie: their order is taken as unknown."
+    fix = "Nothing, if they are equally good."
+
+    def found(self, row: PreparedRow) -> str | None:
+        return str(row.ranks) if len(set(row.ranks)) < len(row.ranks) else None
+
+
+class ScoresAgainstOrder(Check):
+    """Compares the best and the worst completion of a row by the columns of scores that training does not read."""
+
+    name = "scores-against-order"
+    severity = WARNING
+    meaning = "A column of scores says the opposite of the order that training goes by."
+    fix = "Trust one of the two: turn the order round, or drop these rows."
+
+    def __init__(self, columns: Sequence[str]) -> None:
+        super().__init__()
+        self.sides = {
+            name: name.replace("chosen", "rejected")
+            for name in columns
+            if "chosen" in name and name.replace("chosen", "rejected") in columns and _is_score(name)
+        }
+        known = {"completions", "ranks", "scores", "ref_logps"}
+        self.lists = [name for name in columns if name not in known and _is_score(name)]
+        self.rows = 0
+
+    def found(self, row: PreparedRow) -> str | None:
+        differences = {**self._of_pair(row.raw), **self._of_list(row.raw)}
+        self.rows += bool(differences)
+        return next((f"`{name}`: {what}" for name, (what, against) in differences.items() if against), None)
+
+    def findings(self) -> list[Finding]:
+        if 2 * self.finding.count <= self.rows:
+            return super().findings()
+        return [replace(self.finding, meaning=f"{self.meaning} In most rows: the order may be the wrong way round.")]
+
+    def _of_pair(self, row: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+        return {
+            chosen: _compare(chosen, row[chosen], row[rejected])
+            for chosen, rejected in self.sides.items()
+            if _is_number(row[chosen]) and _is_number(row[rejected]) and row[chosen] != row[rejected]
+        }
+
+    def _of_list(self, row: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
+        # Completions that come best first; where there are ranks or scores, they decide
+        completions = row.get("completions")
+        if not completions or row.get("ranks") is not None or row.get("scores") is not None:
+            return {}
+        return {
+            name: _compare(name, row[name][0], row[name][-1])
+            for name in self.lists
+            if isinstance(row[name], list)
+            and len(row[name]) == len(completions)
+            and _is_number(row[name][0])
+            and _is_number(row[name][-1])
+            and row[name][0] != row[name][-1]
+        }
+
+
+def _is_score(name: str) -> bool:
+    return any(word in name.lower() for word in ("score", "reward", "rating", "rank"))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _compare(name: str, best: Any, worst: Any) -> tuple[str, bool]:
+    against = best > worst if "rank" in name.lower() else best < worst
+    return f"{best} for the best, {worst} for the worst", against
+
+
+def _start(completion: Any) -> str:
+    if isinstance(completion, str):
+        return completion
+    content = completion[0].get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)

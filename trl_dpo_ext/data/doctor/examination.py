@@ -1,0 +1,292 @@
+"""The examination of a data set: every row through the preparation of training, and past every check."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from trl_dpo_ext.data.doctor.border_checks import BorderOfJointTokens, BorderOfSeparateTokens
+from trl_dpo_ext.data.doctor.chat_checks import AnswerEndsWithOther, PromptEndsWithAssistant, RolesDoNotAlternate
+from trl_dpo_ext.data.doctor.comparison_checks import (
+    BothDirections,
+    DuplicatePrompts,
+    DuplicateRows,
+    HeldOutPrompts,
+    ScoresAgainstOrder,
+    StockOpening,
+    Ties,
+)
+from trl_dpo_ext.data.doctor.findings import ERROR, SEVERITIES, WARNING, Check, Finding, Refusals
+from trl_dpo_ext.data.doctor.length_checks import (
+    AnswersCut,
+    EndsCut,
+    FullPrompts,
+    LengthBias,
+    Lengths,
+    PromptsCut,
+    fitting_length,
+)
+from trl_dpo_ext.data.doctor.prepared_row import FULL_PROMPT, PreparedRow, RowPreparation, key_of
+from trl_dpo_ext.data.doctor.report import DoctorReport
+from trl_dpo_ext.data.doctor.text_checks import (
+    BosTwice,
+    EosInText,
+    FirstWhitespaceDiffers,
+    FirstWhitespaceMixed,
+    ImplicitPrompt,
+    PromptSplitInWord,
+    SpecialTokenInPrompt,
+    SpecialTokenInText,
+    TurnSplitInAnswers,
+    WordsRunTogether,
+)
+from trl_dpo_ext.data.preparation import columns_of
+from trl_dpo_ext.data.rankings.checks import check_ranking_columns
+from trl_dpo_ext.data.rankings.report import RankingReport
+from trl_dpo_ext.data.report import DataReport
+
+
+__all__ = ["examine"]
+
+_CHUNK = 256  # rows whose borders are tokenised in one call
+
+
+def examine(
+    dataset: Dataset | IterableDataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dataset_name: str = "train",
+    held_out: Dataset | IterableDataset | None = None,
+    progress: bool = True,
+    **options: Any,
+) -> DoctorReport:
+    """
+    Examines a data set as the trainers will prepare it: every malformed row, every row that would be left out or cut,
+    and what is probably not meant.
+
+    Rows go through the functions that training checks, tokenises and cuts them with, so that `report.preparation` is
+    what `trainer.data_reports` will hold of the rows that are not malformed. Nothing is changed.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Preference pairs, rankings or scored completions, as text, messages or token ids. A stream is read once,
+            to its end.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer of the model that is to be trained.
+        dataset_name (`str`, *optional*, defaults to `"train"`):
+            Name used in messages.
+        held_out (`Dataset` or `IterableDataset`, *optional*):
+            Evaluation rows; prompts in both are found.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+        options:
+            `tokenization`, `max_length`, `max_prompt_length`, `prompt_truncation_mode`, `truncation_mode`,
+            `score_tie_gap`, `max_completions`: the options of the trainer, see
+            [`~trl_dpo_ext.data.doctor.prepared_row.RowPreparation`]. By default nothing is cut.
+
+    Returns:
+        [`~trl_dpo_ext.data.doctor.report.DoctorReport`]
+
+    Raises:
+        ValueError: If an option has a value that does not exist, or rows hold images.
+        TypeError: If there is no such option.
+    """
+    columns = columns_of(dataset)
+    if images := {"image", "images"}.intersection(columns):
+        raise ValueError(
+            f"The {dataset_name} dataset has the column `{images.pop()}`. Only text and chat is examined."
+        )
+    preparation = RowPreparation(tokenizer, columns, dataset_name, **options)
+    problems = [problem for problem in (_column_problem(columns, dataset_name),) if problem]
+    held_out_prompts: set[int] = set()
+    if held_out is not None:
+        problem = _column_problem(columns_of(held_out), "held-out")
+        if problem:
+            problems.append(problem)
+        else:
+            held_out_preparation = RowPreparation(tokenizer, columns_of(held_out), "held-out", **options)
+            held_out_prompts = set(_prompt_keys(held_out, held_out_preparation))
+
+    examination = _Examination(preparation, columns, held_out_prompts)
+    if not problems:
+        rows = len(dataset) if isinstance(dataset, Dataset) else None
+        examination.run(
+            logging.tqdm(dataset, total=rows, desc=f"Examining {dataset_name} dataset", disable=not progress)
+        )
+    return examination.report(problems)
+
+
+class _Examination:
+    def __init__(self, preparation: RowPreparation, columns: list[str], held_out_prompts: set[int]) -> None:
+        self.preparation = preparation
+        self.refused = Refusals("malformed-row", ERROR, "Training stops: ")
+        self.left_out = Refusals(
+            "row-left-out", ERROR, "Training leaves the row out: ", "Mend these rows, or drop them yourself."
+        )
+        self.completions_left_out = Refusals(
+            "answer-left-out",
+            WARNING,
+            "Training leaves an answer of the row out: ",
+            "Remove it with its rank or score.",
+        )
+        self.tally = _Tally(preparation.is_ranking)
+        self.lengths = Lengths()
+        self.length_bias = LengthBias()
+        tokenizer = preparation.tokenizer
+        self.checks: list[Check] = [
+            PromptsCut(),
+            AnswersCut(),
+            EndsCut(),
+            FullPrompts(preparation.max_length),
+            EosInText(tokenizer),
+            SpecialTokenInText(tokenizer),
+            SpecialTokenInPrompt(tokenizer),
+            BosTwice(preparation.leading_ids),
+            WordsRunTogether(),
+            FirstWhitespaceDiffers(),
+            FirstWhitespaceMixed(),
+            ImplicitPrompt(),
+            PromptSplitInWord(),
+            TurnSplitInAnswers(),
+            BorderOfSeparateTokens(tokenizer, preparation.joint),
+            BorderOfJointTokens(tokenizer, preparation.joint),
+            RolesDoNotAlternate(),
+            AnswerEndsWithOther(),
+            PromptEndsWithAssistant(),
+            DuplicateRows(),
+            DuplicatePrompts(),
+            BothDirections(),
+            HeldOutPrompts(held_out_prompts),
+            StockOpening(),
+            Ties(),
+            ScoresAgainstOrder(columns),
+            self.length_bias,
+        ]
+
+    def run(self, rows: Iterable[dict[str, Any]]) -> None:
+        usable = self._usable(rows)
+        while chunk := list(islice(usable, _CHUNK)):
+            for check in self.checks:
+                check.look_at(chunk)
+
+    def report(self, problems: list[Finding]) -> DoctorReport:
+        if not problems and not self.tally.examined:
+            problems = [Finding("no-rows", ERROR, "The data set has no row.", "Look at its file, or at the split.")]
+        groups = [self.refused, self.left_out, self.completions_left_out]
+        found = problems + [finding for group in groups for finding in group.findings()]
+        found += [finding for check in self.checks for finding in check.findings()]
+        return DoctorReport(
+            dataset_name=self.preparation.dataset_name,
+            kind="rankings" if self.preparation.is_ranking else "preference pairs",
+            examined=self.tally.examined,
+            refused=self.refused.count,
+            preparation=self.tally.report(),
+            lengths=self.lengths.quantiles(),
+            max_length=self.preparation.max_length,
+            recommended_max_length=fitting_length(self.lengths.whole, share=0.99),
+            longer_preferred=self.length_bias.longer_preferred,
+            length_correlation=self.length_bias.correlation,
+            findings=sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)),
+        )
+
+    def _usable(self, rows: Iterable[dict[str, Any]]) -> Iterator[PreparedRow]:
+        for index, row in enumerate(rows):
+            self.tally.examined += 1
+            try:
+                prepared = self.preparation(row, index)
+            except Exception as error:  # whatever it is, training would stop at it, too
+                self._refuse(error, index)
+                continue
+            self.tally.add(prepared)
+            if prepared.completion_ids:
+                self.lengths.add(prepared)
+            if prepared.problem:
+                fix = "Raise `max_length` (see the lengths)." if prepared.step == FULL_PROMPT else ""
+                self.left_out.add(prepared.problem, index, fix)
+                continue
+            if prepared.left_out:
+                self.completions_left_out.add(prepared.why_left_out, index)
+            yield prepared
+
+    def _refuse(self, error: Exception, index: int) -> None:
+        where = f"row {index} of the {self.preparation.dataset_name} dataset"
+        if isinstance(error, ValueError) and where in str(error):
+            self.refused.add(str(error), index)
+        elif self.preparation.tokenizer.chat_template is None and "chat_template" in str(error):
+            self.refused.add(
+                "the rows are conversations and the tokenizer has no chat template",
+                index,
+                "Use the tokenizer of a model that was trained on conversations, or set `tokenizer.chat_template`.",
+            )
+        else:
+            self.refused.add(
+                f"{where} cannot be tokenised: {error or type(error).__name__}",
+                index,
+                "Mend or drop such rows, or use another tokenizer or chat template.",
+            )
+
+
+class _Tally:
+    """Counts what preparation does, into the report that a trainer makes of it."""
+
+    def __init__(self, is_ranking: bool) -> None:
+        self.is_ranking = is_ranking
+        self.examined = self.dropped = self.prompts_cut = self.answers_cut = 0
+        self.sizes: list[int] = []
+        self.completions_dropped = self.tied = 0
+        self.first_completion_dropped = ""
+        self.first_dropped: dict[int, str] = {}  # by steps: a trainer takes all rows through one after the other
+
+    def add(self, row: PreparedRow) -> None:
+        if row.problem:
+            self.dropped += 1
+            self.first_dropped.setdefault(row.step, f"row {row.index}, {row.problem}")
+            return
+        self.sizes.append(len(row.completion_ids))
+        self.prompts_cut += row.prompt_cut
+        self.answers_cut += row.completions_cut
+        self.completions_dropped += row.left_out
+        self.tied += max(row.ranks) + 1 < len(row.ranks)
+        if row.left_out and not self.first_completion_dropped:
+            self.first_completion_dropped = f"row {row.index}, {row.why_left_out}"
+
+    def report(self) -> DataReport:
+        counts: dict[str, Any] = {
+            "rows": len(self.sizes),
+            "dropped": self.dropped,
+            "first_dropped": self.first_dropped[min(self.first_dropped)] if self.first_dropped else "",
+            "prompts_cut": self.prompts_cut,
+            "answers_cut": self.answers_cut,
+        }
+        if not self.is_ranking:
+            return DataReport(**counts)
+        return RankingReport(
+            **counts,
+            completions=sum(self.sizes),
+            completions_dropped=self.completions_dropped,
+            first_completion_dropped=self.first_completion_dropped,
+            smallest=min(self.sizes, default=0),
+            largest=max(self.sizes, default=0),
+            tied=self.tied,
+        )
+
+
+def _column_problem(columns: list[str], dataset_name: str) -> Finding | None:
+    if not columns:
+        return None  # a stream without a row
+    try:
+        check_ranking_columns(columns, dataset_name)
+    except ValueError as error:
+        what, _, fix = str(error).partition(". ")
+        return Finding("columns", ERROR, f"Training stops: {what}.", fix)
+    return None
+
+
+def _prompt_keys(held_out: Dataset | IterableDataset, preparation: RowPreparation) -> Iterator[int]:
+    for row in held_out:
+        with suppress(TypeError, AttributeError):  # a malformed row, which an examination of this split finds
+            yield key_of(preparation.prompt_of(row))

@@ -1,0 +1,231 @@
+"""Tokens: what is cut, how long things are, and whether the longer answer is the preferred one."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, Check, Finding
+from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
+from trl_dpo_ext.metrics.correlation import within_group_correlation_sums
+
+
+__all__ = [
+    "AnswersCut",
+    "EndsCut",
+    "FullPrompts",
+    "LengthBias",
+    "Lengths",
+    "PromptsCut",
+    "Quantiles",
+    "fitting_length",
+    "wilson_interval",
+]
+
+_ROUND = 64  # a `max_length` is a multiple of it
+_BIASED = 0.6  # share from which length alone explains too much
+_SIGMAS = 1.959964  # of a 95 % interval
+
+
+class PromptsCut(Check):
+    name = "prompts-cut"
+    severity = WARNING
+    meaning = "The prompt is cut."
+    fix = "Raise `max_length` (see the lengths), or `max_prompt_length` where answers leave room."
+
+    def found(self, row: PreparedRow) -> str | None:
+        return f"{len(row.prompt_ids)} tokens" if row.prompt_cut else None
+
+
+class AnswersCut(Check):
+    name = "answers-cut"
+    severity = WARNING
+    meaning = "An answer is cut."
+    fix = "Raise `max_length` (see the lengths), or drop such rows."
+
+    def found(self, row: PreparedRow) -> str | None:
+        longest = max(map(len, row.completion_ids))
+        return f"{len(row.prompt_ids)} + {longest} tokens" if row.completions_cut else None
+
+
+class EndsCut(Check):
+    name = "preferred-answer-loses-eos"
+    severity = WARNING
+    meaning = "The preferred answer is cut and loses its EOS token: the policy is not taught to end it."
+    fix = "Raise `max_length` (see the lengths), or drop such rows."
+
+    def found(self, row: PreparedRow) -> str | None:
+        return f"{len(row.prompt_ids)} + {len(row.completion_ids[0])} tokens" if row.best_end_cut else None
+
+
+class FullPrompts(Check):
+    name = "prompt-fills-max-length"
+    severity = WARNING
+    meaning = "The prompt alone has `max_length` tokens or more."
+    fix = "Raise `max_length` (see the lengths), or shorten these prompts yourself."
+
+    def __init__(self, max_length: int | None) -> None:
+        super().__init__()
+        self.max_length = max_length
+
+    def found(self, row: PreparedRow) -> str | None:
+        fills = self.max_length is not None and len(row.prompt_ids) >= self.max_length
+        return f"{len(row.prompt_ids)} tokens" if fills else None
+
+
+@dataclass(frozen=True)
+class Quantiles:
+    """
+    Lengths in tokens, uncut, with the special tokens.
+
+    Args:
+        median (`int`): Half are no longer.
+        p95 (`int`): 95 % are no longer.
+        max (`int`): The longest.
+    """
+
+    median: int
+    p95: int
+    max: int
+
+    @classmethod
+    def of(cls, lengths: list[int]) -> "Quantiles":
+        """Quantiles that are lengths which occur."""
+        median, p95 = (int(np.quantile(lengths, q, method="inverted_cdf")) for q in (0.5, 0.95))
+        return cls(median, p95, max(lengths))
+
+
+class Lengths:
+    """Collects the lengths of prompts, of the best and of the other answers, and of prompts with their longest."""
+
+    def __init__(self) -> None:
+        self.prompts: list[int] = []
+        self.preferred: list[int] = []
+        self.others: list[int] = []
+        self.whole: list[int] = []
+
+    def add(self, row: PreparedRow) -> None:
+        """Adds a row."""
+        sizes = [len(ids) for ids in row.completion_ids]
+        self.prompts.append(len(row.prompt_ids))
+        self.preferred += [size for size, rank in zip(sizes, row.ranks, strict=True) if rank == 0]
+        self.others += [size for size, rank in zip(sizes, row.ranks, strict=True) if rank > 0]
+        self.whole.append(len(row.prompt_ids) + max(sizes))
+
+    def quantiles(self) -> dict[str, Quantiles]:
+        """Quantiles by what is measured; none without a row."""
+        if not self.whole:
+            return {}
+        return {
+            "prompt": Quantiles.of(self.prompts),
+            "preferred answer": Quantiles.of(self.preferred),
+            "dispreferred answer": Quantiles.of(self.others),
+            "prompt with longest answer": Quantiles.of(self.whole),
+        }
+
+
+def fitting_length(whole: list[int], share: float) -> int | None:
+    """
+    The smallest multiple of 64 that so large a share of the rows fits into, uncut.
+
+    Args:
+        whole (`list[int]`): Tokens of each row's prompt with its longest answer.
+        share (`float`): Share of the rows, in (0, 1].
+
+    Returns:
+        `int` or `None`: `None` without a row.
+
+    Example:
+    ```python
+    >>> from trl_dpo_ext.data.doctor.length_checks import fitting_length
+
+    >>> fitting_length([100] * 99 + [2000], share=0.99)
+    128
+
+    ```
+    """
+    if not whole:
+        return None
+    return math.ceil(np.quantile(whole, share, method="inverted_cdf") / _ROUND) * _ROUND
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    r"""
+    95 % interval of a binomial probability ([Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)).
+
+    $$ \frac{\hat p + z^2/2n \pm z \sqrt{\hat p (1 - \hat p)/n + z^2/4n^2}}{1 + z^2/n} $$
+
+    Args:
+        successes (`int`): How often it happened.
+        trials (`int`): Of how many, 1 or more.
+
+    Returns:
+        `tuple[float, float]`: Both ends, in [0, 1].
+
+    Example:
+    ```python
+    >>> from trl_dpo_ext.data.doctor.length_checks import wilson_interval
+
+    >>> [round(end, 3) for end in wilson_interval(55, 100)]
+    [0.452, 0.644]
+
+    ```
+    """
+    p, z2 = successes / trials, _SIGMAS**2
+    centre = p + z2 / (2 * trials)
+    half = _SIGMAS * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials**2))
+    return max(0.0, (centre - half) / (1 + z2 / trials)), min(1.0, (centre + half) / (1 + z2 / trials))
+
+
+class LengthBias(Check):
+    """Compares the lengths of the best and of the worst answer of every row, in tokens."""
+
+    name = "length-bias"
+    severity = NOTE
+    meaning = "Length tells the preferred answer."
+    fix = "Watch the lengths of samples in training; `loss_type` 'sigmoid_norm' and `ld_alpha` take length out."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lengths: list[tuple[int, int]] = []
+
+    def found(self, row: PreparedRow) -> str | None:
+        # Of those that tie, the first: best first, so the last rank begins at its first place
+        worst = row.ranks.index(row.ranks[-1])
+        self.lengths.append((len(row.completion_ids[0]), len(row.completion_ids[worst])))
+        return None
+
+    @property
+    def longer_preferred(self) -> tuple[float, float, float] | None:
+        """Share of rows whose longer answer is preferred, and its interval; rows of equal lengths do not count."""
+        longer, unequal = self._counts()
+        return (longer / unequal, *wilson_interval(longer, unequal)) if unequal else None
+
+    @property
+    def correlation(self) -> float | None:
+        """Correlation of length and preference within rows, from -1 to 1."""
+        if not self._counts()[1]:
+            return None
+        lengths = torch.tensor(self.lengths)
+        preferred = torch.tensor([1.0, 0.0]).expand(len(lengths), 2)
+        there = torch.ones_like(lengths, dtype=torch.bool)
+        return within_group_correlation_sums(lengths, preferred, there, torch.ones(len(lengths))).result()
+
+    def findings(self) -> list[Finding]:
+        longer, unequal = self._counts()
+        if not unequal:
+            return []
+        low, high = wilson_interval(longer, unequal)
+        if low <= 0.5 <= high:
+            return []
+        which, count = ("longer", longer) if low > 0.5 else ("shorter", unequal - longer)
+        severity = WARNING if low > _BIASED or high < 1 - _BIASED else NOTE
+        meaning = (
+            f"The {which} answer is the preferred one in {count / unequal:.0%} of the {unequal:,} rows whose answers "
+            "differ in length."
+        )
+        return [Finding(self.name, severity, meaning, self.fix, count)]
+
+    def _counts(self) -> tuple[int, int]:
+        return sum(a > b for a, b in self.lengths), sum(a != b for a, b in self.lengths)

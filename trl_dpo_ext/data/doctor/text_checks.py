@@ -1,0 +1,227 @@
+"""Checks of plain text and of message contents: special tokens, white space at the border, implicit prompts."""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, Check, Finding
+from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
+from trl_dpo_ext.data.prompts import split_prompt
+
+
+__all__ = [
+    "BosTwice",
+    "EosInText",
+    "FirstWhitespaceDiffers",
+    "FirstWhitespaceMixed",
+    "ImplicitPrompt",
+    "PromptSplitInWord",
+    "SpecialTokenInPrompt",
+    "SpecialTokenInText",
+    "TurnSplitInAnswers",
+    "WordsRunTogether",
+]
+
+_AROUND = 12  # characters that an example shows on each side
+
+
+class EosInText(Check):
+    name = "eos-in-text"
+    severity = WARNING
+    meaning = "An answer goes on after an EOS token that is written in its text: the policy learns to speak on."
+    fix = "Remove it from the text. At the end of an answer the EOS is appended, and never doubled."
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.eos = tokenizer.eos_token
+
+    def found(self, row: PreparedRow) -> str | None:
+        if self.eos is None or row.prompt is None:
+            return None
+        for completion in row.completions:
+            text = _text_of(completion)
+            place = text.find(self.eos)
+            # In a message the template writes the EOS, so that one at the end of the text is one too many
+            if place >= 0 and not (row.is_text and place + len(self.eos) == len(text)):
+                return repr(_around(text, place))
+        return None
+
+
+class SpecialTokenInText(Check):
+    name = "special-token-in-text"
+    severity = WARNING
+    meaning = "A special token is written in an answer or in a message, where it becomes a control token."
+    fix = "Remove it, or give conversations as messages and leave control tokens to the chat template."
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.special, self.but_eos = _pattern(tokenizer), _pattern(tokenizer, without_eos=True)
+
+    def found(self, row: PreparedRow) -> str | None:
+        # `EosInText` looks at the EOS of answers
+        found = _first_match(self.but_eos, row.completions)
+        return _first_match(self.special, [row.prompt]) if found is None and row.is_chat else found
+
+
+class SpecialTokenInPrompt(Check):
+    name = "special-token-in-prompt"
+    severity = NOTE
+    meaning = "A plain-text prompt holds special tokens: right if a chat template was applied by hand."
+    fix = "Give conversations as messages if the tokenizer has a chat template; it then also ends the answers."
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.special = _pattern(tokenizer)
+
+    def found(self, row: PreparedRow) -> str | None:
+        return _first_match(self.special, [row.prompt]) if row.is_text else None
+
+
+class BosTwice(Check):
+    name = "bos-twice"
+    severity = WARNING
+    meaning = "A prompt begins with the BOS token that the tokenizer adds, so that there are two."
+    fix = "Remove it from the prompt's text."
+
+    def __init__(self, leading_ids: list[int]) -> None:
+        super().__init__()
+        self.leading_ids = leading_ids
+
+    def found(self, row: PreparedRow) -> str | None:
+        size = len(self.leading_ids)
+        twice = size and row.is_text and row.prompt_ids[: 2 * size] == self.leading_ids * 2
+        return repr(row.prompt[: 2 * _AROUND]) if twice else None
+
+
+class WordsRunTogether(Check):
+    name = "no-space-before-answer"
+    severity = WARNING
+    meaning = "A prompt ends in a word or a punctuation mark and an answer begins with a word, with no space between."
+    fix = "Begin answers with a space (or a line break), as the model will write them after the prompt."
+
+    def found(self, row: PreparedRow) -> str | None:
+        if not row.is_text or "prompt" not in row.raw:
+            return None
+        return next((_border(row, text) for text in row.completions if _run_together(row.prompt, text)), None)
+
+
+class FirstWhitespaceDiffers(Check):
+    name = "first-space-tells-answers-apart"
+    severity = WARNING
+    meaning = "Of the answers of one prompt some begin with white space and some do not, which gives the order away."
+    fix = "Begin all answers of a prompt alike."
+
+    def found(self, row: PreparedRow) -> str | None:
+        if row.is_text and len({text[:1].isspace() for text in row.completions}) > 1:
+            return " | ".join(repr(text[:_AROUND]) for text in row.completions[:4])
+        return None
+
+
+class FirstWhitespaceMixed(Check):
+    name = "first-space-mixed"
+    severity = NOTE
+    meaning = "In these rows, the fewer ones, the preferred answer begins with white space where others do not."
+    fix = "Begin all answers alike."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.without = self.new_finding()
+        self.without.meaning = self.meaning.replace("begins with", "begins without").replace("do not", "do")
+
+    def found(self, row: PreparedRow) -> str | None:
+        if not row.is_text:
+            return None
+        if row.completions[0][:1].isspace():
+            return _border(row, row.completions[0])
+        self.without.add(row.index, _border(row, row.completions[0]))
+        return None
+
+    def findings(self) -> list[Finding]:
+        fewer = min(self.finding, self.without, key=lambda finding: finding.count)
+        return [fewer] if fewer.count else []
+
+
+class ImplicitPrompt(Check):
+    name = "implicit-prompt"
+    severity = NOTE
+    meaning = (
+        "There is no column `prompt`: the common start of the answers is taken for it; in text of the format of "
+        "`Anthropic/hh-rlhf`, the start up to the last turn of the assistant."
+    )
+    fix = "Add a column `prompt` if this example of a prompt's end is not what you mean."
+
+    def found(self, row: PreparedRow) -> str | None:
+        return repr(row.prompt[-2 * _AROUND :]) if row.is_text and "prompt" not in row.raw else None
+
+
+class PromptSplitInWord(Check):
+    name = "prompt-split-in-word"
+    severity = WARNING
+    meaning = "There is no column `prompt`, and the common start of the answers ends inside a word."
+    fix = "Add a column `prompt` and take it off the answers."
+
+    def found(self, row: PreparedRow) -> str | None:
+        if not row.is_text or "prompt" in row.raw or not row.prompt[-1:].isalnum():
+            return None
+        return next((_border(row, text) for text in row.completions if text[:1].isalnum()), None)
+
+
+class TurnSplitInAnswers(Check):
+    name = "hh-prompt-split-in-answers"
+    severity = WARNING
+    meaning = (
+        "Text in the format of `Anthropic/hh-rlhf` has no column `prompt`, and `tokenization='joint'` splits it where "
+        "TRL does: the answers lose the words that they begin with in common."
+    )
+    fix = "Use `tokenization='separate'`, or split the prompts off beforehand (`trl_dpo_ext.data.prompts`)."
+
+    def found(self, row: PreparedRow) -> str | None:
+        if not row.is_text or "prompt" in row.raw or "chosen" not in row.raw:
+            return None
+        lost = row.prompt[len(split_prompt(dict(row.raw))["prompt"]) :]
+        return repr(lost) if lost else None
+
+
+def _text_of(value: Any) -> str:
+    """Plain text, or the text of all messages."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(_content_of(message) for message in value)
+
+
+def _content_of(message: Mapping[str, Any]) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
+
+
+def _pattern(tokenizer: PreTrainedTokenizerBase, without_eos: bool = False) -> re.Pattern[str] | None:
+    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = added.union(map(str, tokenizer.all_special_tokens)) - ({tokenizer.eos_token} if without_eos else set())
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True)))) if tokens else None
+
+
+def _first_match(pattern: re.Pattern[str] | None, values: list[Any]) -> str | None:
+    if pattern is None:
+        return None
+    search: Callable[[str], re.Match[str] | None] = pattern.search
+    for value in values:
+        text = _text_of(value)
+        if match := search(text):
+            return repr(_around(text, match.start(), match.end()))
+    return None
+
+
+def _around(text: str, start: int, end: int | None = None) -> str:
+    return text[max(0, start - _AROUND) : (start if end is None else end) + _AROUND]
+
+
+def _border(row: PreparedRow, completion: str) -> str:
+    return f"{row.prompt[-_AROUND:]!r} + {completion[:_AROUND]!r}"
+
+
+def _run_together(prompt: str, completion: str) -> bool:
+    # Only where words are written apart; other scripts have no space to miss
+    before, after = prompt[-1:], completion[:1]
+    return before.isascii() and (before.isalnum() or before in ".,;:!?)") and after.isascii() and after.isalnum()
