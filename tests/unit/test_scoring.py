@@ -10,8 +10,9 @@ from peft import LoraConfig, get_peft_model
 from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_processor, tiny_tokenizer
 
 from trl_dpo_ext import ImplicitRewardModel
+from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.scoring.results import PreferenceAccuracy, PreferenceReport
-from trl_dpo_ext.scoring.rows import PromptPart, RowOptions, batches_of, parts_of, rows_from, tokenize_rows
+from trl_dpo_ext.scoring.rows import PromptPart, batches_of, parts_of, rows_from, tokenize_rows
 
 
 @pytest.fixture(scope="module")

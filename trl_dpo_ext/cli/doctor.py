@@ -20,7 +20,7 @@ def run(argv: list[str]) -> int:
     from transformers import AutoTokenizer
 
     from trl_dpo_ext.data.doctor.examination import examine
-    from trl_dpo_ext.scoring.rows import RowOptions
+    from trl_dpo_ext.data.row_options import RowOptions
 
     try:
         row_options = RowOptions(

@@ -4,30 +4,13 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["kendall_tau_b", "ordered_pairs", "pair_accuracy"]
+__all__ = ["kendall_tau_b", "ordered_pairs"]
 
 
 def ordered_pairs(ranks: Tensor, rank_mask: Tensor) -> Tensor:
-    """`True` at `(b, i, j)` where completion i ranks above j, `(B, K, K)`. Arguments as of [`pair_accuracy`]."""
+    """`True` at `(b, i, j)` where completion i ranks above j, `(B, K, K)`. Arguments as of [`kendall_tau_b`]."""
     both = rank_mask[:, :, None] & rank_mask[:, None, :]
     return both & (ranks[:, :, None] < ranks[:, None, :])
-
-
-def pair_accuracy(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
-    """
-    Share of the pairs of different rank whose better completion has the strictly larger reward. 0 without such a pair.
-
-    Args:
-        rewards (`torch.Tensor` of shape `(B, K)`): Rewards.
-        ranks (`torch.Tensor` of shape `(B, K)`, int): 0 for the best.
-        rank_mask (`torch.Tensor` of shape `(B, K)`, bool): `True` where there is a completion.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`
-    """
-    above = ordered_pairs(ranks, rank_mask)
-    right = above & (rewards[:, :, None] > rewards[:, None, :])
-    return right.sum(dim=(1, 2)) / above.sum(dim=(1, 2)).clamp(min=1)
 
 
 def kendall_tau_b(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from transformers import ProcessorMixin
 from transformers.utils import logging
 
 from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
+from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.rewards import implicit_rewards
 from trl_dpo_ext.scoring.log_ratios import LogRatios, PolicyAndReference
 from trl_dpo_ext.scoring.results import BestCompletion, TokenRewards
-from trl_dpo_ext.scoring.rows import RowOptions, batches_of, parts_of, rows_from, tokenize_rows
+from trl_dpo_ext.scoring.rows import batches_of, parts_of, rows_from, tokenize_rows
 from trl_dpo_ext.scoring.with_datasets import WithDatasets
 from trl_dpo_ext.scoring.with_folders import WithFolders
 

@@ -8,88 +8,16 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_dpo_ext.data.rankings.one_row import prepare_row
+from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.data.tokenization import leading_special_ids
 
 
-__all__ = ["PromptPart", "RowOptions", "batches_of", "parts_of", "rows_from", "tokenize_rows"]
+__all__ = ["PromptPart", "batches_of", "parts_of", "rows_from", "tokenize_rows"]
 
 logger = logging.get_logger(__name__)
 
 # Places of a padded batch on the CPU, as many times the tokens that it may have
 _PADDED = 8
-
-
-@dataclass
-class RowOptions:
-    """
-    How text becomes tokens: the trainers' options of the same names.
-
-    Args:
-        tokenization (`str`, *optional*, defaults to `"separate"`):
-            `"separate"`: prompt and completions apart, and the authors' cut. `"joint"`: TRL's tokens and cut.
-        max_length (`int`, *optional*, defaults to `512`):
-            Most tokens of a prompt with a completion; `None`: no cut.
-        max_prompt_length (`int`, *optional*):
-            With `"separate"`: tokens an over-long row's prompt is cut to. Default: half of `max_length`.
-        prompt_truncation_mode (`str`, *optional*):
-            With `"separate"`: which end of a cut prompt is kept. Default: `"keep_end"`.
-        truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
-            With `"joint"`: which end of a cut prompt with completion is kept.
-
-    Raises:
-        ValueError: If a value does not exist or would have no effect.
-    """
-
-    tokenization: str = "separate"
-    max_length: int | None = 512
-    max_prompt_length: int | None = None
-    prompt_truncation_mode: str | None = None
-    truncation_mode: str = "keep_start"
-
-    def __post_init__(self) -> None:
-        modes = ("keep_start", "keep_end")
-        for name, choices in {
-            "tokenization": ("separate", "joint"),
-            "prompt_truncation_mode": (*modes, None),
-            "truncation_mode": modes,
-        }.items():
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(map(repr, choices))
-                raise ValueError(f"`{name}={getattr(self, name)!r}` does not exist. Choose one of {allowed}.")
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"`max_length={self.max_length}` leaves no room for a prompt and a completion. Raise it.")
-        if self.joint:
-            for name in ("max_prompt_length", "prompt_truncation_mode"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"`{name}={getattr(self, name)!r}` has no effect with `tokenization='joint'`. Leave it out."
-                    )
-            return
-        if self.truncation_mode != "keep_start":
-            raise ValueError(
-                f"`truncation_mode={self.truncation_mode!r}` has no effect with `tokenization='separate'`. Use "
-                "`prompt_truncation_mode`."
-            )
-        if self.prompt_truncation_mode is None:
-            self.prompt_truncation_mode = "keep_end"
-        if self.max_length is None:
-            if self.max_prompt_length is not None:
-                raise ValueError(
-                    f"`max_prompt_length={self.max_prompt_length}` has no effect with `max_length=None`. Leave it out."
-                )
-            return
-        if self.max_prompt_length is None:
-            self.max_prompt_length = self.max_length // 2
-        if not 0 < self.max_prompt_length < self.max_length:
-            raise ValueError(
-                f"`max_prompt_length={self.max_prompt_length}` must be above 0 and below "
-                f"`max_length={self.max_length}`."
-            )
-
-    @property
-    def joint(self) -> bool:
-        """Whether tokens and cut are TRL's."""
-        return self.tokenization == "joint"
 
 
 @dataclass

@@ -7,9 +7,9 @@ from datasets import Dataset
 
 from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
+from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.scoring.results import PreferenceAccuracy, PreferenceReport
 from trl_dpo_ext.scoring.row_kinds import as_columns, completions_of, reward_columns
-from trl_dpo_ext.scoring.rows import RowOptions
 
 
 __all__ = ["WithDatasets"]

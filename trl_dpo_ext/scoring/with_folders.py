@@ -14,9 +14,9 @@ from transformers.utils import logging
 from typing_extensions import Self
 
 import trl_dpo_ext
+from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.reference.policy import ADAPTER_COPY, ADAPTER_OFF, EXPLICIT, NONE
 from trl_dpo_ext.scoring.loading import load_policy, save_policy, to_folder
-from trl_dpo_ext.scoring.rows import RowOptions
 
 
 __all__ = ["WithFolders"]

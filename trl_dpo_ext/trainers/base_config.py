@@ -4,13 +4,13 @@ import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
 
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 from trl import DPOConfig
 from typing_extensions import Self
 
+from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.trainers.presets import PRESETS, preset_values
 
 
@@ -300,48 +300,10 @@ class BaseDPOConfig(DPOConfig):
             )
 
     def _resolve_tokenization(self) -> None:
-        _check_choice("tokenization", self.tokenization, ("separate", "joint"))
-        if self.max_length is not None and self.max_length < 2:
-            raise ValueError(f"`max_length={self.max_length}` leaves no room for a prompt and an answer. Raise it.")
-        if self.tokenization == "joint":
-            for name in ("max_prompt_length", "prompt_truncation_mode"):
-                if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"`{name}={getattr(self, name)!r}` has no effect with `tokenization='joint'`, which cuts as "
-                        "TRL does (`max_length`, `truncation_mode`). Leave it out, or use `tokenization='separate'`."
-                    )
-            return
-
-        # `preset="trl"` sets no mode, since its own tokenization has none
-        if self.prompt_truncation_mode is None:
-            self.prompt_truncation_mode = "keep_end"
-        _check_choice("prompt_truncation_mode", self.prompt_truncation_mode, ("keep_start", "keep_end"))
-        if self.truncation_mode != "keep_start":
-            raise ValueError(
-                f"`truncation_mode={self.truncation_mode!r}` has no effect with `tokenization='separate'`. Use "
-                f"`prompt_truncation_mode={self.truncation_mode!r}`, or `tokenization='joint'` for TRL's cut."
-            )
-        if self.max_length is None:
-            if self.max_prompt_length is not None:
-                raise ValueError(
-                    f"`max_prompt_length={self.max_prompt_length}` has no effect with `max_length=None`: a prompt is "
-                    "only cut in a row that exceeds `max_length`. Set `max_length`, or leave `max_prompt_length` out."
-                )
-            return
-        if self.max_prompt_length is None:
-            self.max_prompt_length = self.max_length // 2
-        if not 0 < self.max_prompt_length < self.max_length:
-            raise ValueError(
-                f"`max_prompt_length={self.max_prompt_length}` must be above 0 and below "
-                f"`max_length={self.max_length}`."
-            )
+        options = RowOptions(**{option.name: getattr(self, option.name) for option in fields(RowOptions)})
+        vars(self).update(vars(options))
 
 
 def _announced_world_size() -> int:
     # The launchers' variables: the process group itself only exists after `TrainingArguments.__post_init__`
     return int(get_int_from_env(["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"], 1))
-
-
-def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"`{name}={value!r}` does not exist. Choose one of {', '.join(map(repr, choices))}.")
