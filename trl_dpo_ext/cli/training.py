@@ -20,6 +20,7 @@ from trl import (
     get_quantization_config,
 )
 
+from trl_dpo_ext.cli.dry_run import dry_run
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 
@@ -30,12 +31,14 @@ __all__ = ["Recipe", "StageArguments", "parse", "train"]
 @dataclass
 class StageArguments:
     """
-    Where a stage of training starts.
+    Where a stage of training starts, and whether it does.
 
     Parameters:
         adapter (`str`, *optional*):
             What to do with the LoRA adapter in the folder `model_name_or_path`: `"merge"` it into the base model and
             train from there, or `"keep"` it and go on training it.
+        dry_run (`bool`, *optional*, defaults to `False`):
+            Print the options, batches, memory and what the doctor says of the data, and train nothing.
     """
 
     adapter: str | None = field(
@@ -44,6 +47,10 @@ class StageArguments:
             "help": "The adapter in `model_name_or_path`: 'merge' it into its base model, or 'keep' training it.",
             "choices": ["merge", "keep"],
         },
+    )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Print options, batches, an estimate of memory and the doctor's report; train nothing."},
     )
 
 
@@ -89,6 +96,8 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], argv: list[str]) ->
         "dtype": model.dtype,
     } | given
     rows = get_dataset(mixture) if mixture.datasets else _load(script)
+    if recipe.stage.dry_run:
+        return dry_run(recipe, _split(rows, script.dataset_train_split))
     trainer = trainer_class(
         args=args,
         train_dataset=_split(rows, script.dataset_train_split),

@@ -1,0 +1,82 @@
+"""`--dry_run`: what a training would do, against hand arithmetic and the training itself."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from peft import LoraConfig, get_peft_model
+from tiny import preference_rows, tiny_llama
+from trl import ModelConfig
+
+from trl_dpo_ext import DPOPaperConfig
+from trl_dpo_ext.cli import main
+from trl_dpo_ext.cli.memory import estimate_memory
+
+
+GIB = 2**30
+
+
+def arguments(folder: Path, model: str, *more: str) -> list[str]:
+    options = {
+        "model_name_or_path": model,
+        "dataset_name": str(folder / "rows.jsonl"),
+        "output_dir": str(folder / "out"),
+        "per_device_train_batch_size": "4",
+        "use_cpu": "true",
+    }
+    return ["dpo", *(word for name, value in options.items() for word in (f"--{name}", value)), "--dry_run", *more]
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    preference_rows(70).to_json(tmp_path / "rows.jsonl")
+    return tmp_path
+
+
+def test_it_says_what_training_would_do_and_does_nothing(rows, llama_folder, capsys):
+    assert main(arguments(rows, llama_folder, "--beta", "0.25")) == 0
+    printed = capsys.readouterr().out
+    assert "beta: 0.25" in printed
+    assert "Batches: 64 rows an update = 4 x 16 x 1" in printed
+    assert "70 rows, 2 updates, 150 of warm-up." in printed
+    assert "The train dataset: 70 rows of preference pairs examined" in printed
+    parameters = sum(parameter.numel() for parameter in tiny_llama().parameters())
+    assert f"({parameters:,} of {parameters:,} parameters trained" in printed
+    weights = float(re.search(r"weights ([\d.e-]+)", printed)[1])
+    assert weights == pytest.approx(4 * parameters / GIB, rel=1e-2)
+    assert not (rows / "out").exists()
+
+
+def test_rows_that_training_would_not_take(rows, llama_folder, capsys):
+    with open(rows / "rows.jsonl", "a") as file:
+        file.write(json.dumps({"prompt": "a", "chosen": "b", "rejected": "b"}) + "\n")
+    assert main(arguments(rows, llama_folder)) == 1
+    assert "row-left-out: 1 row (70)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("optim", "bytes_each"), [("rmsprop", 4), ("adamw_torch", 8), ("sgd", 0), ("rmsprop_bnb_8bit", 1)]
+)
+def test_parts_of_the_memory(llama_folder, optim, bytes_each):
+    args = DPOPaperConfig("out", optim=optim, use_cpu=True, gradient_checkpointing=False)
+    found = estimate_memory(args, ModelConfig(llama_folder), reference_in_memory=True, tokens=1000)
+    model = tiny_llama()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert found.parameters == found.trained == count
+    sizes = {"weights": 4 * count, "gradients": 4 * count, "optimizer": bytes_each * count, "reference": 4 * count}
+    assert {name: found.parts[name] for name in sizes} == sizes
+    layers = model.config.num_hidden_layers
+    assert found.parts["activations"] == 1000 * model.config.hidden_size * 4 * 17 * (layers + 1)
+
+
+def test_an_adapter_trains_its_own_and_needs_no_second_model(llama_folder):
+    args = DPOPaperConfig("out", use_cpu=True)
+    config = ModelConfig(llama_folder, use_peft=True, lora_r=4, lora_target_modules=["all-linear"])
+    found = estimate_memory(args, config, reference_in_memory=False, tokens=10)
+    adapter = get_peft_model(tiny_llama(), LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+    trained, _ = adapter.get_nb_trainable_parameters()
+    assert found.trained == trained
+    assert found.parts["weights"] == 4 * (found.parameters + trained)
+    assert found.parts["gradients"] == found.parts["optimizer"] == 4 * trained  # RMSprop keeps one number
+    assert found.parts["reference"] == 0

@@ -1,0 +1,88 @@
+"""What a training would do, without training: its options, batches, memory, and what the doctor says of its data."""
+
+from dataclasses import fields
+from typing import Any
+
+import yaml
+from accelerate import PartialState
+from datasets import Dataset, IterableDataset
+from transformers import AutoTokenizer
+
+from trl_dpo_ext.cli.memory import estimate_memory
+from trl_dpo_ext.data.doctor.examination import examine
+from trl_dpo_ext.data.row_options import RowOptions
+from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+
+
+__all__ = ["dry_run"]
+
+_STREAMED = 1000  # rows of a stream that are examined
+
+
+def dry_run(recipe: Any, train: Dataset | IterableDataset) -> int:
+    """
+    Prints what a training would do.
+
+    Args:
+        recipe ([`~trl_dpo_ext.cli.training.Recipe`]):
+            What the recipe and the command line say.
+        train (`Dataset` or `IterableDataset`):
+            Training rows.
+
+    Returns:
+        `int`: 0 if training would take every row, else 1.
+    """
+    if not PartialState().is_main_process:
+        return 0
+    args, model = recipe.args, recipe.model
+    if isinstance(train, IterableDataset):
+        train = Dataset.from_list(list(train.take(_STREAMED)))
+        print(f"The data set is a stream: its first {len(train)} rows stand for it.")
+    print("Options that differ from their defaults, as they are resolved:\n")
+    print(yaml.safe_dump(_changed(args) | _changed(model), sort_keys=False))
+    print(_batches(args, len(train)))
+    print(f"Memory: {estimate_memory(args, model, _reference_in_memory(recipe), _tokens(args, train))}.\n")
+    options = {option.name: getattr(args, option.name) for option in fields(RowOptions)}
+    more = ("score_tie_gap", "max_completions")
+    options |= {name: getattr(args, name) for name in more if hasattr(args, name)}
+    report = examine(train, AutoTokenizer.from_pretrained(model.model_name_or_path), **options)
+    print(report)
+    return 0 if report.healthy else 1
+
+
+def _changed(options: Any) -> dict[str, Any]:
+    found = {}
+    for option in fields(options):
+        default = option.default_factory() if callable(option.default_factory) else option.default
+        value = getattr(options, option.name)
+        if option.init and value != default and isinstance(value, (str, int, float, bool, list, dict)):
+            found[option.name] = value.value if hasattr(value, "value") else value
+    return found
+
+
+def _batches(args: BaseDPOConfig, rows: int) -> str:
+    per_device, accumulation, ranks = (
+        args.per_device_train_batch_size,
+        args.gradient_accumulation_steps,
+        args.data_parallel_ranks,
+    )
+    size = per_device * accumulation * ranks
+    updates = args.max_steps if args.max_steps > 0 else int(-(-rows // size) * args.num_train_epochs)
+    return (
+        f"Batches: {size} rows an update = {per_device} x {accumulation} x {ranks} (per device x accumulation x "
+        f"ranks); {rows:,} rows, {updates:,} updates, {args.get_warmup_steps(updates):,} of warm-up."
+    )
+
+
+def _tokens(args: BaseDPOConfig, train: Dataset) -> int:
+    columns = train.column_names
+    lists = next((name for name in ("completions", "completion_ids") if name in columns), None)
+    completions = 2 if lists is None else max(map(len, train[lists]))
+    return args.per_device_train_batch_size * completions * (args.max_length or 1024)
+
+
+def _reference_in_memory(recipe: Any) -> bool:
+    args = recipe.args
+    adapter = recipe.model.use_peft or recipe.stage.adapter == "keep"
+    without = getattr(args, "reference_free", False) is not False
+    return not (adapter or without or args.precompute_ref_log_probs)

@@ -1,0 +1,112 @@
+"""An estimate of the memory that a training takes on each device, from shapes alone: no weight is loaded."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from trl import ModelConfig, get_peft_config
+
+from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+
+
+__all__ = ["MemoryEstimate", "estimate_memory"]
+
+_GIB = 2**30
+
+# Numbers that an optimizer keeps for each trained one; those of "8bit" optimizers take a byte
+_STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 1, "lion": 1, "adagrad": 1}
+_ADAM_STATES = 2
+
+# Activations of a layer in units of tokens x hidden size x 2 bytes (Korthikanti et al., 2022, Sec. 4.1: 34 bytes, what
+# memory-efficient attention leaves); with checkpointing only the layer's input stays
+_ACTIVATIONS, _CHECKPOINTED = 17, 1
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """
+    Bytes on each device.
+
+    Args:
+        parameters (`int`): Parameters of the model.
+        trained (`int`): Those that are trained.
+        parts (`dict[str, float]`): Bytes by what they hold.
+    """
+
+    parameters: int
+    trained: int
+    parts: dict[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes in all."""
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size / _GIB:.3g}" for name, size in self.parts.items() if size)
+        return (
+            f"about {self.total / _GIB:.3g} GiB on each device: {parts} ({self.trained:,} of {self.parameters:,} "
+            "parameters trained; activations of the longest possible micro-batch, without the allocator's own)"
+        )
+
+
+def estimate_memory(args: BaseDPOConfig, model: ModelConfig, reference_in_memory: bool, tokens: int) -> MemoryEstimate:
+    """
+    Estimates the memory of a training.
+
+    Args:
+        args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
+            Options of the trainer.
+        model ([`trl.ModelConfig`]):
+            Model, adapter and quantisation.
+        reference_in_memory (`bool`):
+            Whether a second model is the reference.
+        tokens (`int`):
+            Most tokens of a micro-batch.
+
+    Returns:
+        [`MemoryEstimate`]
+    """
+    config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+    with torch.device("meta"):
+        whole: nn.Module = AutoModelForCausalLM.from_config(config)
+        parameters = sum(parameter.numel() for parameter in whole.parameters())
+        embedding = whole.get_input_embeddings().weight.numel()
+        peft_config = get_peft_config(model)
+        if peft_config is not None:
+            whole = get_peft_model(whole, peft_config)
+    trained = sum(parameter.numel() for parameter in whole.parameters() if parameter.requires_grad)
+    dtype = getattr(torch, model.dtype) if model.dtype not in (None, "auto") else torch.float32
+    weight = dtype.itemsize
+    frozen = parameters * weight
+    in_layers = parameters - embedding * (1 if config.get_text_config().tie_word_embeddings else 2)
+    if model.load_in_4bit:  # without the embeddings; NF4 with a scale for each 64 numbers
+        frozen = (parameters - in_layers) * weight + in_layers * (0.5 + 4 / 64)
+    elif model.load_in_8bit:
+        frozen = (parameters - in_layers) * weight + in_layers
+    added = trained * 4 if peft_config is not None else 0  # adapters are trained in float32
+    of_trained = 4 if peft_config is not None else weight
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    states = next((count for name, count in _STATES.items() if optimizer.startswith(name)), _ADAM_STATES)
+    text = config.get_text_config()
+    compute = 2 if args.bf16 or args.fp16 else weight
+    kept = _CHECKPOINTED if args.gradient_checkpointing else _ACTIVATIONS
+    # One layer is computed again at a time
+    activations = tokens * text.hidden_size * compute * (kept * text.num_hidden_layers + _ACTIVATIONS)
+    parts = {
+        "weights": frozen + added,
+        "gradients": trained * of_trained,
+        "optimizer": trained * states * (1 if "8bit" in optimizer else of_trained),
+        "reference": frozen if reference_in_memory else 0,
+    }
+    shards = args.world_size if args.fsdp or _is_zero3(args.deepspeed) else 1
+    return MemoryEstimate(
+        parameters, trained, {name: size / shards for name, size in parts.items()} | {"activations": activations}
+    )
+
+
+def _is_zero3(deepspeed: Any) -> bool:
+    return isinstance(deepspeed, dict) and deepspeed.get("zero_optimization", {}).get("stage") == 3
