@@ -65,6 +65,7 @@ SEAMS = {
     "_set_signature_columns_if_needed": (),
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "compute_ref_log_probs": ("model", "inputs"),
+    "create_model_card": ("model_name", "dataset_name", "tags"),
     "create_scheduler": ("num_training_steps", "optimizer"),
     "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),

@@ -18,6 +18,11 @@ from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
 __all__ = ["DPOPaperTrainer"]
 
+_EQUATION_7 = (
+    r"L = -\log \sigma\left(\beta \log \frac{\pi_\theta(y_w|x)}{\pi_{ref}(y_w|x)}"
+    r" - \beta \log \frac{\pi_\theta(y_l|x)}{\pi_{ref}(y_l|x)}\right)"
+)
+
 
 @contextmanager
 def _figures_not_gathered(accelerator: Accelerator) -> Iterator[None]:
@@ -76,6 +81,10 @@ class DPOPaperTrainer(BaseDPOTrainer):
 
     config_class = DPOPaperConfig
     args: DPOPaperConfig
+
+    @property
+    def equation(self) -> str | None:
+        return _EQUATION_7 if self.args.is_plain_dpo else None
 
     def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         return dpo_loss(policy_logps, ref_logps, beta=self.beta, label_smoothing=self.label_smoothing)

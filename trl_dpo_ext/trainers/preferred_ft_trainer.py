@@ -65,7 +65,9 @@ class PreferredFTTrainer(GroupTrainer):
     ```
     """
 
+    _name = "Preferred-FT"
     config_class = PreferredFTConfig
+    equation = r"L = -\log \pi_\theta(y_w|x)"
     args: PreferredFTConfig
 
     _num_places = 1

@@ -57,7 +57,12 @@ class RankingDPOTrainer(GroupTrainer):
     ```
     """
 
+    _name = "Ranking-DPO"
     config_class = RankingDPOConfig
+    equation = (
+        r"L = -\log \prod_{k=1}^{K} \frac{\exp r_k}{\sum_{j \ge k} \exp r_j}, \quad"
+        r" r_k = \beta \log \frac{\pi_\theta(y_k|x)}{\pi_{ref}(y_k|x)}"
+    )
     args: RankingDPOConfig
 
     def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> RankedBatch:

@@ -53,7 +53,9 @@ class UnlikelihoodTrainer(BaseDPOTrainer):
     ```
     """
 
+    _name = "Unlikelihood"
     config_class = UnlikelihoodConfig
+    equation = r"L = -\log \pi_\theta(y_w|x) + \alpha \log \pi_\theta(y_l|x)"
     args: UnlikelihoodConfig
 
     def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:

@@ -1,5 +1,6 @@
 """What a trainer writes beside its weights, and checks when it resumes."""
 
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
@@ -8,6 +9,7 @@ from transformers.trainer_utils import TrainOutput, get_last_checkpoint
 import trl_dpo_ext
 from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
 from trl_dpo_ext.reference import policy as reference_policy
+from trl_dpo_ext.trainers.model_card import training_section
 from trl_dpo_ext.trainers.saved_state import (
     check_same_reference,
     describe_source,
@@ -21,11 +23,26 @@ from trl_dpo_ext.trainers.with_reference import WithReference
 
 __all__ = ["WithSavedState"]
 
+# Options that shape a loss, for the model card
+_OBJECTIVE = (
+    "loss_type",
+    "loss_weights",
+    "label_smoothing",
+    "reference_free",
+    "top_m",
+    "alpha",
+    "unlikelihood_form",
+    "loss_reduction",
+)
+
 
 class WithSavedState(WithReference):
     """A trainer whose folders say what their policy's rewards are measured against, and that resumes only there."""
 
     _guard: UpdateGuard
+
+    # The loss, in LaTeX, for the model card
+    equation: str | None = None
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
         folder = resume_from_checkpoint
@@ -49,6 +66,17 @@ class WithSavedState(WithReference):
             self.count_tokens()
         if self.args.should_save:
             write_state(output_dir or self.args.output_dir, self._saved_state())
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            path = Path(self.args.output_dir, "README.md")
+            card = path.read_text(encoding="utf-8")
+            objective = {name: value for name in _OBJECTIVE if (value := getattr(self.args, name, None))}
+            card = training_section(card, type(self).__name__, self.equation, objective, self._saved_state())
+            path.write_text(card, encoding="utf-8")
 
     def _saved_state(self) -> dict[str, Any]:
         options = (

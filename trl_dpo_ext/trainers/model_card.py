@@ -1,0 +1,49 @@
+"""What a model card says of how the model was trained, beside TRL's template."""
+
+from typing import Any
+
+
+__all__ = ["training_section"]
+
+_BEFORE = "### Framework versions"
+
+
+def training_section(
+    card: str, method: str, equation: str | None, objective: dict[str, Any], state: dict[str, Any]
+) -> str:
+    """
+    Adds to a model card the method, its equation, beta and the reference, and how to use the policy's rewards.
+
+    Args:
+        card (`str`):
+            TRL's card.
+        method (`str`):
+            Name of the trainer.
+        equation (`str`, *optional*):
+            Its loss, in LaTeX, where it has one of its own.
+        objective (`dict`):
+            Options that shape the loss, by name.
+        state (`dict`):
+            What the trainer writes beside the weights.
+
+    Returns:
+        `str`
+    """
+    reference = state["reference"]
+    source = f", `{reference['model']}`" if "model" in reference and not reference["model"].startswith("/") else ""
+    hashed = f" (hash of its weights: `{reference['hash']}`)" if reference.get("hash") else ""
+    minimised = f" minimised\n\n$$ {equation} $$" if equation else "."
+    options = "".join(f"- {name}: {value}\n" for name, value in objective.items())
+    section = (
+        f"### Method\n\n`{method}` of trl_dpo_ext {state['trl_dpo_ext']}{minimised}\n\n"
+        f"- beta: {state['beta']:g}\n- reference: {reference['kind']}{source}{hashed}\n{options}"
+        f"- tokens: `tokenization={state['tokenization']!r}`, `max_length={state['max_length']}`\n"
+    )
+    if reference["kind"] != "none":
+        section += (
+            "\nThe policy is also a reward model, beta times the log-ratio of policy and reference:\n\n"
+            "```python\nfrom trl_dpo_ext import ImplicitRewardModel\n\n"
+            'reward_model = ImplicitRewardModel.from_pretrained("this model")\n'
+            "rewards = reward_model.score(prompts, completions)\n```\n"
+        )
+    return card.replace(_BEFORE, f"{section}\n{_BEFORE}", 1)
