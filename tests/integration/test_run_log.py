@@ -211,6 +211,7 @@ class TestSamples:
         args = config(log_samples=3, max_length=48)
         trainer = DPOPaperTrainer(llama_folder, args=args, train_dataset=preference_rows(4))
         rows = preference_rows(5, start=20)
+        trainer.predict(rows)  # logs nothing
         trainer.evaluate(rows)
         samples = lines(trainer, "samples")
         assert len(samples) == 3

@@ -25,8 +25,8 @@ _SEED = 0  # the same at every evaluation, so that samples differ by the weights
 class WithSamples(WithSavedState):
     """A trainer that with `log_samples=n` has policy and reference answer the first n prompts of every evaluation."""
 
-    # Of the last evaluation, until its figures are logged, which `predict` does not do
-    _samples: Sequence[dict[str, Any]] = ()
+    # Prefix and rows of the last evaluation, until its figures are logged, which `predict` does not do
+    _evaluated_set: tuple[str, Any] | None = None
 
     def check_samples(self) -> None:
         """Raises a `ValueError` if `log_samples` asks for what cannot be shown."""
@@ -46,22 +46,21 @@ class WithSamples(WithSavedState):
         output = super().evaluation_loop(
             dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
         )
-        self._samples = ()
-        if self.args.log_samples:
-            shown = range(min(self.args.log_samples, len(dataloader.dataset)))
-            samples = self._answer([dataloader.dataset[i]["prompt_ids"] for i in shown])
-            self._samples = [{"name": metric_key_prefix} | sample for sample in samples]
+        self._evaluated_set = (metric_key_prefix, dataloader.dataset)
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
-        prefix = self._samples[0]["name"] if self._samples else ""
-        if prefix and f"{prefix}_runtime" in logs:
-            samples, self._samples = self._samples, ()
-            if self.is_world_process_zero():
-                step = self.state.global_step
-                self.run_log.append(SAMPLES, [{"step": step} | sample for sample in samples])
-                send_table(self.callback_handler.callbacks, f"{prefix}/samples", samples, step)
+        prefix, dataset = self._evaluated_set or ("", None)
+        if not self.args.log_samples or dataset is None or f"{prefix}_runtime" not in logs:
+            return
+        self._evaluated_set = None
+        shown = range(min(self.args.log_samples, len(dataset)))
+        samples = [{"name": prefix} | sample for sample in self._answer([dataset[i]["prompt_ids"] for i in shown])]
+        if self.is_world_process_zero():
+            step = self.state.global_step
+            self.run_log.append(SAMPLES, [{"step": step} | sample for sample in samples])
+            send_table(self.callback_handler.callbacks, f"{prefix}/samples", samples, step)
 
     def _answer(self, prompts: Sequence[list[int]]) -> list[dict[str, Any]]:
         # Every process answers as many, since sharded weights generate together
@@ -72,7 +71,7 @@ class WithSamples(WithSavedState):
         self.model.eval()
         device = self.accelerator.device
         # The training's random numbers stay as they are
-        with torch.random.fork_rng([] if device.type == "cpu" else [device]), torch.no_grad():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
             rows = self._answers_of_both(own)
         self.model.train(was_training)
         gathered = gather_object([rows])  # by process
