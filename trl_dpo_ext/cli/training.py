@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 from datasets import load_dataset
+from datasets.exceptions import DatasetGenerationError
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 from trl import (
@@ -84,27 +85,16 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], argv: list[str]) ->
         recipe = parse(command, trainer_class.config_class, argv)
         _check_data_options(recipe.script, recipe.mixture)
         _check_stage(recipe)
-    except (ValueError, OSError) as error:
-        print(f"trl-dpo-ext {command}: {error}", file=sys.stderr)
+        rows = get_dataset(recipe.mixture) if recipe.mixture.datasets else _load(recipe.script)
+        train_dataset = _split(rows, recipe.script.dataset_train_split)
+        if recipe.stage.dry_run:
+            return dry_run(recipe, train_dataset)
+        trainer = _build(trainer_class, recipe, rows, train_dataset)
+    except (ValueError, OSError, DatasetGenerationError) as error:
+        cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
+        print(f"trl-dpo-ext {command}: {error}{cause}", file=sys.stderr)
         return 2
-
-    script, args, model, mixture = recipe.script, recipe.args, recipe.model, recipe.mixture
-    given = dict(args.model_init_kwargs or {})
-    args.model_init_kwargs = {
-        "revision": model.model_revision,
-        "attn_implementation": model.attn_implementation,
-        "dtype": model.dtype,
-    } | given
-    rows = get_dataset(mixture) if mixture.datasets else _load(script)
-    if recipe.stage.dry_run:
-        return dry_run(recipe, _split(rows, script.dataset_train_split))
-    trainer = trainer_class(
-        args=args,
-        train_dataset=_split(rows, script.dataset_train_split),
-        eval_dataset=None if args.eval_strategy == "no" else _split(rows, script.dataset_test_split),
-        peft_config=get_peft_config(model),
-        **_start_of(recipe),
-    )
+    script, args = recipe.script, recipe.args
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Saved to {args.output_dir}.")
@@ -112,6 +102,36 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], argv: list[str]) ->
         trainer.push_to_hub(dataset_name=script.dataset_name)
     trainer.accelerator.end_training()
     return 0
+
+
+def _build(trainer_class: type[BaseDPOTrainer], recipe: Recipe, rows: Any, train_dataset: Any) -> BaseDPOTrainer:
+    script, args, model = recipe.script, recipe.args, recipe.model
+    given = dict(args.model_init_kwargs or {})
+    args.model_init_kwargs = {
+        "revision": model.model_revision,
+        "attn_implementation": model.attn_implementation,
+        "dtype": model.dtype,
+    } | given
+    try:
+        return trainer_class(
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=None if args.eval_strategy == "no" else _split(rows, script.dataset_test_split),
+            peft_config=get_peft_config(model),
+            **_start_of(recipe),
+        )
+    except OSError as error:
+        raise OSError(f"{error}{_similar_folder(model.model_name_or_path)}") from error
+
+
+def _similar_folder(path: str) -> str:
+    # A misspelt folder is looked for on the hub
+    folder = Path(path)
+    if folder.is_dir() or not folder.parent.is_dir():
+        return ""
+    beside = [other.name for other in folder.parent.iterdir() if other.is_dir()]
+    similar = difflib.get_close_matches(folder.name, beside, n=1)
+    return f"\nThere is no folder {path}." + (f" Did you mean {folder.parent / similar[0]}?" if similar else "")
 
 
 def parse(command: str, config_class: type[BaseDPOConfig], argv: list[str]) -> Recipe:
@@ -180,6 +200,11 @@ def _check_stage(recipe: Recipe) -> None:
         )
     if adapter is not None and not has_adapter:
         raise ValueError(f"`adapter={adapter!r}` has no effect: {path} holds no LoRA adapter. Leave it out.")
+    if recipe.args.log_samples and recipe.args.eval_strategy == "no":
+        raise ValueError(
+            f"`log_samples={recipe.args.log_samples}` has no effect with `eval_strategy='no'`: samples are drawn at "
+            "evaluations. Set `eval_strategy`, or leave it out."
+        )
     if adapter not in (None, "merge", "keep"):
         raise ValueError(f"`adapter={adapter!r}` does not exist. Choose one of 'merge', 'keep'.")
     if adapter == "keep" and recipe.model.use_peft:
