@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trl_dpo_ext import ImplicitRewardModel
 from trl_dpo_ext.cli import main
 
 
@@ -87,10 +90,22 @@ class TestPipeline:
         assert run("preferred-ft", "base", "sft", *LORA) == 0
         assert run("dpo", "sft", "policy", "--adapter", "merge") == 0
         assert (base / "policy" / "model.safetensors").is_file()
-        assert state_of("policy")["reference"]["kind"] == "copy in memory"
+        assert state_of("policy")["reference"]["kind"] == "second load of the path"
         assert run("dpo", "sft", "again", "--adapter", "merge", *LORA) == 0
         assert (base / "again" / "adapter_model.safetensors").is_file()
         assert state_of("again")["reference"]["kind"] == "adapter off"
+        # Both find the merged model that they are measured against; the adapter alone would name the unmerged one
+        rows = [{"prompt": "Film 1 was", "completions": [" a delight.", " dull."]}]
+        adapter = AutoPeftModelForCausalLM.from_pretrained("again").merge_and_unload()
+        for folder, policy in {
+            "policy": AutoModelForCausalLM.from_pretrained("policy"),
+            "again": adapter,
+        }.items():
+            merged = AutoModelForCausalLM.from_pretrained(f"{folder}/merged")
+            by_hand = ImplicitRewardModel(policy, merged, AutoTokenizer.from_pretrained(folder), beta=0.1)
+            rewards = ImplicitRewardModel.from_pretrained(folder).score_rows(rows)[0]
+            assert rewards == pytest.approx(by_hand.score_rows(rows)[0], abs=1e-5)
+            assert min(map(abs, rewards)) > 1e-4
 
     def test_an_adapter_that_is_kept(self, base):
         assert run("preferred-ft", "base", "sft", *LORA) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import PartialState
 from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 from peft import AutoPeftModelForCausalLM
@@ -36,8 +37,8 @@ class StageArguments:
 
     Parameters:
         adapter (`str`, *optional*):
-            What to do with the LoRA adapter in the folder `model_name_or_path`: `"merge"` it into the base model and
-            train from there, or `"keep"` it and go on training it.
+            What to do with the LoRA adapter in the folder `model_name_or_path`: `"merge"` it into the base model,
+            in `output_dir/merged`, and train from there, or `"keep"` it and go on training it.
         dry_run (`bool`, *optional*, defaults to `False`):
             Print the options, batches, memory and what the doctor says of the data, and train nothing.
     """
@@ -179,15 +180,27 @@ def parse(command: str, config_class: type[BaseDPOConfig], argv: list[str]) -> R
 def _start_of(recipe: Recipe) -> dict[str, Any]:
     # The model that a stage starts from, as the trainer takes it
     path, init = recipe.model.model_name_or_path, recipe.args.model_init_kwargs
-    if recipe.stage.adapter is None:
-        return {"model": path, "quantization_config": get_quantization_config(recipe.model)}
+    if recipe.stage.adapter != "keep":
+        start = path if recipe.stage.adapter is None else _merged(recipe)
+        return {"model": start, "quantization_config": get_quantization_config(recipe.model)}
     recipe.args.model_init_kwargs = None  # they belong to a path
-    keeps = recipe.stage.adapter == "keep"
-    model = AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=keeps, **init)
     return {
-        "model": model if keeps else model.merge_and_unload(),
+        "model": AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, **init),
         "processing_class": AutoTokenizer.from_pretrained(path),
     }
+
+
+def _merged(recipe: Recipe) -> str:
+    # In a folder, so that the reference, or the base of a new adapter, can be loaded again
+    folder = Path(recipe.args.output_dir, "merged")
+    state = PartialState()
+    with state.local_main_process_first():
+        if state.is_local_main_process:
+            path = recipe.model.model_name_or_path
+            model = AutoPeftModelForCausalLM.from_pretrained(path, **recipe.args.model_init_kwargs)
+            model.merge_and_unload().save_pretrained(folder)
+            AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+    return str(folder)
 
 
 def _check_stage(recipe: Recipe) -> None:
@@ -209,8 +222,8 @@ def _check_stage(recipe: Recipe) -> None:
         raise ValueError(f"`adapter={adapter!r}` does not exist. Choose one of 'merge', 'keep'.")
     if adapter == "keep" and recipe.model.use_peft:
         raise ValueError("`adapter: keep` goes on training one adapter, and `use_peft` adds another. Leave one out.")
-    if adapter is not None and (recipe.model.load_in_4bit or recipe.model.load_in_8bit):
-        raise ValueError("`adapter` with a quantised model is not supported. Merge it to a folder of its own first.")
+    if adapter == "keep" and (recipe.model.load_in_4bit or recipe.model.load_in_8bit):
+        raise ValueError("`adapter: keep` with a quantised model is not supported. Merge it, and train another.")
 
 
 def _check_option(name: str, options: set[str], where: str) -> None:
