@@ -80,3 +80,22 @@ def test_an_adapter_trains_its_own_and_needs_no_second_model(llama_folder):
     assert found.parts["weights"] == 4 * (found.parameters + trained)
     assert found.parts["gradients"] == found.parts["optimizer"] == 4 * trained  # RMSprop keeps one number
     assert found.parts["reference"] == 0
+
+
+@pytest.mark.parametrize(
+    ("environment", "sharded"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, {"weights", "gradients", "optimizer", "reference"}),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, {"gradients", "optimizer"}),
+        ({}, set()),
+    ],
+    ids=["fsdp", "zero2", "ddp"],
+)
+def test_what_processes_share(llama_folder, environment, sharded, monkeypatch):
+    args = DPOPaperConfig("out", use_cpu=True)
+    whole = estimate_memory(args, ModelConfig(llama_folder), reference_in_memory=True, tokens=10).parts
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(type(args), "world_size", 4)
+    parts = estimate_memory(args, ModelConfig(llama_folder), reference_in_memory=True, tokens=10).parts
+    assert {name for name in parts if parts[name] == whole[name] / 4 and parts[name]} == sharded

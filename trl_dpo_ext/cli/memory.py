@@ -1,9 +1,10 @@
 """An estimate of the memory that a training takes on each device, from shapes alone: no weight is loaded."""
 
+import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -87,8 +88,10 @@ def estimate_memory(args: BaseDPOConfig, model: ModelConfig, reference_in_memory
         frozen = (parameters - in_layers) * weight + in_layers * (0.5 + 4 / 64)
     elif model.load_in_8bit:
         frozen = (parameters - in_layers) * weight + in_layers
-    added = trained * 4 if peft_config is not None else 0  # adapters are trained in float32
-    of_trained = 4 if peft_config is not None else weight
+    of_trained = weight
+    if peft_config is not None:  # TRL trains adapters in float32, on quantised weights in bfloat16
+        of_trained = 2 if model.load_in_4bit or model.load_in_8bit else 4
+    added = trained * of_trained if peft_config is not None else 0
     optimizer = str(getattr(args.optim, "value", args.optim))
     states = next((count for name, count in _STATES.items() if optimizer.startswith(name)), _ADAM_STATES)
     text = config.get_text_config()
@@ -102,11 +105,20 @@ def estimate_memory(args: BaseDPOConfig, model: ModelConfig, reference_in_memory
         "optimizer": trained * states * (1 if "8bit" in optimizer else of_trained),
         "reference": frozen if reference_in_memory else 0,
     }
-    shards = args.world_size if args.fsdp or _is_zero3(args.deepspeed) else 1
-    return MemoryEstimate(
-        parameters, trained, {name: size / shards for name, size in parts.items()} | {"activations": activations}
+    for name in _sharded(args):
+        parts[name] /= args.world_size
+    return MemoryEstimate(parameters, trained, parts | {"activations": activations})
+
+
+def _sharded(args: BaseDPOConfig) -> list[str]:
+    """The parts that processes share, by the options or by what `accelerate launch` has put into the environment."""
+    if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        return ["weights", "gradients", "optimizer", "reference"]
+    stage = 0
+    if isinstance(args.deepspeed, dict):
+        stage = args.deepspeed.get("zero_optimization", {}).get("stage", 0)
+    elif parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", 0))
+    return {1: ["optimizer"], 2: ["optimizer", "gradients"]}.get(
+        stage, ["weights", "gradients", "optimizer", "reference"] if stage == 3 else []
     )
-
-
-def _is_zero3(deepspeed: Any) -> bool:
-    return isinstance(deepspeed, dict) and deepspeed.get("zero_optimization", {}).get("stage") == 3
