@@ -9,13 +9,14 @@ Starting Python, torch and TRL costs more than a case, so a launch runs many. Ea
 training, `NAME.safetensors`. An exception ends the launch as it ends a user's script: once one of the processes has
 failed, the others do not fit together with it any more.
 
-`test_two_processes.py` starts it and compares what 1 and 2 processes wrote.
+`test_two_processes.py` and `test_two_machines.py` start it and compare what 1 and 2 processes wrote.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
@@ -66,6 +67,7 @@ Case = Callable[[Launch], dict[str, Any]]
 CASES: dict[str, Case] = {}  # run in this order
 TWO_PROCESSES_ONLY: list[str] = []
 FATAL: list[str] = []  # end the launch; run when asked for by name
+AFTER_ANOTHER: list[str] = []  # go on from what another launch wrote; run when asked for by name
 
 
 def case(*names_of: list[str]) -> Callable[[Case], Case]:
@@ -447,6 +449,23 @@ def _resumes(launch: Launch, rows: int, name: str) -> dict[str, Any]:
     return resumed | {"straight": straight, "state": json.loads((checkpoint / "trl_dpo_ext.json").read_text())}
 
 
+@case(AFTER_ANOTHER)
+def resumes_from_one(launch: Launch) -> dict[str, Any]:
+    """`resumes_ragged` on several processes, from the checkpoint that one process wrote."""
+    return _resumes_elsewhere(launch, "resumes_ragged", "resumes_from_one")
+
+
+@case(AFTER_ANOTHER)
+def resumes_after_loss(launch: Launch) -> dict[str, Any]:
+    """`resumes_ragged` on one process, from the checkpoint that `loses_a_process` left behind."""
+    return _resumes_elsewhere(launch, "loses_a_process", "resumes_after_loss")
+
+
+def _resumes_elsewhere(launch: Launch, source: str, name: str) -> dict[str, Any]:
+    checkpoint = launch.reuse / source / "run" / f"checkpoint-{RESUME_AFTER}"
+    return train(launch, make_trainer(launch, 11), name, resume_from_checkpoint=str(checkpoint))
+
+
 @case()
 def keeps_best(launch: Launch) -> dict[str, Any]:
     """The best of 3 checkpoints by a reward metric on 9 rows is loaded at the end."""
@@ -588,6 +607,16 @@ def wrong_start(launch: Launch) -> dict[str, Any]:
     return _refusal(make_trainer(launch, peft_config=config))
 
 
+@case()
+def refused_row(launch: Launch) -> dict[str, Any]:
+    """`empty_prompt`, and the user's script goes on."""
+    try:
+        empty_prompt(launch)
+    except ValueError as error:
+        return {"message": str(error)}
+    return {"message": ""}
+
+
 def _refusal(trainer: Any) -> dict[str, Any]:
     message = ""
     try:
@@ -699,7 +728,7 @@ def none_in_a_row(launch: Launch) -> dict[str, Any]:
 
 @case(FATAL)
 def empty_prompt(launch: Launch) -> dict[str, Any]:
-    """The prompt of row 7 has no token, which the main process finds while the others wait for it."""
+    """The prompt of row 7 has no token, which every process finds by itself."""
     from datasets import Dataset
 
     rows = preference_rows(12).to_list()
@@ -707,9 +736,31 @@ def empty_prompt(launch: Launch) -> dict[str, Any]:
     return train(launch, make_trainer(launch, Dataset.from_list(rows)), "empty_prompt")
 
 
+@case(FATAL)
+def empty_prompt_in_one_copy(launch: Launch) -> dict[str, Any]:
+    """The same in the last process's copy of the data alone."""
+    return (empty_prompt if launch.rank == launch.num_processes - 1 else divides)(launch)
+
+
+@case(FATAL)
+def loses_a_process(launch: Launch) -> dict[str, Any]:
+    """The last process is killed in the update after the checkpoint of `resumes_ragged`."""
+    from transformers import TrainerCallback
+
+    class Kill(TrainerCallback):
+        # Gradients are summed by now, so the main process is done with the checkpoint
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == RESUME_AFTER and launch.rank == launch.num_processes - 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer = make_trainer(launch, 11, options={"save_strategy": "steps", "save_steps": RESUME_AFTER})
+    trainer.add_callback(Kill())
+    return train(launch, trainer, "loses_a_process")
+
+
 def cases_for(num_processes: int) -> list[str]:
     """The cases that a launch can run one after the other."""
-    left_out = FATAL if num_processes > 1 else FATAL + TWO_PROCESSES_ONLY
+    left_out = FATAL + AFTER_ANOTHER + (TWO_PROCESSES_ONLY if num_processes == 1 else [])
     return [name for name in CASES if name not in left_out]
 
 
