@@ -2,7 +2,7 @@
 One process and two processes give the same numbers.
 
 `run_case.py` runs all cases once on one process and once on two, started by `torchrun`, with gloo: on a CPU
-`accelerate launch` starts one process, whatever `--num_processes` says. The tests compare what they wrote. The rows of
+`accelerate launch` starts one process unless told `--multi_gpu`. The tests compare what they wrote. The rows of
 an update are the same and its micro-batches half as large, so sums are rounded in another order and nothing else may
 differ.
 """

@@ -562,6 +562,11 @@ class TestRunSummary:
     def test_trl_s_rate_is_trl_s_business(self, said):
         assert said({"max_steps": 4, "learning_rate": 1e-6, "preset": "trl"})[1] == []
 
+    def test_fsdp_that_accelerate_leaves_out(self, said, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        (warning,) = said({"max_steps": 4})[1]
+        assert "FSDP was asked for, and accelerate runs NO here, as it does on a CPU" in warning
+
     def test_weights_in_half_precision(self, said):
         (warning,) = said({"max_steps": 4}, model=tiny_llama().bfloat16())[1]
         assert "The trained weights are bfloat16" in warning and "Load the model in float32" in warning

@@ -132,6 +132,7 @@ class BaseDPOTrainer(WithSamples):
                 args=args,
                 model=self.model,
                 mixed_precision=self.accelerator.mixed_precision,
+                distributed_type=self.accelerator.distributed_type,
                 prompts=self.layout_description,
                 reference=self.reference_description,
                 data=self.data_reports.get("train"),

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from accelerate.utils import is_peft_model
+from accelerate.utils import DistributedType, is_peft_model, parse_flag_from_env
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import SchedulerType, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -35,6 +35,8 @@ class RunSummary(TrainerCallback):
             Policy.
         mixed_precision (`str`):
             Accelerate's autocast: `"no"`, `"bf16"` or `"fp16"`.
+        distributed_type ([`~accelerate.DistributedType`]):
+            What accelerate runs.
         prompts (`str`):
             How prompts are computed.
         reference (`str`):
@@ -49,6 +51,7 @@ class RunSummary(TrainerCallback):
         args: BaseDPOConfig,
         model: nn.Module,
         mixed_precision: str,
+        distributed_type: DistributedType,
         prompts: str,
         reference: str,
         data: DataReport | None,
@@ -57,6 +60,7 @@ class RunSummary(TrainerCallback):
         self.args = args
         self.model = model
         self.mixed_precision = mixed_precision
+        self.distributed_type = distributed_type
         self.prompts = prompts
         self.reference = reference
         self.data = data
@@ -101,6 +105,12 @@ class RunSummary(TrainerCallback):
             found.append(
                 f"{state.max_steps} updates are fewer than twice the {warmup} of warm-up; the last runs at {last:.3g} "
                 f"of {args.learning_rate:g}. Lower `warmup_steps`, lower `global_batch_size`, or train on more data."
+            )
+        asked = args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if asked and self.distributed_type != DistributedType.FSDP:
+            found.append(
+                f"FSDP was asked for, and accelerate runs {self.distributed_type.value} here, as it does on a CPU: "
+                "every process holds all weights. Train on GPUs, or leave FSDP out."
             )
         trainable = [p for p in self.model.parameters() if p.requires_grad]
         adapter = is_peft_model(self.model)
