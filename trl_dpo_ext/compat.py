@@ -62,6 +62,7 @@ SEAMS = {
     "_get_eval_sampler": ("eval_dataset",),
     "_precompute_ref_logps": ("dataset", "name", "batch_size"),
     "_prepare_dataset": ("dataset", "processing_class", "args", "dataset_name"),
+    "_save_checkpoint": ("model", "trial"),
     "_set_signature_columns_if_needed": (),
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "compute_ref_log_probs": ("model", "inputs"),

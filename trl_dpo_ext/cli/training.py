@@ -80,7 +80,7 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], argv: list[str]) ->
             `--config recipe.yaml` and/or `--option value`; the command line wins.
 
     Returns:
-        `int`: 0, or 2 for an option that does not exist or has a wrong value.
+        `int`: 0, 2 for options or data that cannot be trained with, 1 for a training that stopped.
     """
     try:
         recipe = parse(command, trainer_class.config_class, argv)
@@ -96,7 +96,13 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], argv: list[str]) ->
         print(f"trl-dpo-ext {command}: {error}{cause}", file=sys.stderr)
         return 2
     script, args = recipe.script, recipe.args
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except (ValueError, OSError) as error:
+        if not _is_ours(error):
+            raise
+        print(f"trl-dpo-ext {command}: {error}", file=sys.stderr)
+        return 1
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Saved to {args.output_dir}.")
     if args.push_to_hub:
@@ -123,6 +129,14 @@ def _build(trainer_class: type[BaseDPOTrainer], recipe: Recipe, rows: Any, train
         )
     except OSError as error:
         raise OSError(f"{error}{_similar_folder(model.model_name_or_path)}") from error
+
+
+def _is_ours(error: BaseException) -> bool:
+    # This package's errors are written for users; others keep their traceback
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("trl_dpo_ext")
 
 
 def _similar_folder(path: str) -> str:

@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from transformers.trainer_utils import TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
 
 import trl_dpo_ext
 from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
 from trl_dpo_ext.reference import policy as reference_policy
+from trl_dpo_ext.trainers.full_disk import full_disk_explained
 from trl_dpo_ext.trainers.model_card import training_section
 from trl_dpo_ext.trainers.saved_state import (
     check_same_reference,
@@ -66,6 +67,11 @@ class WithSavedState(WithReference):
             self.count_tokens()
         if self.args.should_save:
             write_state(output_dir or self.args.output_dir, self._saved_state())
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with full_disk_explained(folder):
+            super()._save_checkpoint(model, trial)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
