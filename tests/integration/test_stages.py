@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -87,6 +88,29 @@ class TestPipeline:
             rewards = ImplicitRewardModel.from_pretrained(folder).score_rows(rows)[0]
             assert rewards == pytest.approx(by_hand.score_rows(rows)[0], abs=1e-5)
             assert min(map(abs, rewards)) > 1e-4
+
+    def test_an_adapter_is_on_all_linear_layers_by_default(self, base):
+        assert run("dpo", "base", "all", "--use_peft") == 0
+        assert run("dpo", "base", "trl", "--use_peft", "--preset", "trl") == 0
+        everywhere, of_peft = (
+            {
+                name.split(".")[-1]
+                for name in json.loads((base / folder / "adapter_config.json").read_text())["target_modules"]
+            }
+            for folder in ("all", "trl")
+        )
+        assert everywhere == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+        assert of_peft == {"q_proj", "v_proj"}
+
+    def test_a_yaml_of_trl_with_a_mixture_of_data_sets(self, base):
+        mixture = {"datasets": [{"path": "json", "data_files": "rows.jsonl", "split": "train"}]}
+        (base / "trl.yaml").write_text(json.dumps(mixture | {"model_name_or_path": "base", "output_dir": "mixed"}))
+        options = ["--global_batch_size", "4", "--per_device_train_batch_size", "4", "--max_steps", "2", "--use_cpu"]
+        options += ["--learning_rate", "1e-3", "--warmup_steps", "1", "--report_to", "none", "--save_strategy", "no"]
+        assert main(["dpo", "--config", "trl.yaml", *options, "--bf16", "false"]) == 0
+        assert run("dpo", "base", "named") == 0
+        mixed, named = (load_file(base / folder / "model.safetensors") for folder in ("mixed", "named"))
+        assert all(torch.equal(mixed[name], named[name]) for name in named)
 
     def test_an_adapter_that_is_kept(self, base):
         assert run("preferred-ft", "base", "sft", *LORA) == 0
