@@ -107,6 +107,7 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], argv: list[str]) ->
     trainer.accelerator.print(f"Saved to {args.output_dir}.")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
+    trainer.accelerator.wait_for_everyone()  # no process leaves while another still saves
     trainer.accelerator.end_training()
     return 0
 
