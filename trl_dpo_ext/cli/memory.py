@@ -8,8 +8,9 @@ from accelerate.utils import parse_flag_from_env
 from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig
 
+from trl_dpo_ext.cli.adapter import adapter_config
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 
@@ -76,7 +77,7 @@ def estimate_memory(args: BaseDPOConfig, model: ModelConfig, reference_in_memory
         whole: nn.Module = AutoModelForCausalLM.from_config(config)
         parameters = sum(parameter.numel() for parameter in whole.parameters())
         embedding = whole.get_input_embeddings().weight.numel()
-        peft_config = get_peft_config(model)
+        peft_config = adapter_config(args, model)
         if peft_config is not None:
             whole = get_peft_model(whole, peft_config)
     trained = sum(parameter.numel() for parameter in whole.parameters() if parameter.requires_grad)

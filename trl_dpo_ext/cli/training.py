@@ -18,10 +18,10 @@ from trl import (
     ScriptArguments,
     TrlParser,
     get_dataset,
-    get_peft_config,
     get_quantization_config,
 )
 
+from trl_dpo_ext.cli.adapter import adapter_config
 from trl_dpo_ext.cli.dry_run import dry_run
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
@@ -125,18 +125,11 @@ def _build(trainer_class: type[BaseDPOTrainer], recipe: Recipe, rows: Any, train
             args=args,
             train_dataset=train_dataset,
             eval_dataset=None if args.eval_strategy == "no" else _split(rows, script.dataset_test_split),
-            peft_config=_adapter_of(recipe),
+            peft_config=adapter_config(args, model),
             **_start_of(recipe),
         )
     except OSError as error:
         raise OSError(f"{error}{_similar_folder(model.model_name_or_path)}") from error
-
-
-def _adapter_of(recipe: Recipe) -> Any:
-    config: Any = get_peft_config(recipe.model)
-    if config is not None and config.target_modules is None and recipe.args.preset != "trl":
-        config.target_modules = "all-linear"  # PEFT's default is some attention matrices, or an error
-    return config
 
 
 def _is_ours(error: BaseException) -> bool:
