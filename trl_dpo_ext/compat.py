@@ -6,21 +6,21 @@ transformers is one clear `ImportError` and not a wrong number.
 """
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import transformers
 import trl
 from packaging.version import Version
 from trl import DPOTrainer
-from trl.models.utils import unwrap_model_for_generation
+from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
+from trl.trainer import dpo_trainer as trl_dpo_trainer
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import (
     add_fused_lm_head,
     create_model_from_path,
     get_config_model_id,
-    global_then_local_main_first,
     use_adapter,
 )
 
@@ -32,8 +32,9 @@ __all__ = [
     "check_seams",
     "create_model_from_path",
     "get_config_model_id",
-    "global_then_local_main_first",
     "lm_head_tiles_for",
+    "prepare_deepspeed",
+    "turns_in_preparation",
     "unwrap_model_for_generation",
     "use_adapter",
 ]
@@ -117,6 +118,17 @@ def lm_head_tiles_for(device: torch.device) -> Iterator[None]:
         yield
     finally:
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = given
+
+
+@contextmanager
+def turns_in_preparation(main_first: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """Makes processes take turns by `main_first` where TRL prepares a data set, in place of TRL's own barriers."""
+    given = trl_dpo_trainer.global_then_local_main_first
+    trl_dpo_trainer.global_then_local_main_first = main_first  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        trl_dpo_trainer.global_then_local_main_first = given
 
 
 check_seams()

@@ -66,6 +66,7 @@ class Launch:
 Case = Callable[[Launch], dict[str, Any]]
 CASES: dict[str, Case] = {}  # run in this order
 TWO_PROCESSES_ONLY: list[str] = []
+ZERO: list[str] = []  # DeepSpeed; run when asked for by name
 FATAL: list[str] = []  # end the launch; run when asked for by name
 AFTER_ANOTHER: list[str] = []  # go on from what another launch wrote; run when asked for by name
 
@@ -135,6 +136,12 @@ def _weights(trainer: Any) -> dict[str, torch.Tensor]:
 
     state = {key: tensor.detach() for key, tensor in trainer.model.state_dict().items()}
     whole = {key: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for key, tensor in state.items()}
+    for key, parameter in trainer.model.named_parameters(remove_duplicate=False):
+        if hasattr(parameter, "ds_id"):
+            from deepspeed import zero
+
+            with zero.GatheredParameters([parameter]):
+                whole[key] = parameter.detach().clone()
     return {key: tensor.clone(memory_format=torch.contiguous_format) for key, tensor in whole.items()}
 
 
@@ -440,11 +447,11 @@ def resumes_ragged(launch: Launch) -> dict[str, Any]:
     return _resumes(launch, 11, "resumes_ragged")
 
 
-def _resumes(launch: Launch, rows: int, name: str) -> dict[str, Any]:
-    trainer = make_trainer(launch, rows, options={"save_strategy": "steps", "save_steps": RESUME_AFTER})
+def _resumes(launch: Launch, rows: int, name: str, **options: Any) -> dict[str, Any]:
+    trainer = make_trainer(launch, rows, options=options | {"save_strategy": "steps", "save_steps": RESUME_AFTER})
     straight = train(launch, trainer, f"{name}_straight")
     checkpoint = launch.folder / "run" / f"checkpoint-{RESUME_AFTER}"
-    trainer = make_trainer(launch, rows, options={"folder": "resumed"})
+    trainer = make_trainer(launch, rows, options=options | {"folder": "resumed"})
     resumed = train(launch, trainer, name, resume_from_checkpoint=str(checkpoint))
     return resumed | {"straight": straight, "state": json.loads((checkpoint / "trl_dpo_ext.json").read_text())}
 
@@ -617,6 +624,54 @@ def refused_row(launch: Launch) -> dict[str, Any]:
     return {"message": ""}
 
 
+@case(TWO_PROCESSES_ONLY)
+def refused_in_one_copy(launch: Launch) -> dict[str, Any]:
+    """Row 7 is bad in the copy of one process alone, be it the first to prepare its rows or the last."""
+    messages = {}
+    for rank in range(launch.num_processes):
+        for kind, make in _BAD_ROWS.items():
+            try:
+                make(launch, launch.rank == rank)
+            except ValueError as error:
+                messages[f"{kind}, {rank}"] = str(error)
+    return {"messages": messages}
+
+
+def _one_prompt(launch: Launch, bad: bool) -> None:
+    from datasets import Dataset
+
+    rows = preference_rows(12).to_list()
+    rows[7]["prompt"] = "" if bad else rows[7]["prompt"]
+    make_trainer(launch, Dataset.from_list(rows))
+
+
+def _one_ranking(launch: Launch, bad: bool) -> None:
+    from datasets import Dataset
+
+    from trl_dpo_ext import RankingDPOConfig, RankingDPOTrainer
+
+    rows = _rankings(11).to_list()
+    rows[7]["ranks"] = [0] if bad else rows[7]["ranks"]
+    args = RankingDPOConfig(str(launch.folder / "ranks"), use_cpu=True, gradient_checkpointing=False, report_to="none")
+    RankingDPOTrainer(launch.model, args=args, train_dataset=Dataset.from_list(rows))
+
+
+def _one_template(launch: Launch, bad: bool) -> None:
+    # In the middle of TRL's own preparation, where processes take turns
+    tokenizer = tiny_tokenizer()
+    if bad:
+        tokenizer.chat_template = "{{ raise_exception('no such role') }}"
+    make_trainer(launch, preference_rows(12, "chat"), processing_class=tokenizer)
+
+
+_BAD_ROWS: dict[str, Callable[[Launch, bool], Any]] = {
+    "text": _one_prompt,
+    "ranking": _one_ranking,
+    "template": _one_template,
+    "one row less": lambda launch, bad: make_trainer(launch, 11 if bad else 12),
+}
+
+
 def _refusal(trainer: Any) -> dict[str, Any]:
     message = ""
     try:
@@ -713,6 +768,107 @@ def _shards(trainer: Any) -> dict[str, Any]:
     }
 
 
+# DeepSpeed. In a launch of their own: accelerate's switch for it stays in the environment.
+
+
+def _zero(stage: int, **settings: Any) -> dict[str, Any]:
+    automatic = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    return {
+        "deepspeed": {
+            "zero_optimization": {"stage": stage, "stage3_gather_16bit_weights_on_model_save": stage == 3, **settings},
+            "gradient_clipping": "auto",
+            "zero_allow_untested_optimizer": True,
+        }
+        | dict.fromkeys(automatic, "auto")
+    }
+
+
+@case(ZERO)
+def zero2_accumulates(launch: Launch) -> dict[str, Any]:
+    """`accumulates` under ZeRO-2."""
+    options = {"per_device_train_batch_size": 2, "global_batch_size": 8} | _zero(2)
+    trainer = make_trainer(launch, 16, options=options)
+    return train(launch, trainer, "zero2_accumulates") | {"parts": _parts(trainer)}
+
+
+@case(ZERO)
+def zero3(launch: Launch) -> dict[str, Any]:
+    """`ragged` under ZeRO-3, evaluated like `evaluates` and saved."""
+    rows = preference_rows(9, start=40)
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "log_samples": 3} | _zero(3)
+    trainer = make_trainer(launch, 11, options=options, eval_dataset=rows)
+    result = train(launch, trainer, "zero3")
+    trainer.save_model(str(launch.folder / "saved"))
+    return result | {"parts": _parts(trainer)} | evaluate(trainer, rows) | {"run_log": _run_log(trainer)}
+
+
+@case(ZERO)
+def zero3_resumes(launch: Launch) -> dict[str, Any]:
+    """`resumes_ragged` under ZeRO-3."""
+    return _resumes(launch, 11, "zero3_resumes", **_zero(3))
+
+
+@case(ZERO)
+def zero3_accumulates(launch: Launch) -> dict[str, Any]:
+    """`ragged_accumulates` under ZeRO-3."""
+    options = {"per_device_train_batch_size": 2, "global_batch_size": 8, "num_train_epochs": 2}
+    trainer = make_trainer(launch, 11, options=options | _SGD | _zero(3))
+    return train(launch, trainer, "zero3_accumulates") | {"parts": _parts(trainer)}
+
+
+@case(ZERO)
+def zero3_lora(launch: Launch) -> dict[str, Any]:
+    """`lora` under ZeRO-3."""
+    options = _SGD | {"gradient_checkpointing": True} | _zero(3)
+    trainer = make_trainer(launch, 11, options=options, peft_config=_lora())
+    return train(launch, trainer, "zero3_lora") | {"parts": _parts(trainer)}
+
+
+@case(ZERO)
+def zero3_cached(launch: Launch) -> dict[str, Any]:
+    """`cached` under ZeRO-3."""
+    folder = launch.folder / "cache"
+    trainer = make_trainer(launch, 11, options=_cached_options(folder) | _zero(3))
+    logps = [list(trainer.train_dataset[name]) for name in ("ref_chosen_logps", "ref_rejected_logps")]
+    return train(launch, trainer, "zero3_cached") | {"logps": logps, "files": _files(folder)}
+
+
+@case(ZERO)
+def zero2_cached(launch: Launch) -> dict[str, Any]:
+    """`ragged` under ZeRO-2 with the file that `cached` wrote in the launch before."""
+    folder = launch.reuse / "cached" / "cache"
+    before = _files(folder)
+    result = train(launch, make_trainer(launch, 11, options=_cached_options(folder) | _zero(2)), "zero2_cached")
+    return result | {"files": before, "files_after": _files(folder)}
+
+
+@case(ZERO)
+def zero3_in_parts(launch: Launch) -> dict[str, Any]:
+    """`zero3_ranks` without gradient checkpointing."""
+    try:
+        _rank(launch, "zero3_in_parts", completions_per_forward=2, **_zero(3))
+    except ValueError as error:
+        return {"message": str(error)}
+    return {"message": ""}
+
+
+@case(ZERO)
+def zero3_ranks(launch: Launch) -> dict[str, Any]:
+    """`ranks` under ZeRO-3, two completions in memory at a time."""
+    options = {"gradient_checkpointing": True, "completions_per_forward": 2}
+    trainer, trained = _rank(launch, "zero3_ranks", **options, **_zero(3))
+    return trained | {"parts": _parts(trainer)}
+
+
+def _parts(trainer: Any) -> dict[str, Any]:
+    models = {"policy": trainer.model} | ({"reference": trainer.ref_model} if trainer.ref_model else {})
+    kind = trainer.accelerator.distributed_type.value
+    return {"distributed_type": kind, "prompts": trainer.layout_description} | {
+        name: [sum(hasattr(p, "ds_id") for p in model.parameters()), len(list(model.parameters()))]
+        for name, model in models.items()
+    }
+
+
 # Failures that end the launch
 
 
@@ -737,12 +893,6 @@ def empty_prompt(launch: Launch) -> dict[str, Any]:
 
 
 @case(FATAL)
-def empty_prompt_in_one_copy(launch: Launch) -> dict[str, Any]:
-    """The same in the last process's copy of the data alone."""
-    return (empty_prompt if launch.rank == launch.num_processes - 1 else divides)(launch)
-
-
-@case(FATAL)
 def loses_a_process(launch: Launch) -> dict[str, Any]:
     """The last process is killed in the update after the checkpoint of `resumes_ragged`."""
     from transformers import TrainerCallback
@@ -760,7 +910,7 @@ def loses_a_process(launch: Launch) -> dict[str, Any]:
 
 def cases_for(num_processes: int) -> list[str]:
     """The cases that a launch can run one after the other."""
-    left_out = FATAL + AFTER_ANOTHER + (TWO_PROCESSES_ONLY if num_processes == 1 else [])
+    left_out = ZERO + FATAL + AFTER_ANOTHER + (TWO_PROCESSES_ONLY if num_processes == 1 else [])
     return [name for name in CASES if name not in left_out]
 
 
@@ -774,6 +924,11 @@ def main() -> None:
 
     torch.set_num_threads(1)
     rank, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if set(given.case) & set(ZERO):
+        # On a CPU accelerate starts torch's process group and not DeepSpeed's beside it
+        from deepspeed import comm
+
+        comm.init_distributed("gloo", auto_mpi_discovery=False)
     for name in given.case:
         folder = given.out / name
         folder.mkdir(parents=True, exist_ok=True)
@@ -788,6 +943,10 @@ def main() -> None:
         finally:
             result["seconds"] = time.perf_counter() - start
             (given.out / f"{name}.rank{rank}.json").write_text(json.dumps(result))
+    if num_processes > 1:
+        # A process that ends with its group still open is aborted now and then, by gloo's threads
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

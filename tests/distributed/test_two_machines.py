@@ -8,6 +8,7 @@ both as a user starts it on two hosts. Where namespaces are not permitted the te
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -44,11 +45,17 @@ TWO_NODES = Path(__file__).parents[2] / "recipes" / "accelerate" / "two_nodes.ya
 
 ONE = ["ragged", "ranks", "cached", "resumes_ragged", "nonfinite"]
 TWO = ["ragged", "ranks", "cached", "cached_before", "resumes_from_one", "nonfinite", "refused_row"]
-TWO += ["loses_a_process"]  # ends the launch
+TWO += ["refused_in_one_copy", "loses_a_process"]  # the last ends the launch
 
 
 def ip(*words: str) -> str:
     return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def torchrun(rank: int) -> list[str]:
+    """The launcher of one process on a machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    return [*command, "--master-addr", ADDRESSES[0], "--master-port", PORT, "--node-rank", str(rank)]
 
 
 @dataclass
@@ -110,9 +117,7 @@ class Machines:
         script = [str(RUN_CASE), "--model", model, "--out", str(out)]
         script += [word for name in cases for word in ("--case", name)]
         script += [] if reuse is None else ["--reuse", str(reuse)]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
-        torchrun += ["--master-addr", ADDRESSES[0], "--master-port", PORT]
-        commands = [[*torchrun, "--node-rank", str(rank), *script] for rank in range(2)]
+        commands = [[*torchrun(rank), *script] for rank in range(2)]
         return self.launch(commands, out, seconds=seconds)
 
 
@@ -256,14 +261,29 @@ def test_bad_row_is_refused_by_both_machines(two: Launched) -> None:
         assert two.result("refused_row", rank=rank)["message"].startswith(BAD_ROW)
 
 
-def test_bad_row_in_one_machines_copy_ends_both(machines: Machines, llama_folder: str, tmp_path: Path) -> None:
-    statuses, logs = machines.run_cases(llama_folder, tmp_path, ["empty_prompt_in_one_copy"], seconds=FAILURE_SECONDS)
-    assert statuses == [1, 1], [log[-3000:] for log in logs]
-    assert f"ValueError: {BAD_ROW}" in logs[1]
-    assert f"[{ADDRESSES[1]}]" in logs[0]  # the peer that closed the connection
+def test_bad_row_in_one_machines_copy_is_refused_by_both(two: Launched) -> None:
+    for failing in range(2):
+        told = [two.result("refused_in_one_copy", rank=rank)["messages"][f"text, {failing}"] for rank in range(2)]
+        assert told[failing].startswith(BAD_ROW)
+        assert told[1 - failing].startswith(f"Process {failing} of 2 (on ")
+        assert told[1 - failing].endswith(f"failed with ValueError: {told[failing]}")
 
 
 # Command line
+
+
+def test_file_that_is_missing_on_one_machine(machines: Machines, llama_folder: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    preference_rows(11).to_json(rows)
+    missing = tmp_path / "elsewhere.jsonl"
+    options = ["--model_name_or_path", llama_folder, "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
+    training = ["-m", "trl_dpo_ext.cli", "dpo", *options, "--dataset_name"]
+    commands = [[*torchrun(rank), *training, str(path)] for rank, path in enumerate((rows, missing))]
+    statuses, logs = machines.launch(commands, tmp_path, seconds=FAILURE_SECONDS)
+    assert statuses == [1, 1], [log[-3000:] for log in logs]
+    message = f"there is no file {missing}"
+    assert f"trl-dpo-ext dpo: {message}" in logs[1]
+    assert re.search(rf"trl-dpo-ext dpo: Process 1 of 2 \(on .*\) failed with \w+: {message}", logs[0])
 
 
 def test_accelerate_launch(one: Launched, machines: Machines, llama_folder: str, tmp_path: Path) -> None:

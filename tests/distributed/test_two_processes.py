@@ -537,3 +537,27 @@ def test_bad_data_ends_the_launch(llama_folder: str, tmp_path: Path, name: str, 
     status, log = start(2, llama_folder, tmp_path, [name], seconds=FAILURE_SECONDS)
     assert status == 1, log[-3000:]
     assert f"ValueError: {message}" in log
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("text", "`prompt` in row 7 of the train dataset is empty"),
+        ("ranking", "`ranks` in row 7 of the train dataset has 1 entries but `completions` has 7"),
+        ("template", "The chat template cannot render row 0 of the train dataset: no such role"),
+    ],
+)
+def test_bad_data_of_one_process_is_refused_by_all(both: Both, kind: str, message: str, failing: int) -> None:
+    told = [both.two.result("refused_in_one_copy", rank=rank)["messages"][f"{kind}, {failing}"] for rank in range(2)]
+    assert told[failing].startswith(message)
+    where = f"Process {failing} of 2 (on {socket.gethostname()})"
+    assert told[1 - failing] == f"{where} failed with ValueError: {told[failing]}"
+
+
+@pytest.mark.parametrize(("failing", "counts"), [(0, "11 on process 0, 12 on"), (1, "12 on process 0, 11 on")])
+def test_copies_of_other_lengths_are_refused_by_all(both: Both, failing: int, counts: str) -> None:
+    for rank in range(2):
+        message = both.two.result("refused_in_one_copy", rank=rank)["messages"][f"one row less, {failing}"]
+        expected = "The processes do not have the same number of usable rows of the train dataset"
+        assert message.startswith(f"{expected}: {counts} process 1.")

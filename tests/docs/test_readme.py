@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import preference_rows, save_tiny, tiny_llama, tiny_tokenizer
+from transformers import AutoModelForCausalLM
 
 import trl_dpo_ext
 from trl_dpo_ext.trainers.presets import PRESETS, preset_values
@@ -39,7 +41,7 @@ def test_reward_model_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     rows.to_json(tmp_path / "preferences.jsonl")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    for snippet in (SNIPPETS[1].replace("2e-5", "2e-3"), SNIPPETS[5]):  # the adapter that is then scored
+    for snippet in (SNIPPETS[1].replace("2e-5", "2e-3"), SNIPPETS[6]):  # the adapter that is then scored
         exec(compile(snippet, "README.md", "exec"), names)
     assert names["best"] == max(zip(names["rewards"][0], (" superb.", " dull."), strict=False))[1]
     rewards = names["trainer"].predict(rows).predictions
@@ -47,8 +49,25 @@ def test_reward_model_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert names["relabelled"]["swapped"] == (rewards[:, 0] < rewards[:, 1]).tolist()
 
 
+@pytest.mark.slow
+def test_using_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    save_tiny(tiny_llama(), tiny_tokenizer(), tmp_path / "sft-model")
+    preference_rows(70).to_json(tmp_path / "preferences.jsonl")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(SNIPPETS[1].replace("2e-5", "2e-3"), "README.md", "exec"), names)
+    capsys.readouterr()
+    exec(compile(SNIPPETS[5], "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("The film was")
+    ids = names["write"].tokenizer("The film was", return_tensors="pt")["input_ids"]
+    adapted, base = names["write"].model, AutoModelForCausalLM.from_pretrained("sft-model")
+    merged = AutoModelForCausalLM.from_pretrained("dpo-merged")
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
+    assert (base(ids).logits - adapted(ids).logits).abs().max() > 0.1
+
+
 def test_metrics_snippet_runs(capsys: pytest.CaptureFixture):
-    exec(compile(SNIPPETS[6], "README.md", "exec"), {})
+    exec(compile(SNIPPETS[7], "README.md", "exec"), {})
     figures = [ast.literal_eval(line.replace("nan", "None")) for line in capsys.readouterr().out.splitlines()]
     found = [next(iter(figure.values())) for figure in figures]
     assert found == pytest.approx([0.5, 0.0, 0.5469, -0.2, 0.75], abs=1e-4)  # (1 - 0.5744 + 0.6682) / 2

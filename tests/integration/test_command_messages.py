@@ -23,15 +23,24 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("options", "messages"),
     [
-        ({"dataset_name": "rws.jsonl"}, ["Unable to find", "rws.jsonl"]),
-        ({"dataset_name": "broken.jsonl"}, ["error occurred while generating the dataset"]),
+        (
+            {"dataset_name": "rws.jsonl"},
+            ["`dataset_name`: /", "/rws.jsonl does not exist. Did you mean /", "/rows.jsonl?"],
+        ),
+        (
+            {"dataset_name": "broken.jsonl"},
+            ["`dataset_name`: /", "/broken.jsonl cannot be read: JSON parse error: Invalid encoding in string."],
+        ),
         ({"dataset_name": "bad.jsonl"}, ["`rejected` in row 0 of the train dataset is None"]),
         ({"dataset_name": "columns.jsonl"}, ["no column `rejected`", "Is it `rejcted`?"]),
         ({"model_name_or_path": "modle"}, ["There is no folder", "Did you mean", "/model?"]),
         ({"log_samples": "2"}, ["`log_samples=2` has no effect with `eval_strategy='no'`"]),
         ({"beta": "-1"}, ["`beta=-1.0` must be a finite number above 0"]),
         ({"bata": "1"}, ["there is no option `bata`. Did you mean `beta`?"]),
-        ({"dataset_train_split": "trian"}, ["no split `trian`, only train"]),
+        (
+            {"dataset_train_split": "trian"},
+            ["`dataset_train_split`: /", "/rows.jsonl has no split `trian`, only train."],
+        ),
     ],
     ids=lambda value: next(iter(value.items()))[1] if isinstance(value, dict) else "",
 )

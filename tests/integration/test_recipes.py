@@ -27,7 +27,7 @@ from transformers import AutoModelForCausalLM, GPTJConfig, GPTNeoXConfig, PreTra
 
 from trl_dpo_ext import DPOPaperTrainer, PreferredFTTrainer, RankingDPOTrainer, UnlikelihoodTrainer
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.cli.training import parse
+from trl_dpo_ext.cli.recipe import parse
 from trl_dpo_ext.data.rankings.adapters import from_ultrafeedback
 from trl_dpo_ext.data.rankings.from_pairs import pairs_to_rankings
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -154,6 +155,25 @@ def test_columns_of_data_sets_keep_their_types(score, capsys):
     assert "cannot be written as JSON: Object of type datetime" in capsys.readouterr().err
     assert score("rows", "out.jsonl") == 2
     assert "rows has no split `train`, only test." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["folder", "rows.csv", "rows.arrow"])
+def test_other_forms_score_the_same(score, source):
+    rows = preference_rows(7)
+    write_lines("rows.jsonl", rows)
+    assert score("rows.jsonl", "expected.jsonl", "--rows_per_part", "3") == 0
+    if source == "folder":
+        Path(source).mkdir()
+        write_lines("folder/train.jsonl", preference_rows(2, start=7))
+        write_lines("folder/test.jsonl", rows)
+    elif source == "rows.csv":
+        rows.to_csv(source)
+    else:
+        with pa.ipc.new_file(source, rows.data.table.schema) as file:
+            file.write_table(rows.data.table)
+    words = ["--split", "test"] if source == "folder" else []
+    assert score(source, "out.jsonl", "--rows_per_part", "3", *words) == 0
+    assert Path("out.jsonl").read_bytes() == Path("expected.jsonl").read_bytes()
 
 
 # Lines that cannot be scored
@@ -407,17 +427,14 @@ def test_a_process_that_fails_ends_both(score, model):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["rwos.jsonl"], "rwos.jsonl does not exist. Did you mean rows.jsonl?"),
+        (["rwos.jsonl"], "`ROWS`: rwos.jsonl does not exist. Did you mean rows.jsonl?"),
         (["empty.jsonl"], "empty.jsonl has no row."),
         (["array.json"], "array.json begins like a JSON array, and is not one: Expecting ',' delimiter"),
         (["garbage.parquet"], "garbage.parquet cannot be read: Parquet file size is 1 bytes"),
-        (["notes.txt"], "notes.txt is not a .jsonl, .json or .parquet file."),
-        (
-            ["folder"],
-            "folder is a folder that `Dataset.save_to_disk` did not write. Pass one of the files in it: a",
-        ),
+        (["notes.txt"], "`ROWS`: notes.txt is not a .jsonl, .json, .parquet, .csv or .arrow file."),
+        (["folder"], "`ROWS`: folder has no row."),
         (["no/data-set"], "no/data-set is no file and no folder, and as the name of a data set: "),
-        (["rows.jsonl", "--split", "test"], "`split='test'` has no effect: rows.jsonl has no splits."),
+        (["rows.jsonl", "--split", "test"], "`split`: rows.jsonl has no split `test`, only train."),
         (["rows.jsonl", "--dataset_config", "x"], "`dataset_config='x'` has no effect on rows.jsonl."),
         (["rows.jsonl", "--rows_per_prat", "3"], "there is no option --rows_per_prat. Did you mean --rows_per_part?"),
         (["rows.jsonl", "--rows_per_part=0"], "argument --rows_per_part: 0 is not a whole number above 0"),

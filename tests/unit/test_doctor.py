@@ -178,7 +178,7 @@ class TestErrors:
         rows = [chat(("user:Is it?",)), chat(("system:Be brief.", "user:Is it?"))]
         finding = found(look(rows, tokenizer), "malformed-row")
         assert finding.rows == [1]
-        assert finding.meaning.endswith("row 1 of the train dataset cannot be tokenised: No system role.")
+        assert "The chat template cannot render row 1 of the train dataset: No system role." in finding.meaning
 
     def test_reference_log_probabilities(self):
         logps = {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}
@@ -596,7 +596,6 @@ class TestCommand:
     @pytest.mark.parametrize(
         ("argv", "says"),
         [
-            (("--split", "eval"), "The data set has no split `eval`, only train."),
             (("--max_prompt_length", "600"), "`max_prompt_length=600` must be above 0 and below `max_length=512`."),
             (
                 ("--tokenization", "joint", "--max_prompt_length", "9"),
@@ -609,8 +608,15 @@ class TestCommand:
         assert (status, out) == (2, "")
         assert f"trl-dpo-ext doctor: {says}" in err
 
+    @pytest.mark.parametrize("option", ["split", "test_split"])
+    def test_no_split(self, doctor, tmp_path, option):
+        status, out, err = doctor([GOOD], f"--{option}", "eval")
+        assert (status, out) == (2, "")
+        says = f"`{option}`: {tmp_path / 'rows.jsonl'} has no split `eval`, only train."
+        assert err.endswith(f"trl-dpo-ext doctor: {says}\n")
+
     def test_no_file(self, doctor):
-        assert doctor("absent.jsonl")[::2] == (2, "trl-dpo-ext doctor: There is no file absent.jsonl.\n")
+        assert doctor("absent.jsonl")[::2] == (2, "trl-dpo-ext doctor: `ROWS`: absent.jsonl does not exist.\n")
 
     @pytest.mark.parametrize("argv", [(), ("--tok", "x"), ("--rows", "0")])
     def test_options_that_argparse_refuses(self, argv, capsys):

@@ -22,12 +22,13 @@ PURE = {"objectives", "rewards", "theory", "metrics"}
 MAY_IMPORT = {
     **dict.fromkeys(PURE, PURE),
     "compat": set(),
+    "processes": set(),
     "shared_prompt": PURE | {"compat"},
     "logps": PURE | {"shared_prompt"},
     "data": PURE | {"shared_prompt", "logps", "compat"},
     "reference": PURE | {"shared_prompt", "logps", "data", "compat"},
-    "trainers": PURE | {"shared_prompt", "logps", "data", "reference", "compat", "version"},
-    "scoring": PURE | {"shared_prompt", "logps", "data", "reference", "trainers", "compat", "version"},
+    "trainers": PURE | {"shared_prompt", "logps", "data", "reference", "processes", "compat", "version"},
+    "scoring": PURE | {"shared_prompt", "logps", "data", "reference", "processes", "trainers", "compat", "version"},
     "evaluation": PURE | {"shared_prompt", "logps", "data", "reference", "trainers", "compat", "version", "scoring"},
     "cli": PURE
     | {
@@ -35,6 +36,7 @@ MAY_IMPORT = {
         "logps",
         "data",
         "reference",
+        "processes",
         "trainers",
         "compat",
         "version",

@@ -217,6 +217,16 @@ class TestRows:
         with says("No row of the train dataset is usable", why):
             build(stream(bad)).train()
 
+    def test_a_chat_template_that_cannot_render_a_row(self, build):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = (
+            "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('No role tool.') }}{% endif %}"
+            "{{ m.content }}{% endfor %}"
+        )
+        bad = CHAT | {"prompt": messages("tool", "Is it good?")}
+        with says("The chat template cannot render row 2 of the train dataset: No role tool.", "`dataset.filter`"):
+            build([CHAT | {"chosen": CHAT["rejected"]}, CHAT, bad], tokenizer=tokenizer)
+
     @pytest.mark.parametrize("streaming", [False, True], ids=["map", "stream"])
     def test_no_row_at_all(self, build, streaming):
         rows = IterableDataset.from_generator(lambda: iter([])) if streaming else preference_rows(1).select([])

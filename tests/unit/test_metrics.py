@@ -12,7 +12,7 @@ from trl_dpo_ext.metrics.calibration import calibration_error, calibration_sums,
 from trl_dpo_ext.metrics.comparisons import comparison_sums, pairs_of_ranking
 from trl_dpo_ext.metrics.correlation import within_group_correlation_sums
 from trl_dpo_ext.metrics.divergence import token_kl
-from trl_dpo_ext.metrics.rankings import kendall_tau_b
+from trl_dpo_ext.metrics.rankings import best_and_worst_means, kendall_tau_b
 from trl_dpo_ext.metrics.sums import results
 
 
@@ -155,6 +155,28 @@ class TestKendall:
             there = data["mask"][b]
             expected = kendalltau(data["rewards"][b][there], -data["ranks"][b][there]).statistic
             assert tau == pytest.approx(0 if np.isnan(expected) else expected, abs=1e-12)
+
+
+class TestBestAndWorst:
+    @pytest.mark.parametrize("unranked", [False, True])
+    def test_against_a_loop(self, unranked):
+        data = rankings(rows=200)
+        ranks = data["ranks"] + 2.0  # the best need not be 0
+        if unranked:
+            ranks[data["ranks"] == 3] = np.inf
+        best, worst = best_and_worst_means(
+            torch.tensor(data["rewards"]), torch.tensor(ranks), torch.tensor(data["mask"])
+        )
+        for b, there in enumerate(data["mask"]):
+            rewards, places = data["rewards"][b][there], ranks[b][there]
+            assert best[b] == pytest.approx(np.mean(rewards[places == min(places)]), rel=1e-12)
+            assert worst[b] == pytest.approx(np.mean(rewards[places == max(places)]), rel=1e-12)
+
+    def test_a_row_without_a_completion(self):
+        mask = torch.tensor([[True, True, True], [False, False, False]])
+        values, ranks = torch.tensor([[1.0, 2.0, 6.0], [3.0, 3.0, 3.0]]), torch.tensor([[1, 0, 1], [-1, -1, -1]])
+        best, worst = best_and_worst_means(values, ranks, mask)
+        assert (best.tolist(), worst.tolist()) == ([2.0, 0.0], [3.5, 0.0])
 
 
 class TestTokenKL:

@@ -244,6 +244,17 @@ class TestTokens:
         with pytest.raises(ValueError, match=r"`completions\[1\]` in row 0 .* adds no token to its prompt"):
             prepare([row], tokenizer)
 
+    def test_a_template_that_cannot_render_a_row(self):
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = (
+            "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('No role tool.') }}{% endif %}"
+            "{{ m.content }}{% endfor %}"
+        )
+        rows = preference_rows(2, "chat").to_list()
+        rows[1]["prompt"][0]["role"] = "tool"
+        with pytest.raises(ValueError, match="chat template cannot render row 1 of the train dataset: No role tool"):
+            prepare(rows, tokenizer)
+
     def test_a_border_that_moves_is_told_once(self, caplog):
         warning_once.cache_clear()
         caplog.set_level("WARNING")

@@ -4,6 +4,7 @@ import sys
 from importlib import import_module
 
 from trl_dpo_ext import __version__
+from trl_dpo_ext.data.spelling import did_you_mean
 
 
 __all__ = ["main"]
@@ -50,10 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if command not in _COMMANDS:
-        import difflib
-
-        similar = difflib.get_close_matches(command, _COMMANDS, n=1)
-        hint = f" Did you mean `{similar[0]}`?" if similar else ""
+        hint = did_you_mean(command, _COMMANDS)
         print(f"trl-dpo-ext: there is no command `{command}`.{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
     return import_module(f"trl_dpo_ext.cli.{command.replace('-', '_')}").run(argv[1:])

@@ -4,23 +4,20 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 
 __all__ = ["run"]
-
-_FILES = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def run(argv: list[str]) -> int:
     """Prints the report; 0 if training would take every row, 1 if not, 2 if there is nothing to examine."""
     options = _parser().parse_args(argv)
 
-    from datasets.exceptions import DatasetGenerationError
     from transformers import AutoTokenizer
 
     from trl_dpo_ext.data.doctor.examination import examine
     from trl_dpo_ext.data.row_options import RowOptions
+    from trl_dpo_ext.data.sources import load_splits, split_of
 
     try:
         row_options = RowOptions(
@@ -30,22 +27,24 @@ def run(argv: list[str]) -> int:
             prompt_truncation_mode=options.prompt_truncation_mode,
             truncation_mode=options.truncation_mode,
         )
-        splits = _load(options.rows, options.dataset_config)
-        dataset = _split(splits, options.split)
+        splits = load_splits(options.rows, option="ROWS", dataset_config=options.dataset_config)
+        dataset = split_of(splits, options.rows, options.split, option="split")
+        held_out = None
+        if options.test_split:
+            held_out = split_of(splits, options.rows, options.test_split, option="test_split")
         if options.first is not None:
             dataset = dataset.select(range(min(options.first, len(dataset))))
         report = examine(
             dataset,
             AutoTokenizer.from_pretrained(options.tokenizer),
             dataset_name=options.split,
-            held_out=_split(splits, options.test_split) if options.test_split else None,
+            held_out=held_out,
             score_tie_gap=options.score_tie_gap,
             max_completions=options.max_completions,
             **vars(row_options),
         )
-    except (ValueError, OSError, DatasetGenerationError) as error:
-        cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
-        print(f"trl-dpo-ext doctor: {error}{cause}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"trl-dpo-ext doctor: {error}", file=sys.stderr)
         return 2
     print(report)
     if options.json:
@@ -61,12 +60,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "rows", metavar="ROWS", help=".json, .jsonl or .parquet file, folder of `save_to_disk`, or name"
+        "rows", metavar="ROWS", help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub data set"
     )
     parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="folder or name of the model to train")
     parser.add_argument("--split", default="train", help="split to examine; `train` by default")
     parser.add_argument("--test_split", metavar="SPLIT", help="held-out split: prompts that both have are found")
-    parser.add_argument("--dataset_config", metavar="NAME", help="configuration of a data set of the hub")
+    parser.add_argument("--dataset_config", metavar="NAME", help="configuration, of a data set that has several")
     parser.add_argument("--rows", dest="first", type=_positive, metavar="N", help="only the first N rows")
     parser.add_argument("--tokenization", default="separate", choices=["separate", "joint"], help="as in training")
     parser.add_argument(
@@ -91,23 +90,3 @@ def _positive(text: str) -> int:
 
 def _length(text: str) -> int | None:
     return None if text.lower() in ("none", "null") else _positive(text)
-
-
-def _load(rows: str, config: str | None) -> Any:
-    from datasets import Dataset, load_dataset, load_from_disk
-
-    path = Path(rows)
-    if path.is_dir() and ((path / "state.json").is_file() or (path / "dataset_dict.json").is_file()):
-        saved = load_from_disk(rows)
-        return {"train": saved} if isinstance(saved, Dataset) else saved
-    if path.suffix in _FILES:
-        if not path.is_file():
-            raise FileNotFoundError(f"There is no file {rows}.")
-        return load_dataset(_FILES[path.suffix], data_files=rows)
-    return load_dataset(rows, name=config)
-
-
-def _split(splits: Any, name: str) -> Any:
-    if name not in splits:
-        raise ValueError(f"The data set has no split `{name}`, only {', '.join(splits)}.")
-    return splits[name]

@@ -1,12 +1,12 @@
 """`trl-dpo-ext dpo`: DPO (Eq. 7) from a recipe."""
 
-from trl_dpo_ext import DPOPaperTrainer
-from trl_dpo_ext.cli.training import train
+from trl_dpo_ext import DPOPaperConfig
+from trl_dpo_ext.cli.recipe import run_recipe
 
 
 __all__ = ["run"]
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command. See [`~trl_dpo_ext.cli.training.train`]."""
-    return train("dpo", DPOPaperTrainer, argv)
+    """Runs the command. See [`~trl_dpo_ext.cli.recipe.run_recipe`]."""
+    return run_recipe("dpo", DPOPaperConfig, "DPOPaperTrainer", argv)

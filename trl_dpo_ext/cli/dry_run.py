@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer
 
 from trl_dpo_ext.cli.memory import estimate_memory
+from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.doctor.examination import examine
 from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
@@ -19,12 +20,12 @@ __all__ = ["dry_run"]
 _STREAMED = 1000  # rows of a stream that are examined
 
 
-def dry_run(recipe: Any, train: Dataset | IterableDataset) -> int:
+def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
     """
     Prints what a training would do.
 
     Args:
-        recipe ([`~trl_dpo_ext.cli.training.Recipe`]):
+        recipe ([`~trl_dpo_ext.cli.recipe.Recipe`]):
             What the recipe and the command line say.
         train (`Dataset` or `IterableDataset`):
             Training rows.

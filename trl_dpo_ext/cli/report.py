@@ -1,9 +1,10 @@
 """`trl-dpo-ext report RUN_DIR`: one page of a run's figures."""
 
 import argparse
-import difflib
 import sys
 from pathlib import Path
+
+from trl_dpo_ext.data.spelling import did_you_mean_path
 
 
 __all__ = ["run"]
@@ -44,9 +45,7 @@ def _hint(folder: Path) -> str:
     if folder.is_file():
         return f"It is a file: pass its folder, {folder.parent}."
     if not folder.is_dir():
-        beside = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        similar = difflib.get_close_matches(folder.name, beside, n=1)
-        return f"Did you mean {folder.parent / similar[0]}?" if similar else "Pass the `output_dir` of a run."
+        return did_you_mean_path(folder, folders=True).strip() or "Pass the `output_dir` of a run."
     if runs := find_runs(folder):
         return f"Runs below it: {', '.join(map(str, runs))}."
     return "Pass the `output_dir` of a run; figures are logged every `logging_steps` updates."

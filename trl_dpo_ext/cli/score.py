@@ -1,12 +1,13 @@
 """`trl-dpo-ext score`: the rows of a file with the implicit rewards of a trained policy."""
 
 import argparse
-import difflib
 import sys
 import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from trl_dpo_ext.data.spelling import did_you_mean
 
 
 __all__ = ["run"]
@@ -56,9 +57,7 @@ def run(argv: list[str]) -> int:
     for word in argv:
         flag = word.split("=")[0]
         if flag.startswith("--") and flag not in flags:
-            similar = difflib.get_close_matches(flag, flags, n=1)
-            hint = f" Did you mean {similar[0]}?" if similar else ""
-            return _fail(f"there is no option {flag}.{hint}")
+            return _fail(f"there is no option {flag}.{did_you_mean(flag, flags, str)}")
     options = parser.parse_args(argv)
     output: Path = options.output
     if output.exists() and not options.overwrite:
@@ -85,15 +84,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "rows",
         metavar="ROWS",
-        help=".jsonl, .json or .parquet file, folder written by `Dataset.save_to_disk`, or name of a hub data set",
+        help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub data set",
     )
     parser.add_argument(
         "--output", type=_output, metavar="OUTPUT", required=True, help=".jsonl or .parquet file to write"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT, and parts of a run unlike this one")
     parser.add_argument("--overwrite_columns", action="store_true", help="replace rewards that rows already have")
-    parser.add_argument("--split", help="split of a data set (default: train)")
-    parser.add_argument("--dataset_config", help="configuration of a hub data set")
+    parser.add_argument("--split", default="train", help="split of a data set (default: %(default)s)")
+    parser.add_argument("--dataset_config", help="configuration, of a data set that has several")
     parser.add_argument(
         "--rows_per_part", type=_positive, default=512, metavar="N", help="rows of a part (default: %(default)s)"
     )

@@ -1,73 +1,28 @@
-"""A trainer from a recipe, with the keys of `trl dpo` and more, read strictly."""
+"""What a training command does with its options: load the data, build the trainer, train, save."""
 
-import difflib
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from accelerate import PartialState
-from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
-from trl import (
-    DatasetMixtureConfig,
-    ModelConfig,
-    ScriptArguments,
-    TrlParser,
-    get_dataset,
-    get_quantization_config,
-)
+from trl import ScriptArguments, get_dataset, get_quantization_config
 
 from trl_dpo_ext.cli.adapter import adapter_config
 from trl_dpo_ext.cli.dry_run import dry_run
-from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+from trl_dpo_ext.cli.recipe import Recipe
+from trl_dpo_ext.data.sources import load_splits, split_of
+from trl_dpo_ext.data.spelling import did_you_mean_path
+from trl_dpo_ext.processes import together
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 
 
-__all__ = ["Recipe", "StageArguments", "parse", "train"]
+__all__ = ["train"]
 
 
-@dataclass
-class StageArguments:
-    """
-    Where a stage of training starts, and whether it does.
-
-    Parameters:
-        adapter (`str`, *optional*):
-            What to do with the LoRA adapter in the folder `model_name_or_path`: `"merge"` it into the base model,
-            in `output_dir/merged`, and train from there, or `"keep"` it and go on training it.
-        dry_run (`bool`, *optional*, defaults to `False`):
-            Print the options, batches, memory and what the doctor says of the data, and train nothing.
-    """
-
-    adapter: str | None = field(
-        default=None,
-        metadata={
-            "help": "The adapter in `model_name_or_path`: 'merge' it into its base model, or 'keep' training it.",
-            "choices": ["merge", "keep"],
-        },
-    )
-    dry_run: bool = field(
-        default=False,
-        metadata={"help": "Print options, batches, an estimate of memory and the doctor's report; train nothing."},
-    )
-
-
-@dataclass
-class Recipe:
-    """What a recipe and the command line say."""
-
-    script: ScriptArguments
-    args: BaseDPOConfig
-    model: ModelConfig
-    mixture: DatasetMixtureConfig
-    stage: StageArguments
-
-
-def train(command: str, trainer_class: type[BaseDPOTrainer], argv: list[str]) -> int:
+def train(command: str, trainer_class: type[BaseDPOTrainer], recipe: Recipe) -> int:
     """
     Trains, saves, and pushes if asked to.
 
@@ -76,21 +31,19 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], argv: list[str]) ->
             Name of the command.
         trainer_class (`type`):
             Trainer to use.
-        argv (`list[str]`):
-            `--config recipe.yaml` and/or `--option value`; the command line wins.
+        recipe ([`~trl_dpo_ext.cli.recipe.Recipe`]):
+            Options.
 
     Returns:
         `int`: 0, 2 for options or data that cannot be trained with, 1 for a training that stopped.
     """
     try:
-        recipe = parse(command, trainer_class.config_class, argv)
-        _check_data_options(recipe.script, recipe.mixture)
-        _check_stage(recipe)
-        rows = get_dataset(recipe.mixture) if recipe.mixture.datasets else _load(recipe.script)
-        train_dataset = _split(rows, recipe.script.dataset_train_split)
+        with together():  # a file may be missing on one machine
+            _check_stage(recipe)
+            train_dataset, eval_dataset = _load(recipe)
         if recipe.stage.dry_run:
             return dry_run(recipe, train_dataset)
-        trainer = _build(trainer_class, recipe, rows, train_dataset)
+        trainer = _build(trainer_class, recipe, train_dataset, eval_dataset)
     except (ValueError, OSError, DatasetGenerationError) as error:
         cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
         print(f"trl-dpo-ext {command}: {error}{cause}", file=sys.stderr)
@@ -112,8 +65,10 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], argv: list[str]) ->
     return 0
 
 
-def _build(trainer_class: type[BaseDPOTrainer], recipe: Recipe, rows: Any, train_dataset: Any) -> BaseDPOTrainer:
-    script, args, model = recipe.script, recipe.args, recipe.model
+def _build(
+    trainer_class: type[BaseDPOTrainer], recipe: Recipe, train_dataset: Any, eval_dataset: Any
+) -> BaseDPOTrainer:
+    args, model = recipe.args, recipe.model
     given = dict(args.model_init_kwargs or {})
     args.model_init_kwargs = {
         "revision": model.model_revision,
@@ -124,7 +79,7 @@ def _build(trainer_class: type[BaseDPOTrainer], recipe: Recipe, rows: Any, train
         return trainer_class(
             args=args,
             train_dataset=train_dataset,
-            eval_dataset=None if args.eval_strategy == "no" else _split(rows, script.dataset_test_split),
+            eval_dataset=eval_dataset,
             peft_config=adapter_config(args, model),
             **_start_of(recipe),
         )
@@ -145,51 +100,7 @@ def _similar_folder(path: str) -> str:
     folder = Path(path)
     if folder.is_dir() or not folder.parent.is_dir():
         return ""
-    beside = [other.name for other in folder.parent.iterdir() if other.is_dir()]
-    similar = difflib.get_close_matches(folder.name, beside, n=1)
-    return f"\nThere is no folder {path}." + (f" Did you mean {folder.parent / similar[0]}?" if similar else "")
-
-
-def parse(command: str, config_class: type[BaseDPOConfig], argv: list[str]) -> Recipe:
-    """
-    Reads a recipe and the command line strictly.
-
-    Args:
-        command (`str`):
-            Name of the command.
-        config_class (`type`):
-            Options of its trainer.
-        argv (`list[str]`):
-            Words after the command.
-
-    Returns:
-        [`Recipe`]
-
-    Raises:
-        ValueError: If an option does not exist, with the nearest name, or has a value that does not exist.
-        OSError: If the recipe cannot be read.
-    """
-    parser = TrlParser(
-        (ScriptArguments, config_class, ModelConfig, DatasetMixtureConfig, StageArguments),
-        prog=f"trl-dpo-ext {command}",
-        allow_abbrev=False,
-    )
-    options = {action.dest for action in parser._actions} | {"config", "env"}
-    if "--config" in argv:
-        position = argv.index("--config") + 1
-        if position == len(argv):
-            raise ValueError("`--config` needs the path of a recipe.")
-        recipe = Path(argv[position])
-        keys = yaml.safe_load(recipe.read_text())
-        if not isinstance(keys, dict):
-            raise ValueError(f"{recipe} is not a YAML mapping of options to values.")
-        for key in keys:
-            _check_option(str(key), options, f" in {recipe}")
-    flags = {flag for action in parser._actions for flag in action.option_strings}
-    for word in argv:
-        if word.startswith("--") and word.split("=")[0] not in flags | {"--config"}:
-            _check_option(word[2:].split("=")[0], options, "")
-    return Recipe(*parser.parse_args_and_config(argv))
+    return f"\nThere is no folder {path}.{did_you_mean_path(folder, folders=True)}"
 
 
 def _start_of(recipe: Recipe) -> dict[str, Any]:
@@ -241,30 +152,25 @@ def _check_stage(recipe: Recipe) -> None:
         raise ValueError("`adapter: keep` with a quantised model is not supported. Merge it, and train another.")
 
 
-def _check_option(name: str, options: set[str], where: str) -> None:
-    if name not in options:
-        similar = difflib.get_close_matches(name, options, n=1)
-        hint = f" Did you mean `{similar[0]}`?" if similar else ""
-        raise ValueError(f"there is no option `{name}`{where}.{hint}")
-
-
-def _check_data_options(script: ScriptArguments, mixture: DatasetMixtureConfig) -> None:
-    if bool(mixture.datasets) == bool(script.dataset_name):
-        found = "both are given" if script.dataset_name else "neither is given"
-        raise ValueError(f"the data comes from `dataset_name` or from `datasets`; {found}.")
-
-
-def _load(script: ScriptArguments) -> Any:
-    # A preference file on disk is named like a hub data set
-    if Path(script.dataset_name).suffix in (".json", ".jsonl"):
-        return load_dataset("json", data_files=script.dataset_name, streaming=script.dataset_streaming)
-    return load_dataset(script.dataset_name, name=script.dataset_config, streaming=script.dataset_streaming)
-
-
-def _split(rows: Any, name: str) -> Any:
-    if name not in rows:
-        raise ValueError(
-            f"The data set has no split `{name}`, only {', '.join(rows)}. Set `dataset_train_split` and "
-            "`dataset_test_split`."
+def _load(recipe: Recipe) -> tuple[Any, Any]:
+    # Rows for training, and for evaluation if there is one
+    script = recipe.script
+    if recipe.mixture.datasets:
+        splits = get_dataset(recipe.mixture)
+    else:
+        splits = load_splits(
+            script.dataset_name,
+            option="dataset_name",
+            dataset_config=script.dataset_config,
+            streaming=script.dataset_streaming,
         )
-    return rows[name]
+    evaluates = recipe.args.eval_strategy != "no"
+    return (
+        _split(splits, script, "dataset_train_split"),
+        _split(splits, script, "dataset_test_split") if evaluates else None,
+    )
+
+
+def _split(splits: Any, script: ScriptArguments, option: str) -> Any:
+    name = script.dataset_name or "the mixture in `datasets`"
+    return split_of(splits, name, getattr(script, option), option=option)

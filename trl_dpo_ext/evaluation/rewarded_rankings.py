@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trl_dpo_ext.metrics.comparisons import Comparisons, pairs_of_ranking
-from trl_dpo_ext.metrics.rankings import ordered_pairs
+from trl_dpo_ext.metrics.rankings import best_and_worst_means, ordered_pairs
 
 
 __all__ = ["RewardedRankings", "as_list", "read_rankings"]
@@ -47,11 +47,8 @@ class RewardedRankings:
     @property
     def margins(self) -> Tensor:
         """Reward of the best minus that of the worst of the rows that compare, means over those that tie; `(N,)`."""
-        rewards, ranks, mask = (values[self.compares] for values in (self.rewards, self.ranks, self.mask))
-        lowest = ranks.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True)
-        highest = ranks.masked_fill(~mask, torch.inf).amin(dim=1, keepdim=True)
-        best, worst = mask & (ranks == highest), mask & (ranks == lowest)
-        return (rewards * best).sum(dim=1) / best.sum(dim=1) - (rewards * worst).sum(dim=1) / worst.sum(dim=1)
+        best, worst = best_and_worst_means(self.rewards, self.ranks, self.mask)
+        return (best - worst)[self.compares]
 
     def pairs(self, rows: Tensor | None = None) -> Comparisons:
         """All pairs of different rank of the rows of a mask `(B,)`, by default all, every row of the same weight."""

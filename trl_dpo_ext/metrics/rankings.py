@@ -4,13 +4,30 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["kendall_tau_b", "ordered_pairs"]
+__all__ = ["best_and_worst_means", "kendall_tau_b", "ordered_pairs"]
 
 
 def ordered_pairs(ranks: Tensor, rank_mask: Tensor) -> Tensor:
     """`True` at `(b, i, j)` where completion i ranks above j, `(B, K, K)`. Arguments as of [`kendall_tau_b`]."""
     both = rank_mask[:, :, None] & rank_mask[:, None, :]
     return both & (ranks[:, :, None] < ranks[:, None, :])
+
+
+def best_and_worst_means(values: Tensor, ranks: Tensor, rank_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    Mean of values over the completions that none ranks above, and over those that rank above none.
+
+    Args:
+        values (`torch.Tensor` of shape `(B, K)`): Values, finite also where there is no completion.
+        ranks (`torch.Tensor` of shape `(B, K)`): The smallest is the best, equal for ties.
+        rank_mask (`torch.Tensor` of shape `(B, K)`, bool): `True` where there is a completion.
+
+    Returns:
+        `tuple` of two `torch.Tensor` of shape `(B,)`, 0 where a row has no completion.
+    """
+    above = ordered_pairs(ranks, rank_mask)
+    best, worst = rank_mask & ~above.any(dim=1), rank_mask & ~above.any(dim=2)  # (B, K)
+    return _mean(values, best), _mean(values, worst)
 
 
 def kendall_tau_b(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
@@ -38,3 +55,7 @@ def kendall_tau_b(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
     rewarded_apart = (both & (sign > 0)).sum(dim=(1, 2))
     scale = torch.sqrt((ranked_apart * rewarded_apart).to(rewards.dtype))
     return torch.where(scale > 0, balance / scale.clamp(min=1), torch.zeros_like(scale))
+
+
+def _mean(values: Tensor, where: Tensor) -> Tensor:
+    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)  # (B,)

@@ -31,7 +31,7 @@ def reference_pass(
     tolerance_of: Callable[[Tensor], Tensor],
     accelerator: Accelerator,
     batch_size: int,
-    file: RefLogpsFile | None,
+    file: RefLogpsFile,
     name: str,
 ) -> Tensor:
     """
@@ -52,7 +52,7 @@ def reference_pass(
             Accelerator that splits the pass over processes.
         batch_size (`int`):
             Rows a process takes at a time.
-        file ([`~trl_dpo_ext.reference.cache.RefLogpsFile`], *optional*):
+        file ([`~trl_dpo_ext.reference.cache.RefLogpsFile`]):
             Where results are kept. The main process alone reads and writes it.
         name (`str`):
             Name of the data set, for messages.
@@ -60,8 +60,7 @@ def reference_pass(
     Returns:
         `torch.Tensor` of shape `(n, K)`, float32, on the CPU of every process.
     """
-    keeps = file is not None and accelerator.is_main_process
-    known = _broadcast(accelerator, file.read() if keeps else None)
+    known = _broadcast(accelerator, file.read() if accelerator.is_main_process else None)
     if known is not None and len(known):
         rows = sample_rows(len(known))
         again = logps_of(to_device(collate([dataset[row] for row in rows]))).cpu()
@@ -86,10 +85,10 @@ def reference_pass(
         for batch in accelerator.prepare(loader):
             pieces.append(accelerator.gather_for_metrics(logps_of(batch)).cpu())
             progress.update(len(pieces[-1]))
-            if keeps and time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
+            if accelerator.is_main_process and time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
                 file.write(pieces)
                 written = time.monotonic()
-    if keeps:
+    if accelerator.is_main_process:
         file.write(pieces)
     return torch.cat(pieces)
 

@@ -1,6 +1,8 @@
 """The identity of a reference policy: a hash of the weights behind its log-probabilities, and of nothing else."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import xxhash
@@ -12,7 +14,7 @@ from torch import nn
 __all__ = ["hash_weights"]
 
 
-def hash_weights(model: nn.Module, *, with_adapters: bool = False) -> str | None:
+def hash_weights(model: nn.Module, *, with_adapters: bool = False) -> str:
     """
     Hashes a model's weights as the reference policy sees them.
 
@@ -22,18 +24,17 @@ def hash_weights(model: nn.Module, *, with_adapters: bool = False) -> str | None
 
     Args:
         model ([`~torch.nn.Module`]):
-            Model, not sharded.
+            Model, whole or partitioned by DeepSpeed ZeRO-3, and not sharded by FSDP.
         with_adapters (`bool`, *optional*, defaults to `False`):
             Hash all weights: the model is the reference itself, and not a policy that holds it.
 
     Returns:
-        `str` or `None`: 128-bit hash in hexadecimal, of the main process's weights on every process; `None` if the
-        weights are partitioned over processes.
+        `str`: 128-bit hash in hexadecimal, of the main process's weights on every process.
     """
-    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):  # ZeRO-3
-        return None
-    # With FSDP's memory-efficient loading the other processes hold no weights yet
-    result = [_hash(model, with_adapters) if PartialState().is_main_process else None]
+    is_partitioned = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+    # With FSDP's memory-efficient loading the other processes hold no weights yet; ZeRO-3's parts come from all
+    hashes = PartialState().is_main_process or is_partitioned
+    result = [_hash(model, with_adapters) if hashes else None]
     if PartialState().num_processes > 1:
         broadcast_object_list(result, from_process=0)
     return result[0]
@@ -41,14 +42,26 @@ def hash_weights(model: nn.Module, *, with_adapters: bool = False) -> str | None
 
 def _hash(model: nn.Module, with_adapters: bool) -> str:
     of_policy = re.compile(r"(?!)") if with_adapters else _adapter_pattern(model)  # matches nothing
-    names = {_base_name(name): tensor for name, tensor in model.state_dict().items() if not of_policy.search(name)}
+    state = model.state_dict(keep_vars=True)
+    names = {_base_name(name): tensor for name, tensor in state.items() if not of_policy.search(name)}
     digest = xxhash.xxh3_128()
     for name in sorted(names):
-        tensor = names[name]
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # Viewed as bytes: numpy has no bfloat16
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        with _whole(names[name]) as tensor:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            # Viewed as bytes: numpy has no bfloat16
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+@contextmanager
+def _whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    if not hasattr(tensor, "ds_id"):
+        yield tensor
+        return
+    from deepspeed import zero
+
+    with zero.GatheredParameters([tensor]):  # one at a time
+        yield tensor
 
 
 def _adapter_pattern(model: nn.Module) -> re.Pattern[str]:

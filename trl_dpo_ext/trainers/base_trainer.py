@@ -15,9 +15,11 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollator
 from transformers.trainer_utils import PredictionOutput, has_length
 
+from trl_dpo_ext.compat import turns_in_preparation
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
+from trl_dpo_ext.processes import check_same, main_first, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.choice import choose_reference
 from trl_dpo_ext.reference.identity import hash_weights
@@ -298,7 +300,7 @@ class BaseDPOTrainer(WithSamples):
             first; `label_ids` are ranks `(n, 2)`, 0 for the best; `metrics` are the exact means.
         """
         if not self._is_vision_dataset:
-            test_dataset, _ = self.prepare(
+            test_dataset, _ = self._prepare_everywhere(
                 test_dataset, self.processing_class, self.args, metric_key_prefix, keep_all=True
             )
             if self.precompute_ref_logps:
@@ -313,10 +315,7 @@ class BaseDPOTrainer(WithSamples):
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        if isinstance(dataset, IterableDataset) and dataset_name != "train" and args.world_size > 1:
-            # A stream cannot be split over processes without repeating rows or leaving some out
-            dataset = Dataset.from_list(list(dataset))
-        dataset, report = self.prepare(dataset, processing_class, args, dataset_name)
+        dataset, report = self._prepare_everywhere(dataset, processing_class, args, dataset_name)
         self.data_reports[dataset_name] = report
         if report.dropped:
             logger.warning(
@@ -336,6 +335,19 @@ class BaseDPOTrainer(WithSamples):
         assert self._signature_columns is not None
         if self.args.length_column_name not in self._signature_columns:
             self._signature_columns.append(self.args.length_column_name)
+
+    def _prepare_everywhere(
+        self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
+    ) -> tuple[Any, DataReport]:
+        # Each machine may have a copy of its own
+        with together(), turns_in_preparation(main_first):
+            if isinstance(dataset, IterableDataset) and dataset_name != "train" and args.world_size > 1:
+                # A stream cannot be split over processes without repeating rows or leaving some out
+                dataset = Dataset.from_list(list(dataset))
+            dataset, report = self.prepare(dataset, processing_class, args, dataset_name, keep_all)
+        if isinstance(dataset, Dataset):
+            check_same(len(dataset), f"usable rows of the {dataset_name} dataset")
+        return dataset, report
 
     def prepare(
         self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False

@@ -6,11 +6,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 from datasets import Dataset
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from trl import is_conversational
+from trl import extract_prompt, is_conversational
 
-from trl_dpo_ext.compat import global_then_local_main_first
 from trl_dpo_ext.data.preparation import (
+    ROW_NUMBER,
     check_eos,
     check_ref_logps,
     check_tokenized,
@@ -23,8 +24,11 @@ from trl_dpo_ext.data.preparation import (
     tokenize_pairs,
     without_row_numbers,
 )
+from trl_dpo_ext.data.rankings.rows import as_ranking
+from trl_dpo_ext.data.rankings.tokenization import tokenize_ranking
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import leading_special_ids
+from trl_dpo_ext.processes import main_first
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 
@@ -69,15 +73,19 @@ def prepare_preferences(
             dataset, name, num_proc, needs_prompt=not (joint or leading_ids), keep_all=keep_all
         )
         if not joint:
-            with global_then_local_main_first():
+            with main_first():
                 dataset = split_prompts(dataset, name, num_proc)
         if is_conversational(next(iter(dataset))):
-            dataset = prepare_as_trl(dataset)
+            try:
+                dataset = prepare_as_trl(dataset)
+            except TemplateError:
+                _name_the_row(dataset, tokenizer, name)
+                raise
         elif joint:
             check_eos(tokenizer)
             dataset = prepare_as_trl(dataset)
         else:
-            with global_then_local_main_first():
+            with main_first():
                 dataset = tokenize_pairs(dataset, tokenizer, name, num_proc)
     dataset = check_ref_logps(dataset, name)
     if not keep_all:
@@ -87,7 +95,7 @@ def prepare_preferences(
             dataset, report = drop_full_prompts(dataset, report, name, args.max_length)
         report = _count_trl_cut(dataset, report, args.max_length)
     else:
-        with global_then_local_main_first():
+        with main_first():
             dataset, report = cut_pairs(
                 dataset,
                 report,
@@ -99,6 +107,14 @@ def prepare_preferences(
                 num_proc=num_proc,
             )
     return without_row_numbers(dataset), report
+
+
+def _name_the_row(dataset: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    # TRL's error does not say which it was
+    for row in dataset:
+        where = f"row {row[ROW_NUMBER]} of the {name} dataset"
+        pair = row if "prompt" in row else row | extract_prompt(row)
+        tokenize_ranking(as_ranking(pair), tokenizer, [], where, joint=True)
 
 
 def _count_trl_cut(dataset: Any, report: DataReport, max_length: int | None) -> DataReport:

@@ -9,7 +9,7 @@ from trl_dpo_ext.logps import to_groups
 from trl_dpo_ext.metrics.comparisons import comparison_sums, pairs_of_ranking
 from trl_dpo_ext.metrics.correlation import within_group_correlation_sums
 from trl_dpo_ext.metrics.divergence import token_kl
-from trl_dpo_ext.metrics.rankings import kendall_tau_b
+from trl_dpo_ext.metrics.rankings import best_and_worst_means, kendall_tau_b
 from trl_dpo_ext.metrics.sums import Sums, means
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
@@ -71,22 +71,23 @@ def ranking_sums(scored: RankedBatch, max_places: int) -> dict[str, Sums]:
     """
     weights, mask, ranks, rewards = scored.weights, scored.rank_mask, scored.ranks, scored.rewards
     lowest, best, worst = scored.lowest, scored.best, scored.worst
-    chosen, rejected = _mean(rewards, best), _mean(rewards, worst)
+    chosen, rejected = best_and_worst_means(rewards, ranks, mask)
     margins = chosen - rejected
     best_reward = rewards.masked_fill(~best, -torch.inf).amax(dim=1)
     other_reward = rewards.masked_fill(~mask | best, -torch.inf).amax(dim=1)
     logps = scored.logps.detach()
+    chosen_logps, rejected_logps = best_and_worst_means(logps, ranks, mask)
     by_example = {
         "loss": scored.losses,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/order_probabilities": torch.exp(-scored.order_losses),
-        "logps/chosen": _mean(logps, best),
-        "logps/rejected": _mean(logps, worst),
+        "logps/chosen": chosen_logps,
+        "logps/rejected": rejected_logps,
     }
     if scored.ref_logps is not None:
-        drift = logps - scored.ref_logps
-        by_example |= {"logps/chosen_drift": _mean(drift, best), "logps/rejected_drift": _mean(drift, worst)}
+        chosen_drift, rejected_drift = best_and_worst_means(logps - scored.ref_logps, ranks, mask)
+        by_example |= {"logps/chosen_drift": chosen_drift, "logps/rejected_drift": rejected_drift}
     if scored.policy.aux_loss is not None:
         by_example["aux_loss"] = scored.policy.aux_loss.expand_as(weights)
     comparing = {
@@ -121,10 +122,6 @@ def ranking_sums(scored: RankedBatch, max_places: int) -> dict[str, Sums]:
 
 def ranking_distributions(scored: RankedBatch) -> dict[str, Tensor]:
     """The values `(B,)` whose distribution an evaluation shows; NaN where a row compares nothing."""
-    chosen, rejected = _mean(scored.rewards, scored.best), _mean(scored.rewards, scored.worst)
+    chosen, rejected = best_and_worst_means(scored.rewards, scored.ranks, scored.rank_mask)
     margins = (chosen - rejected).masked_fill(scored.lowest == 0, torch.nan)
     return {"rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": margins}
-
-
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)  # (B,)

@@ -9,6 +9,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, find_groups, stacked_to_pairs
@@ -117,6 +118,12 @@ class WithGroups(ExactFigures):
             for name in ("share_prompt", "padding_free", "completions_per_forward")
             if (value := getattr(options, name))
         }
+        if args.completions_per_forward and is_deepspeed_zero3_enabled() and not args.gradient_checkpointing:
+            raise ValueError(
+                f"`completions_per_forward={args.completions_per_forward}` under DeepSpeed ZeRO-3 needs "
+                "`gradient_checkpointing=True`: TRL's fused head cannot gather its weights for a forward that is run "
+                "again as a whole."
+            )
         prompt_learning = is_peft_model(self.model) and any(
             config.is_prompt_learning for config in self.model.peft_config.values()
         )

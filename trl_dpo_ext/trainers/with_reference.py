@@ -9,6 +9,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trl_dpo_ext.compat import prepare_deepspeed
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS, TOKENIZED_COLUMNS
 from trl_dpo_ext.data.preparation import has_ref_logps
 from trl_dpo_ext.reference import policy as reference_policy
@@ -82,7 +83,7 @@ class WithReference(WithGroups):
 
     @property
     def reference_hash(self) -> str | None:
-        """Hash of the reference's weights; `None` without a reference model or where the weights are partitioned."""
+        """Hash of the reference's weights; `None` without a reference model."""
         if self._reference_hash is None and self.reference_kind not in _MAY_DIFFER:
             # Before training the policy holds the reference's weights, and is not sharded yet
             self._reference_hash = hash_weights(self.model)
@@ -111,10 +112,10 @@ class WithReference(WithGroups):
         if self.reference_kind == reference_policy.NONE or has_ref_logps(dataset, self.ref_columns):
             return dataset
         self.group_forwards()  # TRL calls this before its own `__init__` ends
-        model = self.model if self.ref_model is None else self.ref_model
-        dtype = f"{model.dtype} under {self.accelerator.mixed_precision} autocast"
+        model = self._reference_before_training()
+        dtype = f"{self.model.dtype} under {self.accelerator.mixed_precision} autocast"
         tokens = hash_token_ids(dataset, self.token_columns)
-        key = self.reference_hash and CacheKey(self.reference_hash, tokens, dtype, self.ld_alpha)
+        key = CacheKey(self.reference_hash, tokens, dtype, self.ld_alpha)
         training = model.training
         model.eval()
         logps = reference_pass(
@@ -122,14 +123,22 @@ class WithReference(WithGroups):
             logps_of=partial(self.run_reference_to_cache, model),
             collate=self.data_collator,
             to_device=self._prepare_inputs,
-            tolerance_of=lambda logps: reward_tolerance(logps, 1.0, self.compute_dtype(model)),
+            tolerance_of=lambda logps: reward_tolerance(logps, 1.0, self.compute_dtype(self.model)),
             accelerator=self.accelerator,
             batch_size=batch_size,
-            file=RefLogpsFile(self.args.default_cache_dir(), key) if key else None,
+            file=RefLogpsFile(self.args.default_cache_dir(), key),
             name=name,
         )
         model.train(training)
         return self.with_ref_logps(dataset, logps)
+
+    def _reference_before_training(self) -> nn.Module:
+        if self.ref_model is not None:
+            return self.ref_model
+        if self.is_deepspeed_enabled and self._precompute_engine is None:
+            # As in TRL: before training the weights are still on the CPU, and in parts under ZeRO-3
+            self._precompute_engine = prepare_deepspeed(self.model, self.accelerator)
+        return self.model if self._precompute_engine is None else self._precompute_engine
 
     def with_ref_logps(self, dataset: Dataset, logps: Tensor) -> Dataset:
         """Adds reference log-probabilities `(n, 2)` to the rows."""

@@ -109,7 +109,8 @@ class WithSavedState(WithReference):
             return reference
         if self.args.sync_ref_model:  # it has moved away from what it was loaded from
             return reference | {"synced": True}
-        model = self.model if self.ref_model is None else self.ref_model
+        # DeepSpeed's engine has a `config` of its own
+        model = self.accelerator.unwrap_model(self.model if self.ref_model is None else self.ref_model)
         # The name of an adapter used as `ref_model` is not known, only that of its base model
         unnamed = self.reference_kind == reference_policy.EXPLICIT and is_peft_model(model)
         source = {} if unnamed else describe_source(model)

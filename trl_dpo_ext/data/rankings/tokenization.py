@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -78,7 +79,8 @@ def tokenize_jointly(
         `tuple[list[int], list[list[int]]]`: Ids of the prompt, and of each completion.
 
     Raises:
-        ValueError: If the prompt shares no token with prompt and completion, or a completion adds none to it.
+        ValueError: If the prompt shares no token with prompt and completion, a completion adds none to it, or the chat
+            template cannot render them.
     """
     prompt, completions = row["prompt"], row["completions"]
     if isinstance(prompt, str):
@@ -91,8 +93,14 @@ def tokenize_jointly(
             "tools": json.loads(tools) if isinstance(tools, str) else tools,
             **(row.get("chat_template_kwargs") or {}),
         }
-        prompt_ids = _apply_template(tokenizer, prompt, add_generation_prompt=True, **kwargs)
-        whole = [_apply_template(tokenizer, prompt + completion, **kwargs) for completion in completions]
+        try:
+            prompt_ids = _apply_template(tokenizer, prompt, add_generation_prompt=True, **kwargs)
+            whole = [_apply_template(tokenizer, prompt + completion, **kwargs) for completion in completions]
+        except TemplateError as error:
+            raise ValueError(
+                f"The chat template cannot render {where}: {error}. Drop such rows with `dataset.filter`, or use a "
+                "template that can."
+            ) from error
 
     start = min(_shared_length(prompt_ids, ids) for ids in whole)
     if not start:

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from trl_dpo_ext.data.rankings.one_row import prepare_row
 from trl_dpo_ext.data.tokenization import leading_special_ids
+from trl_dpo_ext.processes import together
 from trl_dpo_ext.scoring.files.identity import identity_of_run
 from trl_dpo_ext.scoring.files.joining import ScoredFile, join_parts, to_json
 from trl_dpo_ext.scoring.files.parts import ScoredParts, ScoredRow
@@ -56,11 +57,11 @@ def score_file(
             written in the file's format.
     """
     state = PartialState()
-    check_output(source, output, overwrite)
     parts = ScoredParts(Path(f"{output}.parts"))
-    if state.is_main_process:
-        parts.begin(identity_of_run(reward_model, source), discard=overwrite)
-    state.wait_for_everyone()
+    with together():
+        check_output(source, output, overwrite)
+        if state.is_main_process:
+            parts.begin(identity_of_run(reward_model, source), discard=overwrite)
 
     def rows_done() -> int:
         return sum(source.size_of(part) for part in range(source.num_parts) if parts.has(part))
@@ -70,13 +71,13 @@ def score_file(
         total=source.num_rows, initial=shown, unit="row", desc="Scoring", disable=not state.is_main_process
     )
     with bar as progress, _no_cut_warnings():
-        for part in range(state.process_index, source.num_parts, state.num_processes):
-            if parts.read(part, source.size_of(part)) is None:
-                parts.write(part, _score_part(reward_model, source, part, overwrite_columns))
-                done = rows_done()  # other processes' rows, too
-                progress.update(done - shown)
-                shown = done
-        state.wait_for_everyone()
+        with together():
+            for part in range(state.process_index, source.num_parts, state.num_processes):
+                if parts.read(part, source.size_of(part)) is None:
+                    parts.write(part, _score_part(reward_model, source, part, overwrite_columns))
+                    done = rows_done()  # other processes' rows, too
+                    progress.update(done - shown)
+                    shown = done
         progress.update(source.num_rows - shown)
     if not state.is_main_process:
         return None

@@ -1,6 +1,5 @@
 """Rows from a file, a folder or the hub, in parts of a fixed size, each with the number that messages name it by."""
 
-import difflib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-from datasets import Dataset, DatasetDict, load_dataset, load_from_disk
-from datasets.exceptions import DatasetsError
+from datasets import Dataset
+
+from trl_dpo_ext.data.sources import check_no_config, load_splits, split_of
 
 
 __all__ = ["JsonLines", "Record", "RowSource", "Rows", "open_rows"]
-
-_FILES = (".jsonl", ".json", ".parquet")
 
 
 @dataclass
@@ -163,22 +161,19 @@ class Rows(RowSource):
             yield Record(number, {} if problem else row, problem, row)
 
 
-def open_rows(
-    name: str, *, rows_per_part: int, split: str | None = None, dataset_config: str | None = None
-) -> RowSource:
+def open_rows(name: str, *, rows_per_part: int, split: str = "train", dataset_config: str | None = None) -> RowSource:
     """
-    Opens rows by the name that a user gives them.
+    Opens rows by the name that a user gives them, files of JSON line by line.
 
     Args:
         name (`str`):
-            A `.jsonl`, `.json` (JSON lines, or one array) or `.parquet` file, a folder that `Dataset.save_to_disk`
-            wrote, or the name of a data set on the hub.
+            What [`~trl_dpo_ext.data.sources.load_splits`] takes; a `.json` file holds JSON lines, or one array.
         rows_per_part (`int`):
             Rows of a part.
-        split (`str`, *optional*):
-            Split of a data set that has several; `"train"` by default.
+        split (`str`, *optional*, defaults to `"train"`):
+            Split.
         dataset_config (`str`, *optional*):
-            Configuration of a data set on the hub.
+            Configuration, of a data set that has several.
 
     Returns:
         [`RowSource`]
@@ -187,55 +182,12 @@ def open_rows(
         ValueError: If there is no such thing, it cannot be read, or has no row, or an option has no effect on it.
     """
     path = Path(name)
-    is_folder = path.is_dir()
-    has_splits = (path / "dataset_dict.json").is_file() if is_folder else not _is_file(path)
-    if dataset_config is not None and (is_folder or not has_splits):
-        raise ValueError(f"`dataset_config={dataset_config!r}` has no effect on {name}. Leave it out.")
-    if split is not None and not has_splits:
-        raise ValueError(f"`split={split!r}` has no effect: {name} has no splits. Leave it out.")
-    if is_folder:
-        return Rows(_from_folder(path, split or "train"), name, rows_per_part)
-    if not _is_file(path):
-        try:
-            rows = load_dataset(name, dataset_config)
-        except OSError as error:
-            raise ValueError(f"{name} is no file and no folder, and as the name of a data set: {error}") from error
-        return Rows(_split_of(rows, name, split or "train"), name, rows_per_part)
-    if path.suffix == ".parquet":
-        try:
-            rows = load_dataset("parquet", data_files=name, split="train")
-        except (DatasetsError, ValueError) as error:  # Arrow's are ValueErrors
-            raise ValueError(f"{path} cannot be read: {error.__cause__ or error}") from error
-        return Rows(rows, path.name, rows_per_part)
-    return _open_json(path, rows_per_part)
-
-
-def _is_file(path: Path) -> bool:
-    if path.exists():
-        if path.suffix not in _FILES:
-            raise ValueError(f"{path} is not a {', '.join(_FILES[:-1])} or {_FILES[-1]} file.")
-        return True
-    if path.suffix in _FILES or path.is_absolute() or len(path.parts) > 2:
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        similar = difflib.get_close_matches(path.name, beside, n=1)
-        hint = f" Did you mean {path.parent / similar[0]}?" if similar else ""
-        raise ValueError(f"{path} does not exist.{hint}")
-    return False
-
-
-def _from_folder(path: Path, split: str) -> Dataset:
-    if not any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        files = sorted(other.name for other in path.iterdir() if other.suffix in (".jsonl", ".parquet"))
-        hint = f" Pass one of the files in it: {', '.join(files[:5])}." if files else ""
-        raise ValueError(f"{path} is a folder that `Dataset.save_to_disk` did not write.{hint}")
-    rows = load_from_disk(path)
-    return _split_of(rows, str(path), split) if isinstance(rows, DatasetDict) else rows
-
-
-def _split_of(rows: DatasetDict, name: str, split: str) -> Dataset:
-    if split not in rows:
-        raise ValueError(f"{name} has no split `{split}`, only {', '.join(rows)}. Choose one with `split`.")
-    return rows[split]
+    if path.suffix in (".jsonl", ".json") and path.is_file():
+        check_no_config(name, dataset_config)
+        return _open_json(split_of({"train": path}, name, split, option="split"), rows_per_part)
+    splits = load_splits(name, option="ROWS", dataset_config=dataset_config)
+    rows = split_of(splits, name, split, option="split")
+    return Rows(rows, path.name if path.is_file() else name, rows_per_part)
 
 
 def _open_json(path: Path, rows_per_part: int) -> RowSource:

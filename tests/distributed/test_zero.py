@@ -1,0 +1,165 @@
+"""
+DeepSpeed ZeRO on two CPU processes gives the numbers of one process.
+
+DeepSpeed itself, with its gloo back end: weights are in parts (`ds_id`), gathered for each layer and put back.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_case import ZERO
+from safetensors.numpy import load_file
+from test_two_processes import (
+    FAILURE_SECONDS,
+    LAUNCH_SECONDS,
+    TOLERANCE,
+    WEIGHTS_TOLERANCE,
+    Launched,
+    assert_exact_means,
+    assert_same_training,
+    sigmoid_loss,
+    start,
+    weights_distance,
+)
+from tiny import preference_rows
+
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+ONE = ["ragged", "evaluates", "accumulates", "ragged_accumulates", "lora", "cached", "ranks", "resumes_ragged"]
+STAGE = {stage: Path(__file__).parents[2] / "recipes" / "accelerate" / f"zero{stage}.yaml" for stage in (2, 3)}
+PROMPTS = "computed once (attention by segments, packed)"
+WHOLE = {"distributed_type": "DEEPSPEED", "prompts": PROMPTS, "policy": [0, 21], "reference": [0, 21]}
+IN_PARTS = WHOLE | {"policy": [21, 21], "reference": [21, 21]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("deepspeed")
+    return tmp_path_factory.mktemp("zero")
+
+
+@pytest.fixture(scope="module")
+def one(folder: Path, llama_folder: str) -> Launched:
+    status, log = start(1, llama_folder, folder / "one", ONE, seconds=LAUNCH_SECONDS)
+    assert status == 0, log[-3000:]
+    return Launched(folder / "one", 1, {})
+
+
+@pytest.fixture(scope="module")
+def zero(folder: Path, llama_folder: str, one: Launched) -> Launched:
+    """Two processes under ZeRO."""
+    status, log = start(2, llama_folder, folder / "zero", ZERO, one.out, seconds=LAUNCH_SECONDS)
+    assert status == 0, log[-3000:]
+    return Launched(folder / "zero", 2, {})
+
+
+def test_stage_2(one: Launched, zero: Launched) -> None:
+    assert zero.result("zero2_accumulates")["parts"] == WHOLE
+    assert_same_training(one, "accumulates", zero, "zero2_accumulates")
+
+
+@pytest.mark.parametrize(("plain", "name"), [("ragged", "zero3"), ("ragged_accumulates", "zero3_accumulates")])
+def test_stage_3(one: Launched, zero: Launched, plain: str, name: str) -> None:
+    assert zero.result(name)["parts"] == IN_PARTS
+    assert_same_training(one, plain, zero, name)
+
+
+def test_evaluation(zero: Launched) -> None:
+    result = zero.result("zero3")
+    assert_exact_means(result["metrics"], "eval", result["predictions"])
+    assert result["metrics"]["eval_loss"] == pytest.approx(sigmoid_loss(result["predictions"]), rel=TOLERANCE)
+    assert [line["name"] for line in result["run_log"]["samples"]] == ["eval"] * 3
+
+
+def test_whole_weights_are_saved(zero: Launched) -> None:
+    saved = load_file(zero.out / "zero3" / "saved" / "model.safetensors")
+    trained = zero.weights("zero3")
+    assert saved.keys() <= trained.keys()
+    for name, weights in saved.items():
+        assert (weights == trained[name]).all(), name
+
+
+def test_adapter(one: Launched, zero: Launched) -> None:
+    """Gradient checkpointing is on; the base is in parts too."""
+    assert zero.result("zero3_lora")["parts"] == {
+        "distributed_type": "DEEPSPEED",
+        "prompts": PROMPTS,
+        "policy": [29, 29],
+    }
+    assert_same_training(one, "lora", zero, "zero3_lora")
+
+
+def test_rankings_in_parts_of_two(one: Launched, zero: Launched) -> None:
+    assert zero.result("zero3_ranks")["parts"] == IN_PARTS
+    assert_same_training(one, "ranks", zero, "zero3_ranks")
+
+
+def test_parts_need_gradient_checkpointing(zero: Launched) -> None:
+    for rank in range(2):
+        message = zero.result("zero3_in_parts", rank=rank)["message"]
+        assert message.startswith(
+            "`completions_per_forward=2` under DeepSpeed ZeRO-3 needs `gradient_checkpointing=True`"
+        )
+
+
+def test_cached_reference(one: Launched, zero: Launched) -> None:
+    """The hash of weights in parts is that of the whole ones, so the file has the name it has on one process."""
+    assert_same_training(one, "cached", zero, "zero3_cached")
+    main, other = (zero.result("zero3_cached", rank=rank) for rank in range(2))
+    assert list(main["files"]) == list(one.result("cached")["files"])
+    assert main["logps"] == other["logps"]
+
+
+def test_file_of_one_process_is_read(one: Launched, zero: Launched) -> None:
+    assert_same_training(one, "cached", zero, "zero2_cached")
+    for rank in range(2):
+        result = zero.result("zero2_cached", rank=rank)
+        assert result["files_after"] == result["files"]
+
+
+def test_resume(one: Launched, zero: Launched) -> None:
+    """A run that goes on from its own checkpoint ends with the same weights as one that was not interrupted."""
+    assert_same_training(one, "resumes_ragged", zero, "zero3_resumes", part="straight")
+    resumed = zero.result("zero3_resumes")
+    assert resumed["state"] == one.result("resumes_ragged")["state"]  # the reference with its source and hash, too
+    assert resumed["weights"] == resumed["straight"]["weights"]
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_accelerate_launch(one: Launched, llama_folder: str, tmp_path: Path, stage: int) -> None:
+    """`ragged` by the command at the head of `zero2.yaml` and `zero3.yaml`."""
+    preference_rows(11).to_json(tmp_path / "rows.jsonl")
+    launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    launcher += ["--config_file", str(STAGE[stage]), "--num_processes", "2", "-m", "trl_dpo_ext.cli", "dpo"]
+    options = {
+        "model_name_or_path": llama_folder,
+        "dataset_name": tmp_path / "rows.jsonl",
+        "output_dir": tmp_path / "run",
+        "preset": "paper",
+        "use_cpu": "true",
+        "per_device_train_batch_size": 2,
+        "global_batch_size": 4,
+        "num_train_epochs": 2,
+        "learning_rate": 1e-3,
+        "warmup_steps": 2,
+        "gradient_checkpointing": "false",
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+    command = [*launcher, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"},
+        capture_output=True,
+        text=True,
+        timeout=FAILURE_SECONDS,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = one.result("ragged")
+    distance = weights_distance(one.weights("ragged"), load_file(tmp_path / "run" / "model.safetensors"))
+    assert distance <= WEIGHTS_TOLERANCE * expected["travelled"]

@@ -1,0 +1,90 @@
+"""What the processes of a launch do together: take turns, and end together where one of them fails."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+
+__all__ = ["OtherProcessError", "check_same", "main_first", "together"]
+
+
+class OtherProcessError(ValueError):
+    """Another process failed; the message says which one and why."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """
+    Ends a block on all processes when it fails on one of them.
+
+    A process that fails alone, on the bad row of its own copy of the data, leaves the others waiting for it: until the
+    connection breaks, which does not say why, or until the process group's timeout. Inside the block processes may
+    meet only by [`main_first`], so that whoever fails tells the others wherever they wait. All processes must reach
+    the block.
+
+    Raises:
+        OtherProcessError: On the processes that did not fail themselves, with the message of the first that did.
+
+    Example:
+
+    ```python
+    >>> with together():
+    ...     rows = [int(text) for text in ["1", "2"]]
+    >>> rows
+    [1, 2]
+
+    ```
+    """
+    try:
+        yield
+    except OtherProcessError:  # has been told
+        raise
+    except Exception as error:
+        _meet(error)
+        raise
+    _meet()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """
+    Lets the main process run the rest of a block before the others, and the first of each other machine before the
+    rest of that machine: who comes later reads the cache that they wrote, be it on a shared disk or not.
+    """
+    state = PartialState()
+    turn = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
+    for _ in range(turn):
+        _meet()
+    yield
+    for _ in range(turn, 2):
+        _meet()
+
+
+def check_same(count: int, what: str) -> None:
+    """
+    Checks that all processes count the same; else some would wait for batches that others do not have.
+
+    Raises:
+        ValueError: On all processes, with the count of each.
+    """
+    counts = gather_object([count])
+    if len(set(counts)) > 1:
+        found = ", ".join(f"{count:,} on process {i}" for i, count in enumerate(counts))
+        raise ValueError(f"The processes do not have the same number of {what}: {found}. Give all the same data.")
+
+
+def _meet(error: Exception | None = None) -> None:
+    # Every meeting is the same collective, so a process that fails meets the others wherever they are
+    state = PartialState()
+    if state.num_processes == 1:
+        return
+    failure = None
+    if error is not None:
+        where = f"Process {state.process_index} of {state.num_processes} (on {socket.gethostname()})"
+        failure = f"{where} failed with {type(error).__name__}: {error}"
+    failures = [found for found in gather_object([failure]) if found is not None]
+    if failures and error is None:
+        raise OtherProcessError(failures[0])
