@@ -213,7 +213,7 @@ class TestPass:
 
     @pytest.fixture
     def run(self, file, computed):
-        def run(logps_of=exact, keep=True):
+        def run(logps_of=exact):
             def recorded(batch):
                 computed.append(batch["row"].tolist())
                 return logps_of(batch["row"].float())
@@ -226,7 +226,7 @@ class TestPass:
                 tolerance_of=lambda logps: torch.tensor(1e-3),
                 accelerator=Accelerator(cpu=True),
                 batch_size=4,
-                file=file if keep else None,
+                file=file,
                 name="train",
             )
 
@@ -236,10 +236,6 @@ class TestPass:
         assert torch.equal(run(), self.EXPECTED)
         assert computed == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
         assert torch.equal(file.read(), self.EXPECTED)
-
-    def test_without_a_file(self, run, computed, file):
-        assert torch.equal(run(keep=False), self.EXPECTED)
-        assert sum(map(len, computed)) == 10 and not file.path.exists()
 
     def test_a_whole_file_costs_four_rows(self, run, computed, file, caplog):
         file.write([self.EXPECTED])

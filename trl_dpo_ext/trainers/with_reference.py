@@ -113,7 +113,8 @@ class WithReference(WithGroups):
             return dataset
         self.group_forwards()  # TRL calls this before its own `__init__` ends
         model = self._reference_before_training()
-        dtype = f"{self.model.dtype} under {self.accelerator.mixed_precision} autocast"
+        reference = self.accelerator.unwrap_model(model)
+        dtype = f"{reference.dtype} under {self.accelerator.mixed_precision} autocast"
         tokens = hash_token_ids(dataset, self.token_columns)
         key = CacheKey(self.reference_hash, tokens, dtype, self.ld_alpha)
         training = model.training
@@ -123,7 +124,7 @@ class WithReference(WithGroups):
             logps_of=partial(self.run_reference_to_cache, model),
             collate=self.data_collator,
             to_device=self._prepare_inputs,
-            tolerance_of=lambda logps: reward_tolerance(logps, 1.0, self.compute_dtype(self.model)),
+            tolerance_of=lambda logps: reward_tolerance(logps, 1.0, self.compute_dtype(reference)),
             accelerator=self.accelerator,
             batch_size=batch_size,
             file=RefLogpsFile(self.args.default_cache_dir(), key),
