@@ -281,9 +281,9 @@ def test_file_that_is_missing_on_one_machine(machines: Machines, llama_folder: s
     commands = [[*torchrun(rank), *training, str(path)] for rank, path in enumerate((rows, missing))]
     statuses, logs = machines.launch(commands, tmp_path, seconds=FAILURE_SECONDS)
     assert statuses == [1, 1], [log[-3000:] for log in logs]
-    message = f"there is no file {missing}"
-    assert f"trl-dpo-ext dpo: {message}" in logs[1]
-    assert re.search(rf"trl-dpo-ext dpo: Process 1 of 2 \(on .*\) failed with \w+: {message}", logs[0])
+    message = re.escape(f"`dataset_name`: {missing} does not exist.")
+    assert re.search(rf"trl-dpo-ext dpo: {message}", logs[1])
+    assert re.search(rf"trl-dpo-ext dpo: Process 1 of 2 \(on .*\) failed with ValueError: {message}", logs[0])
 
 
 def test_accelerate_launch(one: Launched, machines: Machines, llama_folder: str, tmp_path: Path) -> None:

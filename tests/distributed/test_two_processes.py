@@ -279,7 +279,8 @@ def test_best_checkpoint(both: Both) -> None:
     assert two["metrics"]["eval_rewards/chosen"] == pytest.approx(min(steps.values()), abs=1e-5)
 
 
-@pytest.mark.parametrize("name", cases_for(2))
+# In one case a process fails by itself
+@pytest.mark.parametrize("name", sorted(set(cases_for(2)) - {"refused_in_one_copy"}))
 def test_all_processes_report_the_same(both: Both, name: str) -> None:
     """Metrics that decide (best model, early stopping) and weights are bit for bit the same on both."""
 

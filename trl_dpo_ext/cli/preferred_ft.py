@@ -1,12 +1,12 @@
 """`trl-dpo-ext preferred-ft`: fine-tuning on preferred answers (Sec. 4) from a recipe."""
 
 from trl_dpo_ext import PreferredFTConfig
-from trl_dpo_ext.cli.recipe import run_recipe
+from trl_dpo_ext.cli.stage import run_stage
 
 
 __all__ = ["run"]
 
 
 def run(argv: list[str]) -> int:
-    """Runs the command. See [`~trl_dpo_ext.cli.recipe.run_recipe`]."""
-    return run_recipe("preferred-ft", PreferredFTConfig, "PreferredFTTrainer", argv)
+    """Runs the command. See [`~trl_dpo_ext.cli.stage.run_stage`]."""
+    return run_stage("preferred-ft", PreferredFTConfig, "PreferredFTTrainer", argv)

@@ -1,18 +1,16 @@
 """The options of a training command: a YAML recipe and the command line, read strictly."""
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
 
-import trl_dpo_ext
 from trl_dpo_ext.data.spelling import did_you_mean
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 
-__all__ = ["Recipe", "StageArguments", "parse", "run_recipe"]
+__all__ = ["Recipe", "StageArguments", "parse"]
 
 
 @dataclass
@@ -50,34 +48,6 @@ class Recipe:
     model: ModelConfig
     mixture: DatasetMixtureConfig
     stage: StageArguments
-
-
-def run_recipe(command: str, config_class: type[BaseDPOConfig], trainer: str, argv: list[str]) -> int:
-    """
-    Reads a recipe and the command line, and trains.
-
-    Args:
-        command (`str`):
-            Name of the command.
-        config_class (`type`):
-            Options of its trainer.
-        trainer (`str`):
-            Public name of its trainer.
-        argv (`list[str]`):
-            `--config recipe.yaml` and/or `--option value`; the command line wins.
-
-    Returns:
-        `int`: As [`~trl_dpo_ext.cli.training.train`]; 2 for options that do not exist.
-    """
-    try:
-        recipe = parse(command, config_class, argv)
-    except (ValueError, OSError) as error:
-        print(f"trl-dpo-ext {command}: {error}", file=sys.stderr)
-        return 2
-    # Not for `--help`, nor for a misspelt option: a trainer costs a second to import
-    from trl_dpo_ext.cli.training import train
-
-    return train(command, getattr(trl_dpo_ext, trainer), recipe)
 
 
 def parse(command: str, config_class: type[BaseDPOConfig], argv: list[str]) -> Recipe:
