@@ -1,0 +1,146 @@
+"""
+No step of a training mixes tensors of the host with those of an accelerator, tried without one.
+
+Weights and batches are on a device whose tensors have shapes and no values, and every operation checks devices as on a
+GPU: torch's `FakeTensorMode`, on the device type `lazy`, which no backend claims. What is computed on the host, the
+layout of a batch, is computed with values.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from datasets import Dataset
+from integration.conftest import TINY
+from peft import LoraConfig
+from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_tokenizer
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import LlamaForCausalLM, PreTrainedModel
+
+import trl_dpo_ext
+from trl_dpo_ext.objectives import plackett_luce
+from trl_dpo_ext.shared_prompt import forward
+from trl_dpo_ext.shared_prompt.support import how_to_attend
+
+
+DEVICE = "lazy"
+
+
+class Accelerator(TorchDispatchMode):
+    """Puts on the device what is made there or moved there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        if device is not None and torch.device(device).type == DEVICE:
+            with self.fake:
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def put(self, tensor: torch.Tensor) -> torch.Tensor:
+        with self.fake:
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=DEVICE)
+
+    def put_model(self, model: nn.Module) -> None:
+        for module in model.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    there = self.put(parameter)
+                    module._parameters[name] = nn.Parameter(there, requires_grad=parameter.requires_grad)
+            for name, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[name] = self.put(buffer)
+
+
+@contextmanager
+def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
+    asked = torch.is_autocast_enabled
+    # Autocast does not know the device type
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind="cuda": kind != DEVICE and asked(kind))
+    with Accelerator() as mode:
+        yield mode
+
+
+def rankings() -> Dataset:
+    rows = []
+    for size in (2, 3, 4):
+        completions = [f" Number {i}." for i in range(size)]
+        rows.append({"prompt": f"Film {size}?", "completions": completions, "ranks": list(range(size))})
+    return Dataset.from_list(rows)
+
+
+def with_attention(implementation: str) -> LlamaForCausalLM:
+    model = tiny_llama()
+    model.set_attn_implementation(implementation)
+    return model
+
+
+# Trainer, options, model
+CASES: dict[str, tuple[str, dict[str, Any], Callable[[], PreTrainedModel]]] = {
+    "pairs": ("DPOPaper", {}, tiny_llama),
+    "eager": ("DPOPaper", {}, lambda: with_attention("eager")),
+    "separate": ("DPOPaper", {"share_prompt": False}, tiny_llama),
+    "row by row": ("DPOPaper", {"padding_free": False}, tiny_llama),
+    "in parts": ("DPOPaper", {"completions_per_forward": 1}, tiny_llama),
+    "windows": ("DPOPaper", {}, tiny_mistral),
+    "positions": ("DPOPaper", {}, tiny_gpt2),
+    "smoothed": ("DPOPaper", {"label_smoothing": 0.1}, tiny_llama),
+    "rankings": ("RankingDPO", {}, tiny_llama),
+    "rankings in parts": ("RankingDPO", {"completions_per_forward": 2}, tiny_llama),
+    "unlikelihood": ("Unlikelihood", {"unlikelihood_form": "token", "reference_free": False}, tiny_llama),
+    "preferred-ft": ("PreferredFT", {"reference_free": False, "loss_reduction": "token_mean"}, tiny_llama),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "adapter"), [(name, False) for name in CASES] + [("pairs", True), ("rankings in parts", True)]
+)
+def test_loss_and_figures(name: str, adapter: bool, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    method, options, make = CASES[name]
+    # As on a GPU; the attention of CPUs is another
+    monkeypatch.setattr(forward, "how_to_attend", lambda model, device: how_to_attend(model, torch.device("cuda")))
+    model = make()
+    trainer = getattr(trl_dpo_ext, f"{method}Trainer")(
+        model,
+        args=getattr(trl_dpo_ext, f"{method}Config")(str(tmp_path), **TINY | options),
+        train_dataset=rankings() if method == "RankingDPO" else preference_rows(3),
+        processing_class=tiny_tokenizer(),
+        peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM") if adapter else None,
+    )
+    inputs = trainer.with_groups(trainer.data_collator([trainer.train_dataset[i] for i in range(3)]))
+    # What is read from the device, once each: the largest tie, and at an update's end whether its losses are finite
+    monkeypatch.setattr(plackett_luce, "_largest_tie", lambda exist, ranks, sizes: 1)
+    trainer.accelerator.gradient_state._set_sync_gradients(False)
+    monkeypatch.setattr(accelerate.Accelerator, "device", torch.device(DEVICE))
+    with accelerator(monkeypatch) as mode:
+        for part in (trainer.model, trainer.ref_model):
+            if part is not None:
+                mode.put_model(part)
+        there = {key: mode.put(value) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
+        groups = inputs["prompt_groups"]
+        if groups.places is not None:
+            there["prompt_groups"] = replace(groups, places=mode.put(groups.places))
+        trainer.model.train()
+        loss = trainer.compute_loss(trainer.model, there)
+        loss.backward()
+        assert loss.device.type == DEVICE
+        trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+        assert {parameter.grad.device.type for parameter in trained if parameter.grad is not None} == {DEVICE}
+
+
+def test_a_mixture_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with accelerator(monkeypatch) as mode:
+        there = mode.put(torch.ones(3))
+        with pytest.raises(RuntimeError, match="found at least two devices, lazy and cpu"):
+            there + torch.ones(3)
