@@ -15,21 +15,29 @@ The output folder (`outputs/baselines`) then holds `pairs.jsonl`, `results.json`
 the quickstart has left its own. `--quick` does the same with less of everything; its numbers say nothing.
 """
 
-import argparse
-import json
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import quickstart  # before torch: it makes the thread library wait without using a core
-from datasets import Dataset, load_dataset
-from ranking_vs_pairs import Beginning, HeldOutEvaluation, Point, mean_and_stderr, reward_at_kl
+from comparison import (
+    Beginning,
+    Curves,
+    HeldOutEvaluation,
+    Point,
+    Settings,
+    folder_and_quick,
+    mean_and_stderr,
+    over_seeds,
+    reward_at_kl,
+    train,
+    write_results,
+)
+from datasets import load_dataset
 from sentiment_task import preference_pairs
 from training_curves import BLUE, GREY, ORANGE
-from transformers import AutoTokenizer, ProgressCallback
 
 from trl_dpo_ext import (
     DPOPaperConfig,
@@ -45,28 +53,8 @@ DPO, PREFERRED_FT, WEAK, FULL_WEIGHT = "DPO", "Preferred-FT", "unlikelihood 0.1"
 RED = "#b03030"
 COLORS = {DPO: BLUE, PREFERRED_FT: GREY, WEAK: ORANGE, FULL_WEIGHT: RED}
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Sizes of the comparison."""
-
-    seeds: tuple[int, ...] = (0, 1)  # of the order of the data; start and data are the same
-    num_prefixes: int = 2_000
-    num_test_prefixes: int = 512
-    beta: float = 1.0
-    learning_rate: float = 1e-4
-    warmup_steps: int = 20
-    num_updates: int = 320
-    sequences_per_update: int = 64  # pairs
-    updates_between_evaluations: int = 40
-
-
-FULL = Settings()
-QUICK = Settings(
-    seeds=(0,), num_prefixes=100, num_test_prefixes=96, warmup_steps=3, num_updates=8, updates_between_evaluations=4
-)
-
-Curves = dict[str, list[list[Point]]]  # by method, seed and time
+FULL = Settings(beta=1.0, num_updates=320, updates_between_evaluations=40)
+QUICK = FULL.quick(num_updates=8, updates_between_evaluations=4)
 
 
 def trainer_of(method: str, settings: Settings) -> tuple[type, type, dict[str, Any]]:
@@ -81,18 +69,12 @@ def trainer_of(method: str, settings: Settings) -> tuple[type, type, dict[str, A
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare DPO with the paper's supervised baselines.")
-    parser.add_argument("--output_dir", type=Path, help="defaults to outputs/baselines")
-    parser.add_argument("--quick", action="store_true", help="less of everything, to see that it runs")
-    options = parser.parse_args()
-    settings = QUICK if options.quick else FULL
-    suffix = "_quick" if options.quick else ""
-    output_dir = options.output_dir or Path("outputs", f"baselines{suffix}")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    output_dir, quick = folder_and_quick("baselines", "Compare DPO with the paper's supervised baselines.")
+    settings = QUICK if quick else FULL
     start = time.perf_counter()
 
     print("\n1. The model to start from")
-    begin = Beginning.of_quickstart(output_dir, options.quick)
+    begin = Beginning.of_quickstart(output_dir, quick)
     sft_dir, tokenizer, reference, reward = begin.sft_dir, begin.tokenizer, begin.reference, begin.reward
 
     print("\n2. Sample 4 completions of every prefix and pair them by the ground-truth reward")
@@ -108,8 +90,20 @@ def main() -> None:
     curves: Curves = {method: [] for method in COLORS}
     for seed in settings.seeds:
         for method, runs in curves.items():
-            runs.append(train(method, dataset, sft_dir, output_dir / "trainer", held_out_evaluation, seed, settings))
-            end = runs[-1][-1].evaluation.summary()
+            trainer_class, config_class, own = trainer_of(method, settings)
+            points = train(
+                trainer_class,
+                config_class,
+                dataset,
+                sft_dir,
+                output_dir / "trainer",
+                held_out_evaluation,
+                seed=seed,
+                rows_per_update=settings.sequences_per_update,
+                **own,
+            )
+            runs.append(points)
+            end = points[-1].evaluation.summary()
             print(f"{method}, seed {seed}: reward {end['reward']:.3f} at KL {end['kl']:.2f}")
 
     print(f"\n4. Results on {len(test_prefixes)} prefixes that do not occur in training")
@@ -122,82 +116,33 @@ def main() -> None:
     picture = output_dir / "baselines.png"
     draw(picture, curves)
     seconds = time.perf_counter() - start
-    results = {
-        "curves": {method: [[point.summary() for point in run] for run in runs] for method, runs in curves.items()},
-        "table": table,
-        "dpo_minus_preferred_ft_at_equal_kl": gain,
-        "seconds": seconds,
-        "settings": asdict(settings),
-    }
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_results(output_dir, curves, settings, seconds, {"table": table, "dpo_minus_preferred_ft_at_equal_kl": gain})
     print(f"\nAll of it took {seconds:.0f} s. The curves are in {picture}")
-
-
-def train(
-    method: str,
-    dataset: Dataset,
-    model_dir: Path,
-    output_dir: Path,
-    held_out_evaluation: HeldOutEvaluation,
-    seed: int,
-    settings: Settings,
-) -> list[Point]:
-    """Trains by one method. All options are the same but for those that only it has."""
-    trainer_class, config_class, own = trainer_of(method, settings)
-    config = config_class(
-        output_dir=str(output_dir),
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        max_steps=settings.num_updates,
-        global_batch_size=settings.sequences_per_update,
-        per_device_train_batch_size=settings.sequences_per_update,
-        gradient_checkpointing=False,
-        logging_steps=settings.updates_between_evaluations,
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-        **own,
-    )
-    trainer = trainer_class(
-        model=str(model_dir),
-        args=config,
-        train_dataset=dataset,
-        processing_class=AutoTokenizer.from_pretrained(model_dir),
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(quickstart.ProgressBarWithFigures)
-    trainer.add_callback(held_out_evaluation)
-    trainer.train()
-    return held_out_evaluation.points
-
-
-def over_seeds(runs: list[list[Point]], i: int, field: str) -> np.ndarray:
-    """A figure of every prefix at the `i`-th evaluation, averaged over seeds."""
-    return np.mean([getattr(run[i].evaluation, field) for run in runs], axis=0)
 
 
 def summary(runs: list[list[Point]]) -> dict[str, tuple[float, float]]:
     """Means over prefixes and seeds with standard errors over prefixes, at the start, the best point and the end."""
-    rewards = [over_seeds(runs, i, "rewards") for i in range(len(runs[0]))]
+    rewards, kls = zip(*(over_seeds(runs, i) for i in range(len(runs[0]))), strict=True)
     best = int(np.argmax([values.mean() for values in rewards]))
     last = len(rewards) - 1
     return {
         "reward at start": mean_and_stderr(rewards[0]),
         "best reward": mean_and_stderr(rewards[best]),
-        "KL there": mean_and_stderr(over_seeds(runs, best, "kls")),
+        "KL there": mean_and_stderr(kls[best]),
         "reward at end": mean_and_stderr(rewards[last]),
-        "KL at end": mean_and_stderr(over_seeds(runs, last, "kls")),
+        "KL at end": mean_and_stderr(kls[last]),
         "lost since best": mean_and_stderr(rewards[best] - rewards[last]),
     }
 
 
 def dpo_at_the_kl_of_preferred_ft(curves: Curves) -> tuple[float, float] | None:
     """Difference in reward at the KL where Preferred-FT ends, prefix by prefix; `None` if DPO never gets there."""
-    kl = over_seeds(curves[PREFERRED_FT], -1, "kls").mean()
+    rewards, kls = over_seeds(curves[PREFERRED_FT], -1)
+    kl = kls.mean()
     if any(max(point.evaluation.kls.mean() for point in run) < kl for run in curves[DPO]):
         return None
     dpo = np.mean([reward_at_kl(run, kl) for run in curves[DPO]], axis=0)
-    return mean_and_stderr(dpo - over_seeds(curves[PREFERRED_FT], -1, "rewards"))
+    return mean_and_stderr(dpo - rewards)
 
 
 def print_table(table: dict[str, dict[str, tuple[float, float]]]) -> None:

@@ -18,42 +18,29 @@ The output folder (`outputs/ranking_vs_pairs`) then holds `rankings.jsonl`, `res
 in `outputs/ranking_vs_pairs_quick`; its numbers say nothing.
 """
 
-import argparse
-import hashlib
 import json
-import random
-import shutil
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import quickstart  # before torch: it makes the thread library wait without using a core
-import torch
-from datasets import Dataset, load_dataset
-from sentiment_task import (
-    REVIEWS,
-    SAMPLING_BATCH,
-    Evaluation,
-    SentimentReward,
-    cut_prefixes,
-    evaluate,
-    load_reviews,
-    sample_completions,
+from comparison import (  # before torch: the thread library then waits without using a core
+    Beginning,
+    Curves,
+    HeldOutEvaluation,
+    Settings,
+    folder_and_quick,
+    mean_and_stderr,
+    over_seeds,
+    reward_at_kl,
+    train,
+    write_results,
 )
+from datasets import load_dataset
+from sentiment_task import SAMPLING_BATCH, SentimentReward, sample_completions
 from tqdm.auto import tqdm
 from training_curves import BLUE, GREY, ORANGE
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProgressCallback,
-    TrainerCallback,
-    set_seed,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer
 from trl_dpo_ext.data.rankings.converters import all_pairs
@@ -63,87 +50,19 @@ NUM_COMPLETIONS = 4
 RANKINGS, PAIRS = "whole rankings", "all pairs"
 COLORS = {RANKINGS: BLUE, PAIRS: ORANGE}
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Sizes of the comparison."""
-
-    seeds: tuple[int, ...] = (0, 1)  # of the order of the data; start and data are the same
-    num_prefixes: int = 2_000
-    num_test_prefixes: int = 512
-    beta: float = 0.3
-    learning_rate: float = 1e-4
-    warmup_steps: int = 20
-    num_updates: int = 120
-    sequences_per_update: int = 64
-    updates_between_evaluations: int = 20
-
-
-FULL = Settings()
-QUICK = Settings(
-    seeds=(0,), num_prefixes=100, num_test_prefixes=96, warmup_steps=3, num_updates=10, updates_between_evaluations=5
-)
-
-
-@dataclass
-class Point:
-    """What a policy does on the held-out prefixes after some training."""
-
-    num_sequences: int
-    evaluation: Evaluation
-
-    def summary(self) -> dict[str, float]:
-        return {"num_sequences": self.num_sequences} | self.evaluation.summary()
-
-
-Curves = dict[str, list[list[Point]]]  # by method, seed and time
-
-
-class HeldOutEvaluation(TrainerCallback):
-    """Measures true reward and KL during the training, on the same prefixes with the same random numbers each time."""
-
-    def __init__(
-        self,
-        reference: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        reward: SentimentReward,
-        prefixes: list[str],
-        settings: Settings,
-    ):
-        self.reference = reference
-        self.measure = partial(evaluate, ref=reference, tokenizer=tokenizer, reward=reward, prefixes=prefixes, seed=0)
-        self.settings = settings
-        self.points: list[Point] = []
-
-    def on_train_begin(self, args, state, control, model, **kwargs):
-        self.reference.to(model.device)
-        self.points = [self.point(0, model)]
-
-    def on_step_end(self, args, state, control, model, **kwargs):
-        if state.global_step % self.settings.updates_between_evaluations == 0:
-            self.points.append(self.point(state.global_step, model))
-
-    def point(self, num_updates: int, model: PreTrainedModel) -> Point:
-        was_training = model.training
-        with torch.random.fork_rng():  # the order of the training data stays as it is
-            evaluation = self.measure(model.eval())
-        model.train(was_training)
-        return Point(num_updates * self.settings.sequences_per_update, evaluation)
+FULL = Settings(beta=0.3, num_updates=120, updates_between_evaluations=20)
+QUICK = FULL.quick(num_updates=10, updates_between_evaluations=5)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare training on whole rankings with training on their pairs.")
-    parser.add_argument("--output_dir", type=Path, help="defaults to outputs/ranking_vs_pairs")
-    parser.add_argument("--quick", action="store_true", help="less of everything, to see that it runs")
-    options = parser.parse_args()
-    settings = QUICK if options.quick else FULL
-    suffix = "_quick" if options.quick else ""
-    output_dir = options.output_dir or Path("outputs", f"ranking_vs_pairs{suffix}")
-    output_dir.mkdir(parents=True, exist_ok=True)
+    output_dir, quick = folder_and_quick(
+        "ranking_vs_pairs", "Compare training on whole rankings with training on their pairs."
+    )
+    settings = QUICK if quick else FULL
     start = time.perf_counter()
 
     print("\n1. The model to start from")
-    begin = Beginning.of_quickstart(output_dir, options.quick)
+    begin = Beginning.of_quickstart(output_dir, quick)
     sft_dir, tokenizer, reference, reward = begin.sft_dir, begin.tokenizer, begin.reference, begin.reward
     print(f"{sft_dir}: {reference.num_parameters():,} parameters")
 
@@ -164,9 +83,22 @@ def main() -> None:
     curves: Curves = {RANKINGS: [], PAIRS: []}
     train_seconds: dict[str, list[float]] = {RANKINGS: [], PAIRS: []}
     for seed in settings.seeds:
-        for method, dataset in ((RANKINGS, rankings), (PAIRS, pairs)):
+        for method, dataset, trainer_class, config_class, sequences_per_row in (
+            (RANKINGS, rankings, RankingDPOTrainer, RankingDPOConfig, NUM_COMPLETIONS),
+            (PAIRS, pairs, DPOPaperTrainer, DPOPaperConfig, 2),
+        ):
             began = time.perf_counter()
-            points = train(method, dataset, sft_dir, output_dir / "trainer", held_out_evaluation, seed, settings)
+            points = train(
+                trainer_class,
+                config_class,
+                dataset,
+                sft_dir,
+                output_dir / "trainer",
+                held_out_evaluation,
+                seed=seed,
+                rows_per_update=settings.sequences_per_update // sequences_per_row,
+                beta=settings.beta,
+            )
             train_seconds[method].append(time.perf_counter() - began)
             curves[method].append(points)
             end = points[-1].evaluation.summary()
@@ -182,69 +114,8 @@ def main() -> None:
     picture = output_dir / "ranking_vs_pairs.png"
     draw(picture, curves)
     seconds = time.perf_counter() - start
-    results = {
-        "curves": {method: [[point.summary() for point in run] for run in runs] for method, runs in curves.items()},
-        "comparison": comparison,
-        "train_seconds": train_seconds,
-        "seconds": seconds,
-        "settings": asdict(settings),
-    }
-    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_results(output_dir, curves, settings, seconds, {"comparison": comparison, "train_seconds": train_seconds})
     print(f"\nAll of it took {seconds:.0f} s. The curves are in {picture}")
-
-
-@dataclass
-class Beginning:
-    """Where the quickstart's training begins: reviews, reward, and the fine-tuned model, also the reference."""
-
-    sft_dir: Path
-    tokenizer: PreTrainedTokenizerFast
-    reference: PreTrainedModel
-    reward: SentimentReward
-    texts: list[str]
-    held_out: list[str]
-    seed: int
-
-    @classmethod
-    def of_quickstart(cls, output_dir: Path, quick: bool) -> "Beginning":
-        """Takes the quickstart's model if it is there, and makes it in `output_dir` if not."""
-        settings, suffix = (quickstart.QUICK, "_quick") if quick else (quickstart.FULL, "")
-        reviews = load_reviews()
-        texts = [review["text"] for review in reviews]
-        random.Random(settings.seed).shuffle(texts)
-        held_out, texts = texts[: settings.num_held_out_reviews], texts[settings.num_held_out_reviews :]
-        sft_dir = find_or_make_sft_model(output_dir, Path("outputs", f"quickstart{suffix}"), texts, settings)
-        return cls(
-            sft_dir=sft_dir,
-            tokenizer=AutoTokenizer.from_pretrained(sft_dir),
-            reference=AutoModelForCausalLM.from_pretrained(sft_dir),
-            reward=SentimentReward(reviews),
-            texts=texts,
-            held_out=held_out,
-            seed=settings.seed,
-        )
-
-    def prefixes(self, num: int, num_test: int) -> tuple[list[str], list[str]]:
-        """Beginnings of reviews to train on, and others of held-out reviews."""
-        set_seed(self.seed)
-        train = cut_prefixes(self.texts, self.tokenizer, num_prefixes=num)
-        return train, cut_prefixes(self.held_out, self.tokenizer, num_prefixes=num_test, exclude=frozenset(train))
-
-
-def find_or_make_sft_model(
-    output_dir: Path, quickstart_dir: Path, texts: list[str], settings: quickstart.Settings
-) -> Path:
-    """Folder of the fine-tuned model: the quickstart's or an earlier run's if it had these settings, or a new one."""
-    reviews_hash = hashlib.sha256(REVIEWS.read_bytes()).hexdigest()
-    wanted = asdict(settings) | {"reviews_sha256": reviews_hash}
-    for folder in (quickstart_dir, output_dir):
-        record = folder / "settings.json"
-        if (folder / "sft").is_dir() and record.is_file() and json.loads(record.read_text()) == wanted:
-            return folder / "sft"
-    shutil.rmtree(output_dir / "sft", ignore_errors=True)
-    (output_dir / "settings.json").write_text(json.dumps(wanted, indent=2) + "\n")
-    quickstart.make_sft_model(output_dir / "sft", texts, settings)
-    return output_dir / "sft"
 
 
 def scored_rows(
@@ -267,75 +138,6 @@ def scored_rows(
         if all(completions[own]) and len(set(rewards[own])) == NUM_COMPLETIONS:
             rows.append({"prompt": prefix, "completions": completions[own], "scores": rewards[own]})
     return rows
-
-
-def train(
-    method: str,
-    dataset: Dataset,
-    model_dir: Path,
-    output_dir: Path,
-    held_out_evaluation: HeldOutEvaluation,
-    seed: int,
-    settings: Settings,
-) -> list[Point]:
-    """Trains on rankings or on pairs. All options are the same except for how many rows are one update."""
-    trainer_class, config_class, sequences_per_row = {
-        RANKINGS: (RankingDPOTrainer, RankingDPOConfig, NUM_COMPLETIONS),
-        PAIRS: (DPOPaperTrainer, DPOPaperConfig, 2),
-    }[method]
-    rows_per_update = settings.sequences_per_update // sequences_per_row
-    config = config_class(
-        output_dir=str(output_dir),
-        beta=settings.beta,
-        learning_rate=settings.learning_rate,
-        warmup_steps=settings.warmup_steps,
-        max_steps=settings.num_updates,
-        global_batch_size=rows_per_update,
-        per_device_train_batch_size=rows_per_update,
-        gradient_checkpointing=False,
-        logging_steps=settings.updates_between_evaluations,
-        save_strategy="no",
-        report_to="none",
-        seed=seed,
-    )
-    trainer = trainer_class(
-        model=str(model_dir),
-        args=config,
-        train_dataset=dataset,
-        processing_class=AutoTokenizer.from_pretrained(model_dir),
-    )
-    trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(quickstart.ProgressBarWithFigures)
-    trainer.add_callback(held_out_evaluation)
-    trainer.train()
-    return held_out_evaluation.points
-
-
-def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
-    """Mean of one value a prefix, and its standard error."""
-    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
-
-
-def over_seeds(runs: list[list[Point]], i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards and KLs of every prefix at the `i`-th evaluation, averaged over seeds."""
-    evaluations = [run[i].evaluation for run in runs]
-    return np.mean([e.rewards for e in evaluations], axis=0), np.mean([e.kls for e in evaluations], axis=0)
-
-
-def reward_at_kl(run: list[Point], kl: float) -> np.ndarray:
-    r"""
-    Reward of every prefix where a run crosses `kl`, on the straight line between the evaluations around it.
-
-    The mean is the point of the line at `kl`, and the standard error that of the delta method: chance in the KLs moves
-    the point along the line, hence `rewards - slope * (KLs - kl)`.
-    """
-    crossing = next(i for i in range(1, len(run)) if run[i].evaluation.kls.mean() >= kl)
-    before, after = run[crossing - 1].evaluation, run[crossing].evaluation
-    rise, width = after.rewards.mean() - before.rewards.mean(), after.kls.mean() - before.kls.mean()
-    weight = (kl - before.kls.mean()) / width
-    rewards = (1 - weight) * before.rewards + weight * after.rewards
-    kls = (1 - weight) * before.kls + weight * after.kls
-    return rewards - rise / width * (kls - kl)
 
 
 def compare(curves: Curves) -> list[dict]:

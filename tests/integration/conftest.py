@@ -1,13 +1,15 @@
-"""What the integration tests share: a config for tiny runs, and a run that returns its log."""
+"""What the integration tests share: tiny configs, trainers and runs, and the same run in plain torch."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import preference_rows
+import torch
+from tiny import preference_rows, tiny_llama, tiny_tokenizer
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
+from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 
 
 TINY = {
@@ -51,3 +53,50 @@ def trained(config: Callable[..., DPOPaperConfig]) -> Callable[..., DPOPaperTrai
 def updates(trainer: DPOPaperTrainer) -> list[dict[str, float]]:
     """The training log, one entry an update."""
     return [entry for entry in trainer.state.log_history if "grad_norm" in entry]
+
+
+def builder(trainer_class: type[BaseDPOTrainer], folder: Path) -> Callable[..., Any]:
+    """Makes a function that builds a trainer on 12 tiny rows, from its arguments and the options of its config."""
+
+    def build(model: Any = None, **options: Any) -> BaseDPOTrainer:
+        names = ("ref_model", "peft_config", "train_dataset", "eval_dataset", "quantization_config")
+        arguments = {name: options.pop(name) for name in names if name in options}
+        return trainer_class(
+            model or tiny_llama(),
+            args=trainer_class.config_class(str(folder / "out"), **TINY | options),
+            **{"train_dataset": preference_rows(12), "processing_class": tiny_tokenizer()} | arguments,
+        )
+
+    return build
+
+
+def token_logps(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """Log-probability of each token of an answer, by full logits and a loop."""
+    logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+    return torch.stack([logits[len(prompt) + i - 1, token] for i, token in enumerate(answer)])
+
+
+def assert_trains_as_plain_torch(
+    trainer: BaseDPOTrainer, loss_of: Callable[[torch.nn.Module, list[dict[str, Any]]], torch.Tensor]
+) -> None:
+    """
+    Trains, and compares losses, norms and weights with SGD in plain torch on updates of four rows.
+
+    Args:
+        trainer (`BaseDPOTrainer`): Trainer of `tiny_llama()` with `optim="sgd"` and `max_grad_norm=1.0`.
+        loss_of (`Callable`): The loss of a model on the rows of an update, with gradient.
+    """
+    rows, model = trainer.train_dataset.to_list(), tiny_llama()
+    trainer.train()
+    for update, entry in enumerate(updates(trainer)):
+        loss = loss_of(model, rows[4 * update : 4 * update + 4])
+        model.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
+        assert entry["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= entry["learning_rate"] * parameter.grad
+    for (name, ours), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm(), name

@@ -1,13 +1,10 @@
 """`PreferredFTTrainer`: runs against plain torch and against `trl.SFTTrainer`, and what it takes of its data."""
 
-from typing import Any
-
 import pytest
 import torch
 import trl
 from datasets import Dataset
-from integration.conftest import TINY, updates
-from integration.test_unlikelihood import token_logps
+from integration.conftest import TINY, assert_trains_as_plain_torch, builder, token_logps, updates
 from peft import LoraConfig
 from tiny import preference_rows, tiny_llama, tiny_tokenizer
 from transformers import BitsAndBytesConfig
@@ -22,17 +19,7 @@ LORA = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
 @pytest.fixture
 def make(tmp_path):
     """Builds a trainer on 12 rows."""
-
-    def build(model: Any = None, **options: Any) -> PreferredFTTrainer:
-        names = ("ref_model", "peft_config", "train_dataset", "eval_dataset", "quantization_config")
-        arguments = {name: options.pop(name) for name in names if name in options}
-        return PreferredFTTrainer(
-            model or tiny_llama(),
-            args=PreferredFTConfig(str(tmp_path / "out"), **TINY | options),
-            **{"train_dataset": preference_rows(12), "processing_class": tiny_tokenizer()} | arguments,
-        )
-
-    return build
+    return builder(PreferredFTTrainer, tmp_path)
 
 
 def test_objective():
@@ -50,22 +37,12 @@ def test_objective():
 def test_a_run_is_plain_torch(make, reduction, per_device):
     options = {"optim": "sgd", "learning_rate": 1e-3, "max_grad_norm": 1.0, "per_device_train_batch_size": per_device}
     trainer = make(loss_reduction=reduction, **options)
-    rows, model = trainer.train_dataset.to_list(), tiny_llama()
-    trainer.train()
-    for update, entry in enumerate(updates(trainer)):
-        batch = rows[4 * update : 4 * update + 4]
+
+    def loss_by_hand(model, batch):
         tokens = [token_logps(model, row["prompt_ids"], row["completion_ids"][0]) for row in batch]
-        loss = -torch.cat(tokens).mean() if reduction == "token_mean" else -torch.cat(tokens).sum() / len(batch)
-        model.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
-        assert entry["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= entry["learning_rate"] * parameter.grad
-    for (name, ours), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
-        assert (ours - theirs).norm() <= 1e-6 * theirs.norm(), name
+        return -torch.cat(tokens).mean() if reduction == "token_mean" else -torch.cat(tokens).sum() / len(batch)
+
+    assert_trains_as_plain_torch(trainer, loss_by_hand)
 
 
 @pytest.mark.parametrize("per_device", [4, 2], ids=["whole", "accumulated"])

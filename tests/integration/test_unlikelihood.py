@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import trl
-from integration.conftest import TINY, updates
+from integration.conftest import TINY, assert_trains_as_plain_torch, builder, token_logps, updates
 from peft import LoraConfig
 from tiny import preference_rows, tiny_llama, tiny_tokenizer
 
@@ -19,23 +19,7 @@ LORA = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
 @pytest.fixture
 def make(tmp_path):
     """Builds a trainer on 12 rows."""
-
-    def build(model: Any = None, **options: Any) -> UnlikelihoodTrainer:
-        names = ("ref_model", "peft_config", "train_dataset", "eval_dataset")
-        arguments = {name: options.pop(name) for name in names if name in options}
-        return UnlikelihoodTrainer(
-            model or tiny_llama(),
-            args=UnlikelihoodConfig(str(tmp_path / "out"), **TINY | options),
-            **{"train_dataset": preference_rows(12), "processing_class": tiny_tokenizer()} | arguments,
-        )
-
-    return build
-
-
-def token_logps(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torch.Tensor:
-    """Log-probability of each token of an answer, by full logits and a loop."""
-    logits = model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
-    return torch.stack([logits[len(prompt) + i - 1, token] for i, token in enumerate(answer)])
+    return builder(UnlikelihoodTrainer, tmp_path)
 
 
 def loss_by_hand(model: torch.nn.Module, row: dict[str, Any], alpha: float, form: str) -> torch.Tensor:
@@ -51,21 +35,9 @@ def test_a_run_is_plain_torch(make, alpha, form):
     trainer = make(
         alpha=alpha, unlikelihood_form=form, optim="sgd", learning_rate=1e-4, max_steps=3, max_grad_norm=1.0
     )
-    rows, model = trainer.train_dataset.to_list(), tiny_llama()
-    trainer.train()
-    for update, entry in enumerate(updates(trainer)):
-        batch = rows[4 * update : 4 * update + 4]
-        loss = torch.stack([loss_by_hand(model, row, alpha, form) for row in batch]).mean()
-        model.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
-        assert entry["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter -= entry["learning_rate"] * parameter.grad
-    for (name, ours), theirs in zip(trainer.model.named_parameters(), model.parameters(), strict=True):
-        assert (ours - theirs).norm() <= 1e-6 * theirs.norm(), name
+    assert_trains_as_plain_torch(
+        trainer, lambda model, batch: torch.stack([loss_by_hand(model, row, alpha, form) for row in batch]).mean()
+    )
 
 
 class TestReference:

@@ -59,11 +59,8 @@ def run(argv: list[str]) -> int:
         if flag.startswith("--") and flag not in flags:
             return _fail(f"there is no option {flag}.{did_you_mean(flag, flags, str)}")
     options = parser.parse_args(argv)
-    output: Path = options.output
-    if output.exists() and not options.overwrite:
-        return _fail(f"{output} already exists. Pass --overwrite to replace it.")
     try:
-        return _score(options, output)
+        return _score(options, options.output)
     except (ValueError, OSError) as error:
         return _fail(str(error))
     except Exception:  # Python's own exit status would be 1
@@ -117,24 +114,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _score(options: argparse.Namespace, output: Path) -> int:
-    from trl_dpo_ext.scoring.files.sources import open_rows
-
-    # Before the model is loaded, which may take minutes
-    source = open_rows(
-        options.rows, rows_per_part=options.rows_per_part, split=options.split, dataset_config=options.dataset_config
-    )
+    if output.exists() and not options.overwrite:
+        raise ValueError(f"{output} already exists. Pass --overwrite to replace it.")
 
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
 
+    from trl_dpo_ext.processes import together
     from trl_dpo_ext.scoring.files.scoring import check_output, score_file
+    from trl_dpo_ext.scoring.files.sources import open_rows
     from trl_dpo_ext.scoring.implicit_reward_model import ImplicitRewardModel
 
-    check_output(source, output, options.overwrite)
     # Without an accelerator only `cpu=True` has processes find each other. One that is done waits for the others.
     cpu = options.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu, timeout=timedelta(days=7))
+    with together():  # before the model is loaded, which may take minutes
+        source = open_rows(
+            options.rows,
+            rows_per_part=options.rows_per_part,
+            split=options.split,
+            dataset_config=options.dataset_config,
+        )
+        check_output(source, output, options.overwrite)
     if state.num_processes > 1 and options.device not in (None, "cpu"):
         raise ValueError(f"--device {options.device} would put all processes on one device. Leave it out.")
     given: dict[str, Any] = {name: getattr(options, name) for name in _MODEL_OPTIONS}

@@ -3,22 +3,20 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trl_dpo_ext.data.doctor.findings import WARNING, Check
+from trl_dpo_ext.data.doctor.findings import WARNING, ChatCheck
 from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
 
 
 __all__ = ["AnswerEndsWithOther", "PromptEndsWithAssistant", "RolesDoNotAlternate"]
 
 
-class RolesDoNotAlternate(Check):
+class RolesDoNotAlternate(ChatCheck):
     name = "roles-do-not-alternate"
     severity = WARNING
     meaning = "Two turns of one speaker follow each other, or a system message comes after the first turn."
     fix = "Join such turns, or restore what is missing between them. Some chat templates refuse them."
 
     def found(self, row: PreparedRow) -> str | None:
-        if not row.is_chat:
-            return None
         for completion in row.completions:
             roles = _roles([*row.prompt, *completion])
             if not _alternate(roles):
@@ -26,27 +24,25 @@ class RolesDoNotAlternate(Check):
         return None
 
 
-class AnswerEndsWithOther(Check):
+class AnswerEndsWithOther(ChatCheck):
     name = "answer-not-by-assistant"
     severity = WARNING
     meaning = "The last message of an answer is not the assistant's, and the policy learns to write it."
     fix = "Give answers as messages of the role `assistant`."
 
     def found(self, row: PreparedRow) -> str | None:
-        if not row.is_chat:
-            return None
         last = (_roles(completion)[-1] for completion in row.completions)
         return next((role for role in last if role != "assistant"), None)
 
 
-class PromptEndsWithAssistant(Check):
+class PromptEndsWithAssistant(ChatCheck):
     name = "prompt-ends-with-assistant"
     severity = WARNING
     meaning = "A prompt ends with a turn of the assistant, after which the chat template begins another one."
     fix = "Move that turn into the answers, or end prompts with a turn of the user."
 
     def found(self, row: PreparedRow) -> str | None:
-        if row.is_chat and row.prompt and row.prompt[-1]["role"] == "assistant":
+        if row.prompt and row.prompt[-1]["role"] == "assistant":
             return ", ".join(_roles(row.prompt))
         return None
 

@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Any
 
 from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, Check, Finding
-from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
+from trl_dpo_ext.data.doctor.prepared_row import PreparedRow, text_of
 
 
 __all__ = [
@@ -108,7 +108,9 @@ class StockOpening(Check):
     def found(self, row: PreparedRow) -> str | None:
         if row.completions:
             self.rows += 1
-            opening = " ".join(_start(row.completions[0]).split()[:_OPENING_WORDS])
+            preferred = row.completions[0]
+            start = text_of(preferred if isinstance(preferred, str) else preferred[:1])
+            opening = " ".join(start.split()[:_OPENING_WORDS])
             if opening not in self.openings:
                 self.openings[opening] = self.new_finding()
             self.openings[opening].add(row.index, repr(opening))
@@ -192,10 +194,3 @@ def _is_number(value: Any) -> bool:
 def _compare(name: str, best: Any, worst: Any) -> tuple[str, bool]:
     against = best > worst if "rank" in name.lower() else best < worst
     return f"{best} for the best, {worst} for the worst", against
-
-
-def _start(completion: Any) -> str:
-    if isinstance(completion, str):
-        return completion
-    content = completion[0].get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
 
 
-__all__ = ["ERROR", "NOTE", "SEVERITIES", "WARNING", "Check", "Finding", "Refusals"]
+__all__ = ["ERROR", "NOTE", "SEVERITIES", "WARNING", "ChatCheck", "Check", "Finding", "Refusals", "TextCheck"]
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 
@@ -85,6 +85,20 @@ class Check:
     def findings(self) -> list[Finding]:
         """What was found in all."""
         return [self.finding] if self.finding.count else []
+
+
+class TextCheck(Check):
+    """A check that looks at rows of plain text only."""
+
+    def look_at(self, rows: Sequence[PreparedRow]) -> None:
+        super().look_at([row for row in rows if row.is_text])
+
+
+class ChatCheck(Check):
+    """A check that looks at conversations only."""
+
+    def look_at(self, rows: Sequence[PreparedRow]) -> None:
+        super().look_at([row for row in rows if row.is_chat])
 
 
 class Refusals:

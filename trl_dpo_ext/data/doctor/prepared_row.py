@@ -25,7 +25,7 @@ from trl_dpo_ext.data.rankings.tokenization import tokenize_ranking
 from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids
 
 
-__all__ = ["FULL_PROMPT", "PreparedRow", "RowPreparation", "key_of"]
+__all__ = ["FULL_PROMPT", "PreparedRow", "RowPreparation", "key_of", "text_of"]
 
 # Steps of preparation that leave rows out, in the order in which a trainer takes all rows through them
 _NO_PREFERENCE, _SAME_AS_TOKENS, FULL_PROMPT = range(3)
@@ -92,6 +92,18 @@ class PreparedRow:
 def key_of(value: Any) -> int:
     """A number that is equal for equal texts, message lists or token ids."""
     return hash(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
+
+
+def text_of(value: str | Sequence[Mapping[str, Any]]) -> str:
+    """Plain text, or the text of all messages."""
+    if isinstance(value, str):
+        return value
+    return "\n".join(_content_of(message) for message in value)
+
+
+def _content_of(message: Mapping[str, Any]) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
 
 class RowPreparation:

@@ -1,13 +1,13 @@
 """Checks of plain text and of message contents: special tokens, white space at the border, implicit prompts."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, Check, Finding
-from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
+from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, Check, Finding, TextCheck
+from trl_dpo_ext.data.doctor.prepared_row import PreparedRow, text_of
 from trl_dpo_ext.data.prompts import split_prompt
 
 
@@ -41,7 +41,7 @@ class EosInText(Check):
         if self.eos is None or row.prompt is None:
             return None
         for completion in row.completions:
-            text = _text_of(completion)
+            text = text_of(completion)
             place = text.find(self.eos)
             # In a message the template writes the EOS, so that one at the end of the text is one too many
             if place >= 0 and not (row.is_text and place + len(self.eos) == len(text)):
@@ -65,7 +65,7 @@ class SpecialTokenInText(Check):
         return _first_match(self.special, [row.prompt]) if found is None and row.is_chat else found
 
 
-class SpecialTokenInPrompt(Check):
+class SpecialTokenInPrompt(TextCheck):
     name = "special-token-in-prompt"
     severity = NOTE
     meaning = "A plain-text prompt holds special tokens: right if a chat template was applied by hand."
@@ -76,10 +76,10 @@ class SpecialTokenInPrompt(Check):
         self.special = _pattern(tokenizer)
 
     def found(self, row: PreparedRow) -> str | None:
-        return _first_match(self.special, [row.prompt]) if row.is_text else None
+        return _first_match(self.special, [row.prompt])
 
 
-class BosTwice(Check):
+class BosTwice(TextCheck):
     name = "bos-twice"
     severity = WARNING
     meaning = "A prompt begins with the BOS token that the tokenizer adds, so that there are two."
@@ -91,35 +91,35 @@ class BosTwice(Check):
 
     def found(self, row: PreparedRow) -> str | None:
         size = len(self.leading_ids)
-        twice = size and row.is_text and row.prompt_ids[: 2 * size] == self.leading_ids * 2
+        twice = size and row.prompt_ids[: 2 * size] == self.leading_ids * 2
         return repr(row.prompt[: 2 * _AROUND]) if twice else None
 
 
-class WordsRunTogether(Check):
+class WordsRunTogether(TextCheck):
     name = "no-space-before-answer"
     severity = WARNING
     meaning = "A prompt ends in a word or a punctuation mark and an answer begins with a word, with no space between."
     fix = "Begin answers with a space (or a line break), as the model will write them after the prompt."
 
     def found(self, row: PreparedRow) -> str | None:
-        if not row.is_text or "prompt" not in row.raw:
+        if "prompt" not in row.raw:
             return None
         return next((_border(row, text) for text in row.completions if _run_together(row.prompt, text)), None)
 
 
-class FirstWhitespaceDiffers(Check):
+class FirstWhitespaceDiffers(TextCheck):
     name = "first-space-tells-answers-apart"
     severity = WARNING
     meaning = "Of the answers of one prompt some begin with white space and some do not, which gives the order away."
     fix = "Begin all answers of a prompt alike."
 
     def found(self, row: PreparedRow) -> str | None:
-        if row.is_text and len({text[:1].isspace() for text in row.completions}) > 1:
+        if len({text[:1].isspace() for text in row.completions}) > 1:
             return " | ".join(repr(text[:_AROUND]) for text in row.completions[:4])
         return None
 
 
-class FirstWhitespaceMixed(Check):
+class FirstWhitespaceMixed(TextCheck):
     name = "first-space-mixed"
     severity = NOTE
     meaning = "In these rows, the fewer ones, the preferred answer begins with white space where others do not."
@@ -131,8 +131,6 @@ class FirstWhitespaceMixed(Check):
         self.without.meaning = self.meaning.replace("begins with", "begins without").replace("do not", "do")
 
     def found(self, row: PreparedRow) -> str | None:
-        if not row.is_text:
-            return None
         if row.completions[0][:1].isspace():
             return _border(row, row.completions[0])
         self.without.add(row.index, _border(row, row.completions[0]))
@@ -143,7 +141,7 @@ class FirstWhitespaceMixed(Check):
         return [fewer] if fewer.count else []
 
 
-class ImplicitPrompt(Check):
+class ImplicitPrompt(TextCheck):
     name = "implicit-prompt"
     severity = NOTE
     meaning = (
@@ -153,22 +151,22 @@ class ImplicitPrompt(Check):
     fix = "Add a column `prompt` if this example of a prompt's end is not what you mean."
 
     def found(self, row: PreparedRow) -> str | None:
-        return repr(row.prompt[-2 * _AROUND :]) if row.is_text and "prompt" not in row.raw else None
+        return repr(row.prompt[-2 * _AROUND :]) if "prompt" not in row.raw else None
 
 
-class PromptSplitInWord(Check):
+class PromptSplitInWord(TextCheck):
     name = "prompt-split-in-word"
     severity = WARNING
     meaning = "There is no column `prompt`, and the common start of the answers ends inside a word."
     fix = "Add a column `prompt` and take it off the answers."
 
     def found(self, row: PreparedRow) -> str | None:
-        if not row.is_text or "prompt" in row.raw or not row.prompt[-1:].isalnum():
+        if "prompt" in row.raw or not row.prompt[-1:].isalnum():
             return None
         return next((_border(row, text) for text in row.completions if text[:1].isalnum()), None)
 
 
-class TurnSplitInAnswers(Check):
+class TurnSplitInAnswers(TextCheck):
     name = "hh-prompt-split-in-answers"
     severity = WARNING
     meaning = (
@@ -178,22 +176,10 @@ class TurnSplitInAnswers(Check):
     fix = "Use `tokenization='separate'`, or split the prompts off beforehand (`trl_dpo_ext.data.prompts`)."
 
     def found(self, row: PreparedRow) -> str | None:
-        if not row.is_text or "prompt" in row.raw or "chosen" not in row.raw:
+        if "prompt" in row.raw or "chosen" not in row.raw:
             return None
         lost = row.prompt[len(split_prompt(dict(row.raw))["prompt"]) :]
         return repr(lost) if lost else None
-
-
-def _text_of(value: Any) -> str:
-    """Plain text, or the text of all messages."""
-    if isinstance(value, str):
-        return value
-    return "\n".join(_content_of(message) for message in value)
-
-
-def _content_of(message: Mapping[str, Any]) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
 
 def _pattern(tokenizer: PreTrainedTokenizerBase, without_eos: bool = False) -> re.Pattern[str] | None:
@@ -207,7 +193,7 @@ def _first_match(pattern: re.Pattern[str] | None, values: list[Any]) -> str | No
         return None
     search: Callable[[str], re.Match[str] | None] = pattern.search
     for value in values:
-        text = _text_of(value)
+        text = text_of(value)
         if match := search(text):
             return repr(_around(text, match.start(), match.end()))
     return None

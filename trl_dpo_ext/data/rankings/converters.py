@@ -108,23 +108,11 @@ def best_worst_pairs(
     """
     The best against the worst completion of each ranking, as preference rows.
 
-    Of several that tie for the best the first is taken, of several that tie for the worst the last. Otherwise as
-    [`all_pairs`].
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            Rankings or scored completions.
-        score_tie_gap (`float`, *optional*, defaults to `0.0`):
-            Difference up to which scores tie.
-        num_proc (`int`, *optional*):
-            Processes to use.
+    Of several that tie for the best the first is taken, of several that tie for the worst the last. Arguments, columns
+    and errors are those of [`all_pairs`].
 
     Returns:
-        `Dataset` or `IterableDataset`: Rows with `chosen`, `rejected` and, if there was one, `prompt`; one for each
-        ranking.
-
-    Raises:
-        ValueError: As [`all_pairs`].
+        `Dataset` or `IterableDataset`: One row for each ranking.
     """
     return _to_pairs(dataset, _best_and_worst, score_tie_gap, 0, num_proc)
 
@@ -136,24 +124,10 @@ def best_random_pairs(
     The best completion of each ranking against one drawn from those below it, as preference rows.
 
     Of several that tie for the best the first is taken. The draw depends on `seed` and on the number of the row only,
-    not on `num_proc`. Otherwise as [`all_pairs`].
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            Rankings or scored completions.
-        seed (`int`, *optional*, defaults to `0`):
-            Seed of the draws.
-        score_tie_gap (`float`, *optional*, defaults to `0.0`):
-            Difference up to which scores tie.
-        num_proc (`int`, *optional*):
-            Processes to use.
+    not on `num_proc`. The other arguments, columns and errors are those of [`all_pairs`].
 
     Returns:
-        `Dataset` or `IterableDataset`: Rows with `chosen`, `rejected` and, if there was one, `prompt`; one for each
-        ranking.
-
-    Raises:
-        ValueError: As [`all_pairs`].
+        `Dataset` or `IterableDataset`: One row for each ranking.
     """
     return _to_pairs(dataset, _best_and_random, score_tie_gap, seed, num_proc)
 

@@ -1,0 +1,259 @@
+"""
+What the comparisons of trainers on the sentiment task share: where they begin, how they train and what they measure.
+
+`ranking_vs_pairs.py` and `baselines.py` say what is compared, and how the results are read.
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import quickstart  # before torch: it makes the thread library wait without using a core
+import torch
+from datasets import Dataset
+from sentiment_task import REVIEWS, Evaluation, SentimentReward, cut_prefixes, evaluate, load_reviews
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    ProgressCallback,
+    TrainerCallback,
+    set_seed,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Sizes of a comparison."""
+
+    seeds: tuple[int, ...] = (0, 1)  # of the order of the data; start and data are the same
+    num_prefixes: int = 2_000
+    num_test_prefixes: int = 512
+    beta: float
+    learning_rate: float = 1e-4
+    warmup_steps: int = 20
+    num_updates: int
+    sequences_per_update: int = 64  # in `baselines.py`: pairs
+    updates_between_evaluations: int
+
+    def quick(self, num_updates: int, updates_between_evaluations: int) -> "Settings":
+        """The same comparison with less of everything."""
+        return replace(
+            self,
+            seeds=(0,),
+            num_prefixes=100,
+            num_test_prefixes=96,
+            warmup_steps=3,
+            num_updates=num_updates,
+            updates_between_evaluations=updates_between_evaluations,
+        )
+
+
+def folder_and_quick(name: str, description: str) -> tuple[Path, bool]:
+    """The output folder, which is made, and whether less of everything is asked for, from the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--output_dir", type=Path, help=f"defaults to outputs/{name}")
+    parser.add_argument("--quick", action="store_true", help="less of everything, to see that it runs")
+    options = parser.parse_args()
+    suffix = "_quick" if options.quick else ""
+    output_dir = options.output_dir or Path("outputs", f"{name}{suffix}")
+    output_dir.mkdir(parents=True, exist_ok=True)
+    return output_dir, options.quick
+
+
+# Where they begin
+
+
+@dataclass
+class Beginning:
+    """Where the quickstart's training begins: reviews, reward, and the fine-tuned model, also the reference."""
+
+    sft_dir: Path
+    tokenizer: PreTrainedTokenizerFast
+    reference: PreTrainedModel
+    reward: SentimentReward
+    texts: list[str]
+    held_out: list[str]
+    seed: int
+
+    @classmethod
+    def of_quickstart(cls, output_dir: Path, quick: bool) -> "Beginning":
+        """Takes the quickstart's model if it is there, and makes it in `output_dir` if not."""
+        settings, suffix = (quickstart.QUICK, "_quick") if quick else (quickstart.FULL, "")
+        reviews = load_reviews()
+        texts = [review["text"] for review in reviews]
+        random.Random(settings.seed).shuffle(texts)
+        held_out, texts = texts[: settings.num_held_out_reviews], texts[settings.num_held_out_reviews :]
+        sft_dir = find_or_make_sft_model(output_dir, Path("outputs", f"quickstart{suffix}"), texts, settings)
+        return cls(
+            sft_dir=sft_dir,
+            tokenizer=AutoTokenizer.from_pretrained(sft_dir),
+            reference=AutoModelForCausalLM.from_pretrained(sft_dir),
+            reward=SentimentReward(reviews),
+            texts=texts,
+            held_out=held_out,
+            seed=settings.seed,
+        )
+
+    def prefixes(self, num: int, num_test: int) -> tuple[list[str], list[str]]:
+        """Beginnings of reviews to train on, and others of held-out reviews."""
+        set_seed(self.seed)
+        train = cut_prefixes(self.texts, self.tokenizer, num_prefixes=num)
+        return train, cut_prefixes(self.held_out, self.tokenizer, num_prefixes=num_test, exclude=frozenset(train))
+
+
+def find_or_make_sft_model(
+    output_dir: Path, quickstart_dir: Path, texts: list[str], settings: quickstart.Settings
+) -> Path:
+    """Folder of the fine-tuned model: the quickstart's or an earlier run's if it had these settings, or a new one."""
+    reviews_hash = hashlib.sha256(REVIEWS.read_bytes()).hexdigest()
+    wanted = asdict(settings) | {"reviews_sha256": reviews_hash}
+    for folder in (quickstart_dir, output_dir):
+        record = folder / "settings.json"
+        if (folder / "sft").is_dir() and record.is_file() and json.loads(record.read_text()) == wanted:
+            return folder / "sft"
+    shutil.rmtree(output_dir / "sft", ignore_errors=True)
+    (output_dir / "settings.json").write_text(json.dumps(wanted, indent=2) + "\n")
+    quickstart.make_sft_model(output_dir / "sft", texts, settings)
+    return output_dir / "sft"
+
+
+# Training, and what is measured on the way
+
+
+@dataclass
+class Point:
+    """What a policy does on the held-out prefixes after some training."""
+
+    num_sequences: int
+    evaluation: Evaluation
+
+    def summary(self) -> dict[str, float]:
+        return {"num_sequences": self.num_sequences} | self.evaluation.summary()
+
+
+Curves = dict[str, list[list[Point]]]  # by method, seed and time
+
+
+class HeldOutEvaluation(TrainerCallback):
+    """Measures true reward and KL during the training, on the same prefixes with the same random numbers each time."""
+
+    def __init__(
+        self,
+        reference: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        reward: SentimentReward,
+        prefixes: list[str],
+        settings: Settings,
+    ):
+        self.reference = reference
+        self.measure = partial(evaluate, ref=reference, tokenizer=tokenizer, reward=reward, prefixes=prefixes, seed=0)
+        self.settings = settings
+        self.points: list[Point] = []
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.reference.to(model.device)
+        self.points = [self.point(0, model)]
+
+    def on_step_end(self, args, state, control, model, **kwargs):
+        if state.global_step % self.settings.updates_between_evaluations == 0:
+            self.points.append(self.point(state.global_step, model))
+
+    def point(self, num_updates: int, model: PreTrainedModel) -> Point:
+        was_training = model.training
+        with torch.random.fork_rng():  # the order of the training data stays as it is
+            evaluation = self.measure(model.eval())
+        model.train(was_training)
+        return Point(num_updates * self.settings.sequences_per_update, evaluation)
+
+
+def train(
+    trainer_class: type,
+    config_class: type,
+    dataset: Dataset,
+    model_dir: Path,
+    output_dir: Path,
+    held_out_evaluation: HeldOutEvaluation,
+    *,
+    seed: int,
+    rows_per_update: int,
+    **own: Any,
+) -> list[Point]:
+    """Trains by one method. All options are the same but for the rows of an update and those that only it has."""
+    settings = held_out_evaluation.settings
+    config = config_class(
+        output_dir=str(output_dir),
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        max_steps=settings.num_updates,
+        global_batch_size=rows_per_update,
+        per_device_train_batch_size=rows_per_update,
+        gradient_checkpointing=False,
+        logging_steps=settings.updates_between_evaluations,
+        save_strategy="no",
+        report_to="none",
+        seed=seed,
+        **own,
+    )
+    trainer = trainer_class(
+        model=str(model_dir),
+        args=config,
+        train_dataset=dataset,
+        processing_class=AutoTokenizer.from_pretrained(model_dir),
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(quickstart.ProgressBarWithFigures)
+    trainer.add_callback(held_out_evaluation)
+    trainer.train()
+    return held_out_evaluation.points
+
+
+# Results
+
+
+def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
+    """Mean of one value a prefix, and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+
+
+def over_seeds(runs: list[list[Point]], i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards and KLs of every prefix at the `i`-th evaluation, averaged over seeds."""
+    evaluations = [run[i].evaluation for run in runs]
+    return np.mean([e.rewards for e in evaluations], axis=0), np.mean([e.kls for e in evaluations], axis=0)
+
+
+def reward_at_kl(run: list[Point], kl: float) -> np.ndarray:
+    r"""
+    Reward of every prefix where a run crosses `kl`, on the straight line between the evaluations around it.
+
+    The mean is the point of the line at `kl`, and the standard error that of the delta method: chance in the KLs moves
+    the point along the line, hence `rewards - slope * (KLs - kl)`.
+    """
+    crossing = next(i for i in range(1, len(run)) if run[i].evaluation.kls.mean() >= kl)
+    before, after = run[crossing - 1].evaluation, run[crossing].evaluation
+    rise, width = after.rewards.mean() - before.rewards.mean(), after.kls.mean() - before.kls.mean()
+    weight = (kl - before.kls.mean()) / width
+    rewards = (1 - weight) * before.rewards + weight * after.rewards
+    kls = (1 - weight) * before.kls + weight * after.kls
+    return rewards - rise / width * (kls - kl)
+
+
+def write_results(
+    output_dir: Path, curves: Curves, settings: Settings, seconds: float, figures: dict[str, Any]
+) -> None:
+    """Writes what was measured along the training and the figures made of it, as `results.json`."""
+    results = {
+        "curves": {method: [[point.summary() for point in run] for run in runs] for method, runs in curves.items()},
+        **figures,
+        "seconds": seconds,
+        "settings": asdict(settings),
+    }
+    (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
