@@ -1,14 +1,17 @@
-"""What the processes of a launch do together: take turns, and end together where one of them fails."""
+"""What the processes of a launch do together: take turns, speak once, and end together where one of them fails."""
 
+import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
+from typing import Any
 
 from accelerate import PartialState
+from accelerate.logging import MultiProcessAdapter
 from accelerate.utils import gather_object
 
 
-__all__ = ["OtherProcessError", "check_same", "main_first", "together"]
+__all__ = ["OtherProcessError", "check_same", "get_logger", "main_first", "together"]
 
 
 class OtherProcessError(ValueError):
@@ -74,6 +77,18 @@ def check_same(count: int, what: str) -> None:
     if len(set(counts)) > 1:
         found = ", ".join(f"{count:,} on process {i}" for i, count in enumerate(counts))
         raise ValueError(f"The processes do not have the same number of {what}: {found}. Give all the same data.")
+
+
+class _MainProcessLogger(MultiProcessAdapter):
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        # accelerate's puts the number of the process before it, which is always that of the main one
+        kwargs.setdefault("stacklevel", 2)
+        return msg, kwargs
+
+
+def get_logger(name: str) -> MultiProcessAdapter:
+    """A logger that speaks on the main process only."""
+    return _MainProcessLogger(logging.getLogger(name), {})
 
 
 def _meet(error: Exception | None = None) -> None:

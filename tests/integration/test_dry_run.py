@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from tiny import preference_rows, tiny_llama
 from trl import ModelConfig
@@ -46,6 +47,16 @@ def test_it_says_what_training_would_do_and_does_nothing(rows, llama_folder, cap
     weights = float(re.search(r"weights ([\d.e-]+)", printed)[1])
     assert weights == pytest.approx(4 * parameters / GIB, rel=1e-2)
     assert not (rows / "out").exists()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="takes bf16 as it is")
+def test_a_recipe_for_a_gpu_where_there_is_none(rows, llama_folder, capsys):
+    (rows / "gpu.yaml").write_text("bf16: true\ndry_run: true\n")
+    words = ["--model_name_or_path", llama_folder, "--dataset_name", str(rows / "rows.jsonl")]
+    assert main(["dpo", *words, "--output_dir", str(rows / "out"), "--config", str(rows / "gpu.yaml")]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("There is no accelerator here: the options are read with `use_cpu=True`.\n")
+    assert "\nbf16: true\n" in printed and "\nuse_cpu: true\n" in printed
 
 
 def test_rows_that_training_would_not_take(rows, llama_folder, capsys):

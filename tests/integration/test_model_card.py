@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from integration.conftest import TINY
-from tiny import preference_rows
+from tiny import preference_rows, tiny_llama, tiny_tokenizer
 
 import trl_dpo_ext
 
@@ -30,6 +30,9 @@ def test_card(method, equation, reference, llama_folder, tmp_path):
     assert f"- reference: {reference}" in card
     assert (trainer.reference_hash is None) == (reference == "none")
     assert str(trainer.reference_hash) in card or reference == "none"
+    assert f"This model is a fine-tuned version of `{Path(llama_folder).name}`.\n" in card
+    assert f'pipeline("text-generation", model="{tmp_path.name}", ' in card
+    assert "None" not in card
     assert llama_folder not in card  # a path of this machine says nothing to others
     assert ("ImplicitRewardModel" in card) == (reference != "none")
     assert ("- alpha: 1.0" in card) == (method == "Unlikelihood")
@@ -42,3 +45,13 @@ def test_another_loss_is_named_and_has_no_equation(llama_folder, tmp_path):
     card = Path(tmp_path, "README.md").read_text()
     assert "- loss_type: ['hinge']" in card
     assert "$$" not in card
+
+
+def test_a_model_that_was_built_in_memory(config):
+    trainer = trl_dpo_ext.DPOPaperTrainer(
+        tiny_llama(), args=config("mine"), train_dataset=preference_rows(4), processing_class=tiny_tokenizer()
+    )
+    trainer.create_model_card()
+    card = Path(trainer.args.output_dir, "README.md").read_text()
+    assert "This model is a fine-tuned version of a model built in memory.\n" in card
+    assert 'pipeline("text-generation", model="mine", ' in card

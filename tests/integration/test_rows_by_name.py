@@ -162,3 +162,15 @@ def test_an_empty_file(folder):
 def test_training_takes_them(folder, llama_folder, capsys, rows):
     assert main([*words_of("dpo", rows), "--model_name_or_path", llama_folder, "--dry_run"]) == 0
     assert "The train dataset: 8 rows of preference pairs examined" in capsys.readouterr().out
+
+
+def test_columns_of_neither_kind_are_not_renamed_to_one(folder, llama_folder, capsys):
+    Path("answers.jsonl").write_text('{"question": "Q", "response_a": "a", "response_b": "b"}\n')
+    assert main(["doctor", "answers.jsonl", "--tokenizer", llama_folder]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert (
+        "Training stops: The train dataset holds neither pairs nor rankings; found question, response_a, response_b. "
+        "Fix: Pairs need `chosen`, `rejected` and, unless both start with it, `prompt`; rankings need `completions`, "
+        "best first or with `ranks` or `scores`, and `prompt` likewise. Rename yours with `dataset.rename_column`. "
+        "1 error"
+    ) in said

@@ -1,10 +1,11 @@
 """The command line, `trl-dpo-ext COMMAND`: one command a file, imported only when it is called."""
 
+import difflib
 import sys
+import warnings
 from importlib import import_module
 
 from trl_dpo_ext import __version__
-from trl_dpo_ext.data.spelling import did_you_mean
 
 
 __all__ = ["main"]
@@ -51,7 +52,12 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if command not in _COMMANDS:
-        hint = did_you_mean(command, _COMMANDS)
-        print(f"trl-dpo-ext: there is no command `{command}`.{hint}\n\n{_usage()}", file=sys.stderr)
+        # Commands are short words: `rank` is nearer to `trainn` than anybody means
+        similar = difflib.get_close_matches(command, _COMMANDS, n=1, cutoff=0.75)
+        hint = f" Did you mean `{similar[0]}`?" if similar else ""
+        sys.stderr.write(f"trl-dpo-ext: there is no command `{command}`.{hint}\n\n{_usage()}\n")
         return 2
-    return import_module(f"trl_dpo_ext.cli.{command.replace('-', '_')}").run(argv[1:])
+    with warnings.catch_warnings():
+        # Of the libraries' next releases, which nobody who types a command can act on; this package has none
+        warnings.simplefilter("ignore", FutureWarning)
+        return import_module(f"trl_dpo_ext.cli.{command.replace('-', '_')}").run(argv[1:])

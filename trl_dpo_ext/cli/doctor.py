@@ -2,8 +2,9 @@
 
 import argparse
 import json
-import sys
 from pathlib import Path
+
+from trl_dpo_ext.cli.failure import fail
 
 
 __all__ = ["run"]
@@ -44,8 +45,7 @@ def run(argv: list[str]) -> int:
             **vars(row_options),
         )
     except (ValueError, OSError) as error:
-        print(f"trl-dpo-ext doctor: {error}", file=sys.stderr)
-        return 2
+        return fail("doctor", error)
     print(report)
     if options.json:
         options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")

@@ -1,5 +1,6 @@
 """`trl-dpo-ext env`: versions and hardware for a bug report."""
 
+import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
@@ -21,6 +22,10 @@ _PACKAGES = (
 
 def run(argv: list[str]) -> int:
     """Prints one line a fact; importing the trainers checks the seams to TRL on the way."""
+    argparse.ArgumentParser(
+        prog="trl-dpo-ext env", description="Print the versions and hardware that a bug report needs."
+    ).parse_args(argv)
+
     import torch
 
     import trl_dpo_ext.compat  # noqa: F401 - raises an ImportError that names what moved

@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.data.spelling import did_you_mean_path
 
 
@@ -28,11 +29,9 @@ def run(argv: list[str]) -> int:
 
         png, html = write_report(data, options.output)
     except FileNotFoundError as error:
-        print(f"trl-dpo-ext report: {error} {_hint(options.run_dir)}", file=sys.stderr)
-        return 2
+        return fail("report", f"{error} {_hint(options.run_dir)}")
     except (ImportError, OSError) as error:
-        print(f"trl-dpo-ext report: {error}", file=sys.stderr)
-        return 2
+        return fail("report", error)
     for note in data.notes:
         print(f"Note: {note}", file=sys.stderr)
     print(f"Wrote {html} and {png}.")

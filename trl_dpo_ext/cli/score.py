@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.data.spelling import did_you_mean
 
 
@@ -48,6 +49,13 @@ _MODEL_OPTIONS = (
     "max_prompt_length",
     "max_tokens_per_batch",
 )
+# Advice of `ImplicitRewardModel.from_pretrained`, and the same on the command line
+_FLAGS = {
+    "`reference=`": "--reference",
+    "`beta=`": "--beta",
+    "`reference_free=True`": "--reference_free",
+    "`check_reference=False`": "--no_check_reference",
+}
 
 
 def run(argv: list[str]) -> int:
@@ -57,12 +65,12 @@ def run(argv: list[str]) -> int:
     for word in argv:
         flag = word.split("=")[0]
         if flag.startswith("--") and flag not in flags:
-            return _fail(f"there is no option {flag}.{did_you_mean(flag, flags, str)}")
+            return fail("score", f"there is no option {flag}.{did_you_mean(flag, flags, str)}")
     options = parser.parse_args(argv)
     try:
         return _score(options, options.output)
     except (ValueError, OSError) as error:
-        return _fail(str(error))
+        return fail("score", _with_flags(str(error)))
     except Exception:  # Python's own exit status would be 1
         traceback.print_exc()
         return 2
@@ -184,6 +192,7 @@ def _output(text: str) -> Path:
     return path
 
 
-def _fail(message: str) -> int:
-    print(f"trl-dpo-ext score: {message}", file=sys.stderr)
-    return 2
+def _with_flags(message: str) -> str:
+    for keyword, flag in _FLAGS.items():
+        message = message.replace(keyword, flag)
+    return message

@@ -1,8 +1,7 @@
 """A training command: its options first, then its trainer."""
 
-import sys
-
 import trl_dpo_ext
+from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.cli.recipe import parse
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
@@ -30,8 +29,7 @@ def run_stage(command: str, config_class: type[BaseDPOConfig], trainer: str, arg
     try:
         recipe = parse(command, config_class, argv)
     except (ValueError, OSError) as error:
-        print(f"trl-dpo-ext {command}: {error}", file=sys.stderr)
-        return 2
+        return fail(command, error)
     # Not for `--help`, nor for a misspelt option: a trainer costs a second to import
     from trl_dpo_ext.cli.training import train
 

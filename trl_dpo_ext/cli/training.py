@@ -1,6 +1,8 @@
 """What a training command does with its options: load the data, build the trainer, train, save."""
 
-import sys
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,20 @@ from trl import ScriptArguments, get_dataset, get_quantization_config
 
 from trl_dpo_ext.cli.adapter import adapter_config
 from trl_dpo_ext.cli.dry_run import dry_run
+from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.sources import load_splits, split_of
 from trl_dpo_ext.data.spelling import did_you_mean_path
 from trl_dpo_ext.processes import together
+from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 
 
 __all__ = ["train"]
+
+_FOLDER_OF_SPLITS = (
+    "Put `train.jsonl` and `test.jsonl` into a folder and name the folder, or choose a split that there is."
+)
 
 
 def train(command: str, trainer_class: type[BaseDPOTrainer], recipe: Recipe) -> int:
@@ -41,21 +49,22 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], recipe: Recipe) -> 
         with together():  # a file may be missing on one machine
             _check_stage(recipe)
             train_dataset, eval_dataset = _load(recipe)
-        if recipe.stage.dry_run:
-            return dry_run(recipe, train_dataset)
-        trainer = _build(trainer_class, recipe, train_dataset, eval_dataset)
+            if not recipe.stage.dry_run:
+                _make_output_dir(recipe.args)
+        with _folders_first(recipe.model.model_name_or_path):
+            if recipe.stage.dry_run:
+                return dry_run(recipe, train_dataset)
+            trainer = _build(trainer_class, recipe, train_dataset, eval_dataset)
     except (ValueError, OSError, DatasetGenerationError) as error:
         cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
-        print(f"trl-dpo-ext {command}: {error}{cause}", file=sys.stderr)
-        return 2
+        return fail(command, f"{error}{cause}")
     script, args = recipe.script, recipe.args
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except (ValueError, OSError) as error:
         if not _is_ours(error):
             raise
-        print(f"trl-dpo-ext {command}: {error}", file=sys.stderr)
-        return 1
+        return fail(command, error, status=1)
     trainer.save_model(args.output_dir)
     trainer.accelerator.print(f"Saved to {args.output_dir}.")
     if args.push_to_hub:
@@ -75,16 +84,13 @@ def _build(
         "attn_implementation": model.attn_implementation,
         "dtype": model.dtype,
     } | given
-    try:
-        return trainer_class(
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            peft_config=adapter_config(args, model),
-            **_start_of(recipe),
-        )
-    except OSError as error:
-        raise OSError(f"{error}{_similar_folder(model.model_name_or_path)}") from error
+    return trainer_class(
+        args=args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=adapter_config(args, model),
+        **_start_of(recipe),
+    )
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -95,12 +101,37 @@ def _is_ours(error: BaseException) -> bool:
     return trace is not None and trace.tb_frame.f_globals["__name__"].startswith("trl_dpo_ext")
 
 
-def _similar_folder(path: str) -> str:
-    # A misspelt folder is looked for on the hub
+@contextmanager
+def _folders_first(path: str) -> Iterator[None]:
+    # A misspelt folder is looked for on the hub, whose message is long and names no folder
+    try:
+        yield
+    except OSError as error:
+        hint = did_you_mean_path(Path(path), folders=True)
+        if Path(path).is_dir() or not hint:
+            raise
+        raise OSError(f"There is no folder {path}.{hint} As a name on the hub: {error}") from error
+
+
+def _check_folder(path: str) -> None:
+    # Names on the hub have one slash at most
     folder = Path(path)
-    if folder.is_dir() or not folder.parent.is_dir():
-        return ""
-    return f"\nThere is no folder {path}.{did_you_mean_path(folder, folders=True)}"
+    if (folder.is_absolute() or len(folder.parts) > 2 or path.startswith(".")) and not folder.is_dir():
+        raise ValueError(f"There is no folder {path}.{did_you_mean_path(folder, folders=True)}")
+
+
+def _make_output_dir(args: BaseDPOConfig) -> None:
+    if not args.should_save:
+        return
+    folder = Path(args.output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir`: {folder} cannot be made: {error.strerror}. Name a folder that can be written to."
+        ) from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"`output_dir`: {folder} cannot be written to. Name a folder that can.")
 
 
 def _start_of(recipe: Recipe) -> dict[str, Any]:
@@ -131,7 +162,8 @@ def _merged(recipe: Recipe) -> str:
 
 def _check_stage(recipe: Recipe) -> None:
     path, adapter = recipe.model.model_name_or_path, recipe.stage.adapter
-    has_adapter = path is not None and (Path(path) / "adapter_config.json").is_file()
+    _check_folder(path)
+    has_adapter = (Path(path) / "adapter_config.json").is_file()
     if has_adapter and adapter is None:
         raise ValueError(
             f"{path} holds a LoRA adapter. Say `adapter: merge` to train from the model that it makes, or "
@@ -147,7 +179,10 @@ def _check_stage(recipe: Recipe) -> None:
     if adapter not in (None, "merge", "keep"):
         raise ValueError(f"`adapter={adapter!r}` does not exist. Choose one of 'merge', 'keep'.")
     if adapter == "keep" and recipe.model.use_peft:
-        raise ValueError("`adapter: keep` goes on training one adapter, and `use_peft` adds another. Leave one out.")
+        raise ValueError(
+            "`adapter: keep` goes on training one adapter, and `use_peft` adds another. Leave one out; "
+            "`--use_peft false` overrules a recipe."
+        )
     if adapter == "keep" and (recipe.model.load_in_4bit or recipe.model.load_in_8bit):
         raise ValueError("`adapter: keep` with a quantised model is not supported. Merge it, and train another.")
 
@@ -173,4 +208,6 @@ def _load(recipe: Recipe) -> tuple[Any, Any]:
 
 def _split(splits: Any, script: ScriptArguments, option: str) -> Any:
     name = script.dataset_name or "the mixture in `datasets`"
-    return split_of(splits, name, getattr(script, option), option=option)
+    is_held_out_of_file = option == "dataset_test_split" and Path(name).is_file()
+    fix = _FOLDER_OF_SPLITS if is_held_out_of_file else ""
+    return split_of(splits, name, getattr(script, option), option=option, fix=fix)

@@ -59,7 +59,7 @@ def load_splits(
         raise ValueError(f"`{option}`: {name} {_problem(path, error)}") from error
 
 
-def split_of(splits: Mapping[str, Any], name: str, split: str, *, option: str) -> Any:
+def split_of(splits: Mapping[str, Any], name: str, split: str, *, option: str, fix: str = "") -> Any:
     """
     One split of the rows that a user names.
 
@@ -72,6 +72,8 @@ def split_of(splits: Mapping[str, Any], name: str, split: str, *, option: str) -
             Split.
         option (`str`):
             The command's option for the split, for messages.
+        fix (`str`, *optional*):
+            What to do where there is no such split, for messages.
 
     Returns:
         The rows of the split.
@@ -80,7 +82,8 @@ def split_of(splits: Mapping[str, Any], name: str, split: str, *, option: str) -
         ValueError: If there is no such split, with those that there are.
     """
     if split not in splits:
-        raise ValueError(f"`{option}`: {name} has no split `{split}`, only {', '.join(splits)}.")
+        advice = f" {fix}" if fix else ""
+        raise ValueError(f"`{option}`: {name} has no split `{split}`, only {', '.join(splits)}.{advice}")
     return splits[split]
 
 

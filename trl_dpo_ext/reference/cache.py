@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from accelerate.logging import get_logger
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS
+from trl_dpo_ext.processes import get_logger
 
 
 __all__ = ["CacheKey", "RefLogpsFile", "hash_token_ids", "sample_rows"]

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list, tqdm
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.reference.cache import RefLogpsFile, sample_rows
 
 

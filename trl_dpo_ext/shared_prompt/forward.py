@@ -7,7 +7,6 @@ from functools import partial, update_wrapper
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.tensor import DTensor
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from trl_dpo_ext.compat import lm_head_tiles_for
+from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.shared_prompt.attention import SEGMENTED, block_mask, dense_mask, window_mark
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.shared_prompt.layout import Layout, lay_out

@@ -3,13 +3,13 @@
 from typing import Any, TypeVar
 
 import torch
-from accelerate.logging import get_logger
 from datasets import Dataset, IterableDataset
 from torch import nn
 from trl import DPOConfig
 
 from trl_dpo_ext.compat import get_config_model_id
 from trl_dpo_ext.data.preparation import columns_of
+from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 

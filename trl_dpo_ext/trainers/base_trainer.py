@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from trl_dpo_ext.compat import turns_in_preparation
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
-from trl_dpo_ext.processes import check_same, main_first, together
+from trl_dpo_ext.processes import check_same, get_logger, main_first, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.choice import choose_reference
 from trl_dpo_ext.reference.identity import hash_weights

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import Tensor
 from transformers.trainer_utils import EvalLoopOutput
 from trl import DPOTrainer
 
 from trl_dpo_ext.metrics.sums import Sums, results
+from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.displacement import DisplacementWatch
 from trl_dpo_ext.trainers.distributions import Distributions, gather_values

@@ -1,9 +1,11 @@
 """What a model card says of how the model was trained, beside TRL's template."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 
-__all__ = ["training_section"]
+__all__ = ["named_locally", "training_section"]
 
 _BEFORE = "### Framework versions"
 
@@ -47,3 +49,23 @@ def training_section(
             "rewards = reward_model.score(prompts, completions)\n```\n"
         )
     return card.replace(_BEFORE, f"{section}\n{_BEFORE}", 1)
+
+
+def named_locally(card: str, started_from: str, output_dir: str) -> str:
+    """
+    Names what TRL's template, which knows names on the hub only, calls None.
+
+    Args:
+        card (`str`):
+            TRL's card.
+        started_from (`str`):
+            Folder that the model was loaded from; empty for one that was built in memory.
+        output_dir (`str`):
+            The run's folder.
+
+    Returns:
+        `str`
+    """
+    base = f"`{Path(started_from).resolve().name}`" if os.path.isdir(started_from) else "a model built in memory"
+    card = card.replace("[None](https://huggingface.co/None)", base)
+    return card.replace('model="None"', f'model="{Path(output_dir).resolve().name}"')

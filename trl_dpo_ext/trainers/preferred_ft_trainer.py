@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import Tensor
 
 from trl_dpo_ext.data.rankings.best import drop_rows, only_best, unique_prompts
@@ -12,6 +11,7 @@ from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.metrics.divergence import token_kl
 from trl_dpo_ext.metrics.sums import Sums, mean_of_sums, means
 from trl_dpo_ext.objectives import preferred_ft_loss
+from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.trainers.group_trainer import GroupTrainer
 from trl_dpo_ext.trainers.preferred_ft_config import PreferredFTConfig
 from trl_dpo_ext.trainers.rows import first_rows, real_rows_of

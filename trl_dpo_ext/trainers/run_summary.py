@@ -1,9 +1,9 @@
 """What a run says at its start: one line of what is in force, and warnings with their fix."""
 
+import sys
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import DistributedType, is_peft_model, parse_flag_from_env
 from torch import nn
 from tqdm.auto import tqdm
@@ -11,6 +11,7 @@ from transformers import SchedulerType, TrainerCallback, TrainerControl, Trainer
 from transformers.training_args import OptimizerNames
 
 from trl_dpo_ext.data.report import DataReport
+from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 
@@ -19,6 +20,7 @@ __all__ = ["RunSummary"]
 logger = get_logger(__name__)
 
 _SMALL_MODEL = 500_000_000  # parameters; the paper trained 774 M to 6 B at 1e-6
+_WITHOUT_WARMUP = (SchedulerType.CONSTANT, SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -64,14 +66,18 @@ class RunSummary(TrainerCallback):
         self.prompts = prompts
         self.reference = reference
         self.data = data
+        self.learning_rate: float | None = args.learning_rate
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        # A resumed run has that of its checkpoint
+        self.learning_rate = max(getattr(kwargs.get("lr_scheduler"), "base_lrs", [self.learning_rate]))
         if state.is_world_process_zero:
             tqdm.write(self.line(state))
-        for warning in self.warnings(state):
-            logger.warning(warning)
+            with tqdm.external_write_mode(file=sys.stderr):  # else the first stands at the end of the progress bar
+                for warning in self.warnings(state):
+                    logger.warning(warning)
 
     def line(self, state: TrainerState) -> str:
         """Returns the line: batch arithmetic, updates, optimizer, schedule, precision, cuts, reference."""
@@ -86,10 +92,13 @@ class RunSummary(TrainerCallback):
         precision = f"{weights} weights"
         if self.mixed_precision != "no":
             precision += f" under {self.mixed_precision} autocast"
+        updates = f"{state.max_steps} updates"
+        if state.global_step:
+            updates += f", resumed after {state.global_step}"
         return (
             f"{self.name} (preset {args.preset!r}): {per_device * accumulation * ranks} rows an "
             f"update = {per_device} x {accumulation} x {ranks} (per device x accumulation x ranks), "
-            f"{state.max_steps} updates; {OptimizerNames(args.optim).value} at {args.learning_rate:g}, {schedule}, "
+            f"{updates}; {OptimizerNames(args.optim).value} at {self.learning_rate:g}, {schedule}, "
             f"warm-up {warmup}; beta {args.beta:g}; {precision}; reference: {self.reference}; "
             f"prompts: {self.prompts}; "
             f"data: {self.data or 'as passed'}."
@@ -100,11 +109,15 @@ class RunSummary(TrainerCallback):
         args = self.args
         found = []
         warmup = args.get_warmup_steps(state.max_steps)
-        if args.uses_paper_schedule and state.max_steps < 2 * warmup:
-            last = args.learning_rate * min(1.0, state.max_steps / (warmup + 1))
+        if state.max_steps < 2 * warmup and SchedulerType(args.lr_scheduler_type) not in _WITHOUT_WARMUP:
+            if args.uses_paper_schedule:
+                which, share = "last", state.max_steps / (warmup + 1)
+            else:
+                which, share = "highest", (state.max_steps - 1) / warmup
             found.append(
-                f"{state.max_steps} updates are fewer than twice the {warmup} of warm-up; the last runs at {last:.3g} "
-                f"of {args.learning_rate:g}. Lower `warmup_steps`, lower `global_batch_size`, or train on more data."
+                f"{state.max_steps} updates are fewer than twice the {warmup} of warm-up; the {which} runs at "
+                f"{self.learning_rate * min(1.0, share):.3g} of {self.learning_rate:g}. Lower `warmup_steps`, lower "
+                "`global_batch_size`, or train on more data."
             )
         asked = args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
         if asked and self.distributed_type != DistributedType.FSDP:

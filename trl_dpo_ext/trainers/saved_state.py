@@ -1,4 +1,7 @@
-"""The small JSON file that a trainer puts beside its weights: what the rewards of this policy are measured against."""
+"""
+The small JSON file that a trainer puts beside its weights: what the rewards of this policy are measured against, and
+how it was trained.
+"""
 
 import json
 import os
@@ -14,7 +17,6 @@ from transformers import PreTrainedModel
 __all__ = [
     "STATE_FILE",
     "adapter_parameters",
-    "check_same_reference",
     "describe_source",
     "describe_weights",
     "read_state",
@@ -33,22 +35,6 @@ def read_state(folder: str | Path) -> dict[str, Any]:
     """Reads the state from `folder`; empty if a trainer of another package wrote it."""
     path = Path(folder, STATE_FILE)
     return json.loads(path.read_text()) if path.is_file() else {}
-
-
-def check_same_reference(state: dict[str, Any], reference_hash: str | None, folder: str | Path) -> None:
-    """
-    Checks that a checkpoint was trained against the reference that this trainer has.
-
-    Raises:
-        ValueError: If the hashes differ.
-    """
-    saved = state.get("reference", {}).get("hash")
-    if saved and reference_hash and saved != reference_hash:
-        raise ValueError(
-            f"The checkpoint {folder} was trained against another reference policy (hash {saved}) than this trainer "
-            f"has (hash {reference_hash}). Build the trainer as in the interrupted run: its `model` is the policy "
-            "that training started from, not the checkpoint."
-        )
 
 
 def describe_weights(model: PreTrainedModel) -> dict[str, Any]:

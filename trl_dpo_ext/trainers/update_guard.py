@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from torch import Tensor
 
+from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.reference.start_check import reward_tolerance
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 

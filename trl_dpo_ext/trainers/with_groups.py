@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -13,6 +12,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, find_groups, stacked_to_pairs
+from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
 from trl_dpo_ext.shared_prompt.support import noise_in
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig

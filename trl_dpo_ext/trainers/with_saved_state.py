@@ -4,25 +4,31 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput, get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 import trl_dpo_ext
 from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
+from trl_dpo_ext.processes import get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.trainers.full_disk import full_disk_explained
-from trl_dpo_ext.trainers.model_card import training_section
-from trl_dpo_ext.trainers.saved_state import (
+from trl_dpo_ext.trainers.model_card import named_locally, training_section
+from trl_dpo_ext.trainers.resume_checks import (
+    check_is_checkpoint,
+    check_same_objective,
+    check_same_optimizer,
     check_same_reference,
-    describe_source,
-    describe_weights,
-    read_state,
-    write_state,
+    check_same_weights,
+    describe_other_schedule,
+    last_checkpoint,
 )
+from trl_dpo_ext.trainers.saved_state import describe_source, describe_weights, read_state, write_state
 from trl_dpo_ext.trainers.update_guard import UpdateGuard
 from trl_dpo_ext.trainers.with_reference import WithReference
 
 
 __all__ = ["WithSavedState"]
+
+logger = get_logger(__name__)
 
 # Options that shape a loss, for the model card
 _OBJECTIVE = (
@@ -36,6 +42,18 @@ _OBJECTIVE = (
     "loss_reduction",
 )
 
+# The rest of them, which the card leaves out
+_MORE_OF_THE_OBJECTIVE = (
+    "ld_alpha",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "use_weighting",
+    "discopop_tau",
+)
+
+# Options of the learning rate, beside itself
+_SCHEDULE = ("optim", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs")
+
 
 class WithSavedState(WithReference):
     """A trainer whose folders say what their policy's rewards are measured against, and that resumes only there."""
@@ -46,20 +64,47 @@ class WithSavedState(WithReference):
     equation: str | None = None
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
-        folder = resume_from_checkpoint
-        if folder is True:
-            folder = get_last_checkpoint(self.args.output_dir)
-        if folder:
-            state = read_state(folder)
-            check_same_reference(state, self.reference_hash, folder)
-            if self.reference_kind == reference_policy.ADAPTER_COPY and not RESUMES_ADAPTER_COPY:
-                raise ValueError(
-                    "This version of transformers does not restore a trained adapter beside its frozen copy. Resume "
-                    "with transformers>=5.23, or train from the adapter anew."
-                )
+        if resume_from_checkpoint:
+            with together():  # a checkpoint may be missing on one machine
+                resume_from_checkpoint, state = self._checked_checkpoint(resume_from_checkpoint)
             self._num_tokens = state.get("num_tokens", 0)
             self._guard.checks_start = False
+        elif self.args.save_strategy != "no":
+            older = last_checkpoint(self.args.output_dir)
+            if older is not None:
+                logger.warning(
+                    f"{self.args.output_dir} holds {Path(older).name} of an earlier run; this one starts anew and "
+                    "puts its checkpoints beside it, and `resume_from_checkpoint=True` takes that of the highest "
+                    "number, whoever wrote it. Resume the earlier run with `resume_from_checkpoint`, or choose "
+                    "another `output_dir`."
+                )
         return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
+    def _checked_checkpoint(self, folder: str | bool) -> tuple[str, dict[str, Any]]:
+        # A checkpoint that this trainer may resume from, and its state
+        if folder is True:
+            folder = last_checkpoint(self.args.output_dir) or ""
+            if not folder:
+                raise ValueError(
+                    f"`resume_from_checkpoint=True`, and {self.args.output_dir} holds no checkpoint. Leave it out to "
+                    "start from the beginning, or name a checkpoint."
+                )
+        assert isinstance(folder, (str, Path))
+        check_is_checkpoint(folder)
+        check_same_weights(self.model, folder)
+        state, now = read_state(folder), self._saved_state()
+        check_same_objective(state, now, folder)
+        check_same_reference(state, self.reference_hash, folder)
+        check_same_optimizer(state, now, folder)
+        if self.reference_kind == reference_policy.ADAPTER_COPY and not RESUMES_ADAPTER_COPY:
+            raise ValueError(
+                "This version of transformers does not restore a trained adapter beside its frozen copy. Resume "
+                "with transformers>=5.23, or train from the adapter anew."
+            )
+        other_schedule = describe_other_schedule(state, now, folder)
+        if other_schedule is not None:
+            logger.warning(other_schedule)
+        return folder, state
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         super().save_model(output_dir, _internal_call)
@@ -82,6 +127,8 @@ class WithSavedState(WithReference):
             card = path.read_text(encoding="utf-8")
             objective = {name: value for name in _OBJECTIVE if (value := getattr(self.args, name, None))}
             card = training_section(card, type(self).__name__, self.equation, objective, self._saved_state())
+            started_from = getattr(self.model.config, "_name_or_path", "")
+            card = named_locally(card, started_from, self.args.output_dir)
             path.write_text(card, encoding="utf-8")
 
     def _saved_state(self) -> dict[str, Any]:
@@ -99,9 +146,25 @@ class WithSavedState(WithReference):
             "reference": self._saved_reference(),
             "num_tokens": self._num_tokens,
             "mixed_precision": self.accelerator.mixed_precision,
+            "objective": self._options(*_OBJECTIVE, *_MORE_OF_THE_OBJECTIVE),
+            "schedule": self._schedule(),
         }
-        state |= {name: getattr(self.args, name) for name in options} | describe_weights(self.model)
+        state |= self._options(*options) | describe_weights(self.model)
         return state if self.ld_alpha is None else state | {"ld_alpha": self.ld_alpha}
+
+    def _options(self, *names: str) -> dict[str, Any]:
+        return {name: getattr(self.args, name) for name in names if hasattr(self.args, name)}
+
+    def _schedule(self) -> dict[str, Any]:
+        args = self.args
+        rates: list[Any] = [args.learning_rate]
+        # A resumed scheduler has the rate of its checkpoint, and a passed optimizer its own
+        if self.lr_scheduler is not None:
+            rates = getattr(self.lr_scheduler, "base_lrs", rates)
+        elif self.optimizer is not None:
+            rates = [group["lr"] for group in self.optimizer.param_groups]
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.data_parallel_ranks
+        return {"learning_rate": float(max(rates))} | self._options(*_SCHEDULE) | {"global_batch_size": rows}
 
     def _saved_reference(self) -> dict[str, Any]:
         reference = {"kind": self.reference_description, "hash": self.reference_hash}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
@@ -51,6 +52,9 @@ from trl_dpo_ext.data.report import DataReport
 
 
 __all__ = ["examine"]
+
+# A data set without any of these is of no kind that is trained on
+_ANSWERS = {"chosen", "rejected", "chosen_ids", "rejected_ids", "completions", "completion_ids"}
 
 _CHUNK = 256  # rows whose borders are tokenised in one call
 
@@ -278,6 +282,16 @@ class _Tally:
 def _column_problem(columns: list[str], dataset_name: str) -> Finding | None:
     if not columns:
         return None  # a stream without a row
+    if not _ANSWERS.intersection(columns) and not get_close_matches("completions", columns, n=1, cutoff=0.75):
+        return Finding(
+            "columns",
+            ERROR,
+            f"Training stops: The {dataset_name} dataset holds neither pairs nor rankings; found "
+            f"{', '.join(columns)}.",
+            "Pairs need `chosen`, `rejected` and, unless both start with it, `prompt`; rankings need `completions`, "
+            "best first or with `ranks` or `scores`, and `prompt` likewise. Rename yours with "
+            "`dataset.rename_column`.",
+        )
     try:
         check_ranking_columns(columns, dataset_name)
     except ValueError as error:

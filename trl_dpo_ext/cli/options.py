@@ -1,0 +1,145 @@
+"""The options of a training command, read from words and from a recipe, with one line for what is wrong."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, get_args, get_origin, get_type_hints
+
+from transformers import SchedulerType
+from transformers.training_args import OptimizerNames
+from trl import TrlParser
+
+from trl_dpo_ext.data.spelling import did_you_mean
+
+
+__all__ = ["OptionParser"]
+
+# What an option takes, by the name of the function that reads it
+_KINDS = {"float": "a number", "int": "a whole number", "string_to_bool": "true or false"}
+
+# Options that are text in this package's configs and members of these in transformers
+_ENUMS: dict[str, type[Enum]] = {"optim": OptimizerNames, "lr_scheduler_type": SchedulerType}
+
+# What options are called elsewhere
+_ALIASES = {
+    "lr": "learning_rate",
+    "epochs": "num_train_epochs",
+    "batch_size": "global_batch_size",
+    "model": "model_name_or_path",
+    "dataset": "dataset_name",
+}
+
+
+class OptionParser(TrlParser):
+    """
+    [`trl.TrlParser`] that raises a `ValueError` of one line where argparse prints its usage and leaves.
+
+    Args:
+        command (`str`):
+            Name of the command.
+        dataclasses (`Iterable[type]`):
+            Dataclasses whose fields are the options.
+    """
+
+    def __init__(self, command: str, dataclasses: Iterable[type]) -> None:
+        # `TrlParser` takes it out of the words before they are parsed; here it is for `--help`
+        config = argparse.ArgumentParser(add_help=False)
+        config.add_argument(
+            "--config",
+            metavar="RECIPE",
+            default=argparse.SUPPRESS,
+            help="YAML file with options by their names; the command line wins over it.",
+        )
+        classes = tuple(dataclasses)
+        super().__init__(
+            classes,
+            prog=f"trl-dpo-ext {command}",
+            usage=f"trl-dpo-ext {command} [--config RECIPE] [--OPTION VALUE ...]",
+            parents=[config],
+            allow_abbrev=False,
+            exit_on_error=False,
+        )
+        self.names = {action.dest for action in self._actions} | {"env"}
+        self.flags = {flag for action in self._actions for flag in action.option_strings}
+        self._readers: dict[str, Callable[[str], Any]] = {}
+        for action in self._actions:
+            if action.type is not None:
+                choices = [each.value for each in _ENUMS[action.dest]] if action.dest in _ENUMS else action.choices
+                self._readers[action.dest] = action.type = _reader(action.type, choices)
+        self._listed = {action.dest for action in self._actions if action.nargs == "+"}
+        self._hints = {name: hint for each in classes for name, hint in get_type_hints(each).items()}
+
+    def check_name(self, name: str, where: str = "") -> None:
+        """
+        Checks that an option exists.
+
+        Raises:
+            ValueError: If it does not, with the nearest name.
+        """
+        if name not in self.names:
+            alias = _ALIASES.get(name.replace("-", "_"))
+            hint = f" Did you mean `{alias}`?" if alias in self.names else did_you_mean(name, self.names)
+            raise ValueError(f"there is no option `{name}`{where}.{hint}")
+
+    def check_value(self, name: str, value: Any, where: str) -> None:
+        """
+        Checks a value that a recipe gives, which argparse does not do where it is no text.
+
+        Args:
+            name (`str`):
+                Option.
+            value:
+                What YAML makes of its value.
+            where (`str`):
+                Where it is given, for the message.
+
+        Raises:
+            ValueError: If the option does not take it.
+        """
+        if value is None or name not in self._readers:
+            return
+        takes_list = _holds(self._hints.get(name), list)
+        for kind, found in ((list, "a list"), (dict, "a mapping")):
+            if isinstance(value, kind) and not _holds(self._hints.get(name), kind):
+                takes = "a list" if takes_list else "one value"
+                raise ValueError(f"`{name}`{where}: {value} is {found}, and it takes {takes}.")
+        values = value if isinstance(value, list) and name in self._listed else [value]
+        for single in values:
+            if isinstance(single, (list, dict)):
+                continue
+            try:
+                self._readers[name](str(single))
+            except argparse.ArgumentTypeError as error:
+                quote = single is False and "'no'" in str(error)
+                advice = " YAML reads a bare no as false: write 'no', with its quotes." if quote else ""
+                raise ValueError(f"`{name}`{where}: {error}{advice}") from None
+
+    def parse_known_args(self, args=None, namespace=None):
+        try:
+            return super().parse_known_args(args, namespace)
+        except argparse.ArgumentError as error:
+            name = (error.argument_name or "").split("/")[0].lstrip("-")
+            message = error.message if error.message.endswith((".", "?")) else f"{error.message}."
+            raise ValueError(f"`{name}`: {message}") from None
+
+
+def _reader(read: Callable[[str], Any], choices: Iterable[Any] | None) -> Callable[[str], Any]:
+    # Reads a value as argparse would, and says in this package's words what it is not
+    def value_of(text: str) -> Any:
+        try:
+            value = read(text)
+        except (TypeError, ValueError, argparse.ArgumentTypeError):
+            kind = _KINDS.get(read.__name__, f"one of the values of `{read.__name__}`")
+            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}.") from None
+        if choices is not None and value not in choices:
+            near = did_you_mean(text, map(str, choices), repr)
+            every = f" Choose one of {', '.join(map(repr, choices))}."
+            raise argparse.ArgumentTypeError(f"{text!r} does not exist.{near or every}")
+        return value
+
+    return value_of
+
+
+def _holds(hint: Any, kind: type) -> bool:
+    # Whether a field's annotation, or a part of it, is a list, say
+    return any(part is kind or get_origin(part) is kind for part in (hint, *get_args(hint)))
