@@ -62,7 +62,7 @@ def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
             f"{', '.join(columns)}. A tokenised ranking needs both."
         )
     else:
-        similar = difflib.get_close_matches("completions", columns, n=1, cutoff=0.5)
+        similar = difflib.get_close_matches("completions", columns, n=1, cutoff=0.75)
         hint = f" Is it `{similar[0]}`? Rename it with `dataset.rename_column`." if similar else ""
         raise ValueError(
             f"The {dataset_name} dataset has no column `completions`. A ranking data set needs `completions`, "
