@@ -1,6 +1,7 @@
 """What the integration tests share: tiny configs, trainers and runs, and the same run in plain torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ TINY = {
     "gradient_checkpointing": False,
     "train_sampling_strategy": "sequential",
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_layers_in_four_bits() -> Iterator[None]:
+    """bitsandbytes 0.50 repacks weights to evaluate on CPUs with AVX512-BF16, which fails below 32 outputs."""
+    with pytest.MonkeyPatch.context() as patch:
+        if find_spec("bitsandbytes") is not None:
+            patch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+        yield
 
 
 @pytest.fixture

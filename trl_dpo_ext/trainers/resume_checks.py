@@ -9,6 +9,8 @@ from accelerate.utils import is_peft_model
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import CONFIG_NAME
 
+from trl_dpo_ext.trainers.saved_state import REWARD_OPTIONS
+
 
 __all__ = [
     "check_is_checkpoint",
@@ -40,15 +42,7 @@ _ADAPTER = (
 )
 
 # What makes another training of the same weights, beside the options in "objective"
-_OBJECTIVE = (
-    "trainer",
-    "beta",
-    "tokenization",
-    "max_length",
-    "max_prompt_length",
-    "prompt_truncation_mode",
-    "truncation_mode",
-)
+_OBJECTIVE = ("trainer", *REWARD_OPTIONS)
 
 _FROM_THE_WEIGHTS = (
     "To start a new run from its weights, make it the model (`model_name_or_path: {folder}`) and leave out "

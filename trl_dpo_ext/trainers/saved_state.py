@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 
 __all__ = [
+    "REWARD_OPTIONS",
     "STATE_FILE",
     "adapter_parameters",
     "describe_source",
@@ -24,6 +25,16 @@ __all__ = [
 ]
 
 STATE_FILE = "trl_dpo_ext.json"
+
+# What rewards depend on beside the weights
+REWARD_OPTIONS = (
+    "beta",
+    "tokenization",
+    "max_length",
+    "max_prompt_length",
+    "prompt_truncation_mode",
+    "truncation_mode",
+)
 
 
 def write_state(folder: str | Path, state: dict[str, Any]) -> None:

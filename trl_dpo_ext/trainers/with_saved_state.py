@@ -21,7 +21,13 @@ from trl_dpo_ext.trainers.resume_checks import (
     describe_other_schedule,
     last_checkpoint,
 )
-from trl_dpo_ext.trainers.saved_state import describe_source, describe_weights, read_state, write_state
+from trl_dpo_ext.trainers.saved_state import (
+    REWARD_OPTIONS,
+    describe_source,
+    describe_weights,
+    read_state,
+    write_state,
+)
 from trl_dpo_ext.trainers.update_guard import UpdateGuard
 from trl_dpo_ext.trainers.with_reference import WithReference
 
@@ -132,14 +138,6 @@ class WithSavedState(WithReference):
             path.write_text(card, encoding="utf-8")
 
     def _saved_state(self) -> dict[str, Any]:
-        options = (
-            "beta",
-            "tokenization",
-            "max_length",
-            "max_prompt_length",
-            "prompt_truncation_mode",
-            "truncation_mode",
-        )
         state = {
             "trainer": type(self).__name__,
             "trl_dpo_ext": trl_dpo_ext.__version__,
@@ -149,7 +147,7 @@ class WithSavedState(WithReference):
             "objective": self._options(*_OBJECTIVE, *_MORE_OF_THE_OBJECTIVE),
             "schedule": self._schedule(),
         }
-        state |= self._options(*options) | describe_weights(self.model)
+        state |= self._options(*REWARD_OPTIONS) | describe_weights(self.model)
         return state if self.ld_alpha is None else state | {"ld_alpha": self.ld_alpha}
 
     def _options(self, *names: str) -> dict[str, Any]:
