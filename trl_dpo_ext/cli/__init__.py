@@ -1,11 +1,11 @@
 """The command line, `trl-dpo-ext COMMAND`: one command a file, imported only when it is called."""
 
-import difflib
 import sys
 import warnings
 from importlib import import_module
 
 from trl_dpo_ext import __version__
+from trl_dpo_ext.data.spelling import did_you_mean
 
 
 __all__ = ["main"]
@@ -53,8 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if command not in _COMMANDS:
         # Commands are short words: `rank` is nearer to `trainn` than anybody means
-        similar = difflib.get_close_matches(command, _COMMANDS, n=1, cutoff=0.75)
-        hint = f" Did you mean `{similar[0]}`?" if similar else ""
+        hint = did_you_mean(command, _COMMANDS, cutoff=0.75)
         sys.stderr.write(f"trl-dpo-ext: there is no command `{command}`.{hint}\n\n{_usage()}\n")
         return 2
     with warnings.catch_warnings():

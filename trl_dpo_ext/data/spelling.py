@@ -8,9 +8,11 @@ from pathlib import Path
 __all__ = ["did_you_mean", "did_you_mean_path"]
 
 
-def did_you_mean(name: str, names: Iterable[str], shown: Callable[[str], object] = "`{}`".format) -> str:
-    """` Did you mean X?` for the nearest of `names`, as `shown` writes it; empty if none is near."""
-    similar = difflib.get_close_matches(name, list(names), n=1)
+def did_you_mean(
+    name: str, names: Iterable[str], shown: Callable[[str], object] = "`{}`".format, *, cutoff: float = 0.6
+) -> str:
+    """` Did you mean X?` for the nearest of `names`, as `shown` writes it; empty if none is as near as `cutoff`."""
+    similar = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
     return f" Did you mean {shown(similar[0])}?" if similar else ""
 
 

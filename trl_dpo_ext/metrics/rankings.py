@@ -4,13 +4,28 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["best_and_worst_means", "kendall_tau_b", "ordered_pairs"]
+__all__ = ["best_and_worst", "best_and_worst_means", "kendall_tau_b", "mean_over", "ordered_pairs"]
 
 
 def ordered_pairs(ranks: Tensor, rank_mask: Tensor) -> Tensor:
     """`True` at `(b, i, j)` where completion i ranks above j, `(B, K, K)`. Arguments as of [`kendall_tau_b`]."""
     both = rank_mask[:, :, None] & rank_mask[:, None, :]
     return both & (ranks[:, :, None] < ranks[:, None, :])
+
+
+def best_and_worst(ranks: Tensor, rank_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """
+    `True` at the completions that none ranks above, and at those that rank above none, `(B, K)` each.
+
+    Arguments as of [`kendall_tau_b`].
+    """
+    above = ordered_pairs(ranks, rank_mask)
+    return rank_mask & ~above.any(dim=1), rank_mask & ~above.any(dim=2)
+
+
+def mean_over(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of each row of values `(B, K)` over the places `where` is `True`, `(B,)`; 0 where there is none."""
+    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
 
 def best_and_worst_means(values: Tensor, ranks: Tensor, rank_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,9 +40,8 @@ def best_and_worst_means(values: Tensor, ranks: Tensor, rank_mask: Tensor) -> tu
     Returns:
         `tuple` of two `torch.Tensor` of shape `(B,)`, 0 where a row has no completion.
     """
-    above = ordered_pairs(ranks, rank_mask)
-    best, worst = rank_mask & ~above.any(dim=1), rank_mask & ~above.any(dim=2)  # (B, K)
-    return _mean(values, best), _mean(values, worst)
+    best, worst = best_and_worst(ranks, rank_mask)
+    return mean_over(values, best), mean_over(values, worst)
 
 
 def kendall_tau_b(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
@@ -55,7 +69,3 @@ def kendall_tau_b(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
     rewarded_apart = (both & (sign > 0)).sum(dim=(1, 2))
     scale = torch.sqrt((ranked_apart * rewarded_apart).to(rewards.dtype))
     return torch.where(scale > 0, balance / scale.clamp(min=1), torch.zeros_like(scale))
-
-
-def _mean(values: Tensor, where: Tensor) -> Tensor:
-    return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)  # (B,)

@@ -9,7 +9,7 @@ from trl_dpo_ext.logps import to_groups
 from trl_dpo_ext.metrics.comparisons import comparison_sums, pairs_of_ranking
 from trl_dpo_ext.metrics.correlation import within_group_correlation_sums
 from trl_dpo_ext.metrics.divergence import token_kl
-from trl_dpo_ext.metrics.rankings import best_and_worst_means, kendall_tau_b
+from trl_dpo_ext.metrics.rankings import best_and_worst, best_and_worst_means, kendall_tau_b, mean_over
 from trl_dpo_ext.metrics.sums import Sums, means
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
@@ -44,16 +44,6 @@ class RankedBatch(ScoredBatch):
         """Rank of the worst completion of each row, `(B,)`."""
         return self.ranks.masked_fill(~self.rank_mask, -1).amax(dim=1)
 
-    @property
-    def best(self) -> Tensor:
-        """`True` at the completions that none is above, `(B, K)`."""
-        return self.rank_mask & (self.ranks == 0)
-
-    @property
-    def worst(self) -> Tensor:
-        """`True` at the completions that are above none, `(B, K)`."""
-        return self.rank_mask & (self.ranks == self.lowest[:, None])
-
 
 def ranking_sums(scored: RankedBatch, max_places: int) -> dict[str, Sums]:
     """
@@ -70,24 +60,23 @@ def ranking_sums(scored: RankedBatch, max_places: int) -> dict[str, Sums]:
         `dict[str, Sums]`
     """
     weights, mask, ranks, rewards = scored.weights, scored.rank_mask, scored.ranks, scored.rewards
-    lowest, best, worst = scored.lowest, scored.best, scored.worst
-    chosen, rejected = best_and_worst_means(rewards, ranks, mask)
+    lowest, (best, worst) = scored.lowest, best_and_worst(ranks, mask)
+    chosen, rejected = mean_over(rewards, best), mean_over(rewards, worst)
     margins = chosen - rejected
     best_reward = rewards.masked_fill(~best, -torch.inf).amax(dim=1)
     other_reward = rewards.masked_fill(~mask | best, -torch.inf).amax(dim=1)
     logps = scored.logps.detach()
-    chosen_logps, rejected_logps = best_and_worst_means(logps, ranks, mask)
     by_example = {
         "loss": scored.losses,
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/order_probabilities": torch.exp(-scored.order_losses),
-        "logps/chosen": chosen_logps,
-        "logps/rejected": rejected_logps,
+        "logps/chosen": mean_over(logps, best),
+        "logps/rejected": mean_over(logps, worst),
     }
     if scored.ref_logps is not None:
-        chosen_drift, rejected_drift = best_and_worst_means(logps - scored.ref_logps, ranks, mask)
-        by_example |= {"logps/chosen_drift": chosen_drift, "logps/rejected_drift": rejected_drift}
+        drift = logps - scored.ref_logps
+        by_example |= {"logps/chosen_drift": mean_over(drift, best), "logps/rejected_drift": mean_over(drift, worst)}
     if scored.policy.aux_loss is not None:
         by_example["aux_loss"] = scored.policy.aux_loss.expand_as(weights)
     comparing = {
