@@ -25,7 +25,7 @@ from trl_dpo_ext.data.rankings.tokenization import tokenize_ranking
 from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids
 
 
-__all__ = ["FULL_PROMPT", "PreparedRow", "RowPreparation", "key_of", "text_of"]
+__all__ = ["FULL_PROMPT", "PreparedRow", "RowPreparation", "content_of", "key_of", "text_of"]
 
 # Steps of preparation that leave rows out, in the order in which a trainer takes all rows through them
 _NO_PREFERENCE, _SAME_AS_TOKENS, FULL_PROMPT = range(3)
@@ -79,6 +79,23 @@ class PreparedRow:
         return isinstance(self.prompt, list)
 
     @cached_property
+    def texts(self) -> list[tuple[str, str]]:
+        """Every text or message content, each with its place: `prompt`, `answer 0` (the best) and so on."""
+        if self.prompt is None:
+            return []
+        sides = {"prompt": self.prompt} | {f"answer {k}": value for k, value in enumerate(self.completions)}
+        return [
+            (place, text)
+            for place, value in sides.items()
+            for text in ([value] if isinstance(value, str) else map(content_of, value))
+        ]
+
+    @cached_property
+    def whole_text(self) -> str:
+        """All texts as one, for a first look."""
+        return "\n".join(text for _, text in self.texts)
+
+    @cached_property
     def prompt_key(self) -> int:
         """Equal for equal prompts."""
         return key_of(self.prompt_ids if self.prompt is None else self.prompt)
@@ -98,10 +115,11 @@ def text_of(value: str | Sequence[Mapping[str, Any]]) -> str:
     """Plain text, or the text of all messages."""
     if isinstance(value, str):
         return value
-    return "\n".join(_content_of(message) for message in value)
+    return "\n".join(content_of(message) for message in value)
 
 
-def _content_of(message: Mapping[str, Any]) -> str:
+def content_of(message: Mapping[str, Any]) -> str:
+    """The text of one message, of all its parts."""
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 
