@@ -127,15 +127,19 @@ class StockOpening(Check):
 class ConstantAnswers(Check):
     name = "constant-answer"
     severity = WARNING
-    meaning = "The {} answer of nearly all rows is one and the same, so that it alone tells the order."
+    meaning = "The {} answer of nearly all prompts is one and the same, so that it alone tells the order."
     fix = "See whether the column was filled as meant."
 
     def __init__(self) -> None:
         super().__init__()
         self.sides = {"best": Counter[int](), "worst": Counter[int]()}
         self.first: dict[int, tuple[int, str]] = {}
+        self.prompts: set[int] = set()
 
     def found(self, row: PreparedRow) -> str | None:
+        if row.prompt_key in self.prompts:  # a copy
+            return None
+        self.prompts.add(row.prompt_key)
         for counter, place in zip(self.sides.values(), (0, -1), strict=True):
             key = row.completion_keys[place]
             counter[key] += 1

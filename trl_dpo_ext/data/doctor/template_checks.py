@@ -142,7 +142,7 @@ class EndOfAnswer(ChatCheck):
     def _last(self, ids: Sequence[int]) -> int:
         for token in reversed(ids):
             if token not in self.blank:
-                self.blank[token] = token not in self.ends and not self.tokenizer.decode([token]).strip()
+                self.blank[token] = token not in self.ends and not str(self.tokenizer.decode([token])).strip()
             if not self.blank[token]:
                 return token
         return ids[-1]
@@ -214,9 +214,9 @@ class RenderedMessages(ChatCheck):
             if name and name not in prompt:
                 yield "template-drops-tools", repr(name)
         before = prompt[: prompt.find(content_of(row.prompt[0]).strip())] if row.prompt else ""
-        words = re.findall(r"[^\W\d_]{2,}", re.sub(r"<[^<>]*>", " ", self.control.sub(" ", before)))
-        if not arguments["tools"] and len(words) >= _WORDS_OF_SYSTEM:
-            yield "template-adds-system", repr(" ".join(words)[:_SHOWN])
+        added = re.sub(r"<[^<>]*>", " ", self.control.sub(" ", before))
+        if not arguments["tools"] and len(re.findall(r"[^\W\d_]{2,}", added)) >= _WORDS_OF_SYSTEM:
+            yield "template-adds-system", repr(" ".join(added.split())[:_SHOWN])
 
     def _render(self, messages: Sequence[Any], arguments: Mapping[str, Any], **more: Any) -> str:
         return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False, **arguments, **more))
@@ -244,7 +244,7 @@ class RenderedMessages(ChatCheck):
             return
         if clean != whole:
             place = next((i for i, (a, b) in enumerate(zip(whole, clean, strict=False)) if a != b), len(clean))
-            yield "nulls-in-tools", repr(whole[max(0, place - _SHOWN // 2) : place + _SHOWN // 2])
+            yield "nulls-in-tools", repr(whole[max(0, place - _SHOWN // 4) : place + _SHOWN])
 
 
 def _compare_messages(messages: Sequence[Any], num_prompt: int, whole: str) -> Iterator[tuple[str, str]]:
