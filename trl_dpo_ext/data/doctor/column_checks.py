@@ -118,7 +118,7 @@ class UnreadColumns(Check):
     def _add(self, findings: Mapping[str, Finding], row: PreparedRow) -> None:
         for name, finding in findings.items():
             value = row.raw.get(name)
-            if value is not None and value not in ("", [], {}):
+            if value is not None and not (isinstance(value, (str, list, dict)) and not value):
                 finding.add(row.index, repr(value)[:_SHOWN])
 
     def _look_for_text(self, row: PreparedRow) -> None:

@@ -25,7 +25,7 @@ from trl_dpo_ext.data.rankings.tokenization import tokenize_ranking
 from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids
 
 
-__all__ = ["FULL_PROMPT", "PreparedRow", "RowPreparation", "content_of", "key_of", "text_of"]
+__all__ = ["FULL_PROMPT", "PreparedRow", "RowPreparation", "key_of", "text_of"]
 
 # Steps of preparation that leave rows out, in the order in which a trainer takes all rows through them
 _NO_PREFERENCE, _SAME_AS_TOKENS, FULL_PROMPT = range(3)
@@ -87,7 +87,7 @@ class PreparedRow:
         return [
             (place, text)
             for place, value in sides.items()
-            for text in ([value] if isinstance(value, str) else map(content_of, value))
+            for text in ([value] if isinstance(value, str) else (text_of([message]) for message in value))
         ]
 
     @cached_property
@@ -115,11 +115,10 @@ def text_of(value: str | Sequence[Mapping[str, Any]]) -> str:
     """Plain text, or the text of all messages."""
     if isinstance(value, str):
         return value
-    return "\n".join(content_of(message) for message in value)
+    return "\n".join(_content_of(message) for message in value)
 
 
-def content_of(message: Mapping[str, Any]) -> str:
-    """The text of one message, of all its parts."""
+def _content_of(message: Mapping[str, Any]) -> str:
     content = message.get("content") or ""
     return content if isinstance(content, str) else "".join(part.get("text") or "" for part in content)
 

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, ChatCheck, Finding
-from trl_dpo_ext.data.doctor.prepared_row import PreparedRow, content_of
+from trl_dpo_ext.data.doctor.prepared_row import PreparedRow, text_of
 
 
 __all__ = ["EndOfAnswer", "RenderedMessages", "template_arguments", "without_nulls"]
@@ -213,7 +213,7 @@ class RenderedMessages(ChatCheck):
             name = _tool_name(tool)
             if name and name not in prompt:
                 yield "template-drops-tools", repr(name)
-        before = prompt[: prompt.find(content_of(row.prompt[0]).strip())] if row.prompt else ""
+        before = prompt[: prompt.find(text_of([row.prompt[0]]).strip())] if row.prompt else ""
         added = re.sub(r"<[^<>]*>", " ", self.control.sub(" ", before))
         if not arguments["tools"] and len(re.findall(r"[^\W\d_]{2,}", added)) >= _WORDS_OF_SYSTEM:
             yield "template-adds-system", repr(" ".join(added.split())[:_SHOWN])
@@ -225,7 +225,7 @@ class RenderedMessages(ChatCheck):
         self, prompt: Sequence[Any], completion: Sequence[Any], rendered_prompt: str, whole: str
     ) -> Iterator[tuple[str, str]]:
         first, last = completion[0], completion[-1]
-        start, end = content_of(first).strip(), content_of(last).strip()
+        start, end = text_of([first]).strip(), text_of([last]).strip()
         if not whole.startswith(rendered_prompt):
             return  # `BorderOfJointTokens` says so
         answer = self.control.sub("", whole[len(rendered_prompt) :])
@@ -251,7 +251,7 @@ def _compare_messages(messages: Sequence[Any], num_prompt: int, whole: str) -> I
     place = 0
     for number, message in enumerate(messages):
         is_answer = number >= num_prompt
-        content = content_of(message)
+        content = text_of([message])
         reasoning = next((message[name] for name in _REASONING if message.get(name)), "")
         text = content.strip()
         if "</think>" in text:
@@ -280,7 +280,7 @@ def _compare_messages(messages: Sequence[Any], num_prompt: int, whole: str) -> I
 def _compare_call(call: Mapping[str, Any], whole: str) -> Iterator[tuple[str, str]]:
     function = call.get("function") or call
     name, arguments = function.get("name"), function.get("arguments")
-    if name and name not in whole:
+    if isinstance(name, str) and name not in whole:
         yield "template-drops-tools", f"call of {name!r}"
     elif isinstance(arguments, str) and '"' in arguments and _encoded(arguments) in whole:
         yield "tool-arguments-encoded-twice", _encoded(arguments)[:_SHOWN]
@@ -316,7 +316,7 @@ def _form_of(row: PreparedRow) -> Any:
 
 def _form_of_message(message: Mapping[str, Any]) -> tuple[Any, ...]:
     content = message.get("content")
-    text = content if isinstance(content, str) else content_of(message)
+    text = content if isinstance(content, str) else text_of([message])
     more = tuple((key, _keys_of(value)) for key, value in message.items() if key not in ("role", "content"))
     return (
         message["role"],
