@@ -1,6 +1,7 @@
 """The doctor on columns that nobody reads and on text that is not what was meant; and its silence on good data."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from trl_dpo_ext.data.rankings.adapters import from_nectar, from_ultrafeedback
 
 
 TOKENIZER = tiny_tokenizer()
+REVIEWS = Path(__file__).parents[2] / "examples" / "film_reviews" / "reviews.jsonl"
 GOOD = {"prompt": "Is it good?", "chosen": " Yes.", "rejected": " No."}
 
 
@@ -162,10 +164,12 @@ def test_the_row_is_named(name, row):
     assert finding.severity == ("note" if name == "markup-escapes" else "warning")
 
 
-@pytest.mark.parametrize(("name", "row"), [case for case in TEXTS if case[1].get("chosen", "").startswith(" ")])
+OF_PLAIN_TEXT = ("answer-holds-other-turns", "foreign-template-marker")
+IN_MESSAGES = [(name, row) for name, row in TEXTS if name not in OF_PLAIN_TEXT and row.get("chosen", "")[:1] == " "]
+
+
+@pytest.mark.parametrize(("name", "row"), IN_MESSAGES)
 def test_the_row_is_named_in_messages(name, row):
-    if name in ("answer-holds-other-turns", "foreign-template-marker", "messages-as-text"):
-        pytest.skip("plain text only")
     good = chat(GOOD["prompt"], "Yes.", "No.")
     texts = {side: text.strip() for side, text in (GOOD | row).items()}
     assert found(look([good, chat(texts["prompt"], texts["chosen"], texts["rejected"])]), name).rows == [1]
@@ -371,6 +375,15 @@ class TestSilence:
     @pytest.mark.parametrize("tokenization", ["separate", "joint"])
     def test_preferences_of_the_tests(self, kind, tokenization):
         assert worst_of_first(preference_rows(24, kind), TOKENIZER, tokenization=tokenization) is None
+
+    def test_the_film_reviews_of_the_examples(self):
+        reviews = [json.loads(line) for line in REVIEWS.read_text().splitlines()[:400]]
+        good, bad = ([r["text"] for r in reviews if r["sentiment"] == kind] for kind in ("good", "bad"))
+        rows = [
+            {"prompt": f"Review {i}:", "chosen": f" {best}", "rejected": f" {worst}", "source": "examples"}
+            for i, (best, worst) in enumerate(zip(good[:64], bad[:64], strict=True))
+        ]
+        assert worst_of_first(Dataset.from_list(rows), TOKENIZER) is None
 
     def test_token_ids(self):
         row = {"prompt_ids": [5, 6], "chosen_ids": [7, 2], "rejected_ids": [8, 2], "prompt": "nan", "system": "Be."}
