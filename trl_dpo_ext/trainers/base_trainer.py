@@ -33,6 +33,7 @@ from trl_dpo_ext.trainers.arguments import (
 )
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
+from trl_dpo_ext.trainers.first_look import warn_of_text
 from trl_dpo_ext.trainers.rows import NUM_REAL_ROWS, first_rows, num_real_rows, num_rows, num_rows_everywhere
 from trl_dpo_ext.trainers.run_summary import RunSummary
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
@@ -314,12 +315,15 @@ class BaseDPOTrainer(WithSamples):
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        raw = dataset
         dataset, report = self._prepare_everywhere(dataset, processing_class, args, dataset_name)
         self.data_reports[dataset_name] = report
         if report.dropped:
             logger.warning(
                 f"{report.dropped} rows of the {dataset_name} dataset are left out (first: {report.first_dropped})."
             )
+        if dataset_name == "train":
+            warn_of_text(raw, self._tokenizer, args.tokenization)
         if args.train_sampling_strategy in SAMPLED_BY_LENGTH and dataset_name == "train":
             if isinstance(dataset, Dataset):
                 dataset = add_lengths(dataset, args.length_column_name, self.token_columns)

@@ -1,6 +1,5 @@
 """Checks of the border between prompt and answer: would other tokens stand there if the two were one text?"""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, Check, Finding
 from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
+from trl_dpo_ext.data.doctor.template_checks import template_arguments
 
 
 __all__ = ["BorderOfJointTokens", "BorderOfSeparateTokens"]
@@ -86,13 +86,11 @@ class BorderOfJointTokens(Check):
                 self.finding.add(row.index, repr(self.tokenizer.decode(ids[len(row.prompt_ids) :])))
 
     def _rendered(self, row: PreparedRow) -> list[int]:
-        tools = row.raw.get("tools")
         rendered: Any = self.tokenizer.apply_chat_template(
             row.prompt,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            tools=json.loads(tools) if isinstance(tools, str) else tools,
-            **(row.raw.get("chat_template_kwargs") or {}),
+            **template_arguments(row.raw),
         )
         return rendered["input_ids"]

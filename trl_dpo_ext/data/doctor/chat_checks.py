@@ -3,11 +3,36 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trl_dpo_ext.data.doctor.findings import WARNING, ChatCheck
+from transformers import PreTrainedTokenizerBase
+
+from trl_dpo_ext.data.doctor.findings import WARNING, ChatCheck, Check
 from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
 
 
-__all__ = ["AnswerEndsWithOther", "PromptEndsWithAssistant", "RolesDoNotAlternate"]
+__all__ = [
+    "AnswerEndsWithOther",
+    "AnswerHoldsOtherTurns",
+    "PromptEndsWithAssistant",
+    "RolesDoNotAlternate",
+    "UnknownRole",
+]
+
+# What a user's turn begins with where dialogue is written as plain text
+_USER_TURNS = (
+    "\n\nHuman:",
+    "\nHuman:",
+    "\nUser:",
+    "\nUSER:",
+    " USER:",
+    "\n### Human:",
+    "\n### User:",
+    "\n### Instruction:",
+    "<|user|>",
+    "<|im_start|>user",
+    "<start_of_turn>user",
+    "[INST]",
+)
+_ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipython"}
 
 
 class RolesDoNotAlternate(ChatCheck):
@@ -33,6 +58,44 @@ class AnswerEndsWithOther(ChatCheck):
     def found(self, row: PreparedRow) -> str | None:
         last = (_roles(completion)[-1] for completion in row.completions)
         return next((role for role in last if role != "assistant"), None)
+
+
+class AnswerHoldsOtherTurns(Check):
+    name = "answer-holds-other-turns"
+    severity = WARNING
+    meaning = "An answer holds turns that are not the assistant's, and the policy learns to write them, too."
+    fix = "Move all turns but the last into the prompt, which both answers then share, or drop such rows."
+
+    def found(self, row: PreparedRow) -> str | None:
+        if row.is_chat:
+            turns = (_roles(completion) for completion in row.completions)
+            return next((", ".join(roles) for roles in turns if set(roles) - {"assistant"}), None)
+        if row.is_text:
+            for marker in _USER_TURNS:
+                # Where the prompt is dialogue of the same form
+                if marker.strip() in row.prompt:
+                    for text in row.completions:
+                        if (place := text.find(marker)) >= 0:
+                            return repr(text[max(0, place - 12) : place + 24])
+        return None
+
+
+class UnknownRole(ChatCheck):
+    name = "unknown-role"
+    severity = WARNING
+    meaning = "A message has a role that the chat template does not name: it is written as the name of the turn."
+    fix = "Rename roles to `system`, `user`, `assistant` and `tool`."
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        self.template = str(tokenizer.chat_template or "")
+
+    def found(self, row: PreparedRow) -> str | None:
+        for messages in (row.prompt, *row.completions):
+            for role in _roles(messages):
+                if role not in _ROLES and f"'{role}'" not in self.template and f'"{role}"' not in self.template:
+                    return repr(role)
+        return None
 
 
 class PromptEndsWithAssistant(ChatCheck):

@@ -1,5 +1,6 @@
 """Checks that compare rows: copies, contradictions, overlap with held-out rows, stock answers, scores."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -13,6 +14,7 @@ from trl_dpo_ext.data.doctor.prepared_row import PreparedRow, text_of
 
 __all__ = [
     "BothDirections",
+    "ConstantAnswers",
     "DuplicatePrompts",
     "DuplicateRows",
     "HeldOutPrompts",
@@ -23,6 +25,7 @@ __all__ = [
 
 _OPENING_WORDS = 5
 _STOCK_SHARE, _STOCK_ROWS = 0.05, 10
+_CONSTANT_SHARE = 0.9
 
 
 class DuplicateRows(Check):
@@ -121,6 +124,40 @@ class StockOpening(Check):
         return [finding for finding in self.openings.values() if finding.count >= least]
 
 
+class ConstantAnswers(Check):
+    name = "constant-answer"
+    severity = WARNING
+    meaning = "The {} answer of nearly all prompts is one and the same, so that it alone tells the order."
+    fix = "See whether the column was filled as meant."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sides = {"best": Counter[int](), "worst": Counter[int]()}
+        self.first: dict[int, tuple[int, str]] = {}
+        self.prompts: set[int] = set()
+
+    def found(self, row: PreparedRow) -> str | None:
+        if row.prompt_key in self.prompts:  # a copy
+            return None
+        self.prompts.add(row.prompt_key)
+        for counter, place in zip(self.sides.values(), (0, -1), strict=True):
+            key = row.completion_keys[place]
+            counter[key] += 1
+            if key not in self.first:
+                self.first[key] = row.index, text_of(row.completions[place])[:40] if row.completions else ""
+        return None
+
+    def findings(self) -> list[Finding]:
+        found = []
+        for side, counter in self.sides.items():
+            ((key, count),) = counter.most_common(1) or [(0, 0)]
+            if count >= max(_STOCK_ROWS, _CONSTANT_SHARE * counter.total()):
+                index, text = self.first[key]
+                meaning = self.meaning.format(side)
+                found.append(Finding(self.name, self.severity, meaning, self.fix, count, [index], repr(text)))
+        return found
+
+
 class Ties(Check):
     name = "ties"
     severity = NOTE
@@ -148,17 +185,23 @@ class ScoresAgainstOrder(Check):
         }
         known = {"completions", "ranks", "scores", "ref_logps"}
         self.lists = [name for name in columns if name not in known and _is_score(name)]
-        self.rows = 0
+        self.rows = self.shorter = 0
 
     def found(self, row: PreparedRow) -> str | None:
         differences = {**self._of_pair(row.raw), **self._of_list(row.raw)}
         self.rows += bool(differences)
-        return next((f"`{name}`: {what}" for name, (what, against) in differences.items() if against), None)
+        found = next((f"`{name}`: {what}" for name, (what, against) in differences.items() if against), None)
+        self.shorter += found is not None and len(row.completion_ids[0]) < len(row.completion_ids[-1])
+        return found
 
     def findings(self) -> list[Finding]:
-        if 2 * self.finding.count <= self.rows:
+        count = self.finding.count
+        if 2 * count <= self.rows:
             return super().findings()
-        return [replace(self.finding, meaning=f"{self.meaning} In most rows: the order may be the wrong way round.")]
+        more = "In most rows: the order may be the wrong way round."
+        if 2 * self.shorter > count:
+            more += f" The preferred answer is the shorter one in {self.shorter} of these {count} rows, too."
+        return [replace(self.finding, meaning=f"{self.meaning} {more}")]
 
     def _of_pair(self, row: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
         return {

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from trl_dpo_ext.data.doctor.border_checks import BorderOfJointTokens, BorderOfSeparateTokens
 from trl_dpo_ext.data.doctor.chat_checks import AnswerEndsWithOther, PromptEndsWithAssistant, RolesDoNotAlternate
+from trl_dpo_ext.data.doctor.column_checks import columns_read
 from trl_dpo_ext.data.doctor.comparison_checks import (
     BothDirections,
     DuplicatePrompts,
@@ -31,6 +32,7 @@ from trl_dpo_ext.data.doctor.length_checks import (
     PromptsCut,
     fitting_length,
 )
+from trl_dpo_ext.data.doctor.meaning_checks import meaning_checks
 from trl_dpo_ext.data.doctor.prepared_row import FULL_PROMPT, PreparedRow, RowPreparation, key_of
 from trl_dpo_ext.data.doctor.report import DoctorReport
 from trl_dpo_ext.data.doctor.text_checks import (
@@ -51,11 +53,12 @@ from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.report import DataReport
 
 
-__all__ = ["examine"]
+__all__ = ["examine", "worst_of_first"]
 
 # A data set without any of these is of no kind that is trained on
 _ANSWERS = {"chosen", "rejected", "chosen_ids", "rejected_ids", "completions", "completion_ids"}
 
+_FIRST_LOOK, _FIRST_OF_STREAM = 64, 16  # rows that training has a look at
 _CHUNK = 256  # rows whose borders are tokenised in one call
 
 
@@ -124,9 +127,34 @@ def examine(
     return examination.report(problems)
 
 
+def worst_of_first(
+    dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, dataset_name: str = "train", **options: Any
+) -> Finding | None:
+    """
+    The worst thing in the first rows (64, of a stream 16) that is probably not meant, by the checks of
+    [`~trl_dpo_ext.data.doctor.meaning_checks`] alone: for training, which itself stops at errors and counts cuts.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): Raw rows.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
+        dataset_name (`str`, *optional*, defaults to `"train"`): Name used in messages.
+        options: As of [`examine`].
+
+    Returns:
+        [`~trl_dpo_ext.data.doctor.findings.Finding`] or `None`: A warning that most of these rows have or, of several,
+        the gravest.
+    """
+    columns = columns_of(dataset)
+    examination = _Examination(RowPreparation(tokenizer, columns, dataset_name, **options), columns, set())
+    examination.checks = meaning_checks(tokenizer, columns)
+    examination.run(islice(dataset, _FIRST_LOOK if isinstance(dataset, Dataset) else _FIRST_OF_STREAM))
+    found = [finding for check in examination.checks for finding in check.findings() if finding.severity == WARNING]
+    return max(found, key=lambda finding: 2 * finding.count >= examination.tally.examined, default=None)
+
+
 class _Examination:
     def __init__(self, preparation: RowPreparation, columns: list[str], held_out_prompts: set[int]) -> None:
-        self.preparation = preparation
+        self.preparation, self.columns = preparation, columns
         self.refused = Refusals("malformed-row", ERROR, "Training stops: ")
         self.left_out = Refusals(
             "row-left-out", ERROR, "Training leaves the row out: ", "Mend these rows, or drop them yourself."
@@ -169,6 +197,7 @@ class _Examination:
             Ties(),
             ScoresAgainstOrder(columns),
             self.length_bias,
+            *meaning_checks(tokenizer, columns),
         ]
 
     def run(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -194,8 +223,13 @@ class _Examination:
             recommended_max_length=fitting_length(self.lengths.whole, share=0.99),
             longer_preferred=self.length_bias.longer_preferred,
             length_correlation=self.length_bias.correlation,
+            unread_columns=self._unread_columns(),
             findings=sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)),
         )
+
+    def _unread_columns(self) -> list[str]:
+        read = columns_read(self.columns, self.tally.has_chat)
+        return [name for name in self.columns if name not in read]
 
     def _usable(self, rows: Iterable[dict[str, Any]]) -> Iterator[PreparedRow]:
         for index, row in enumerate(rows):
@@ -240,6 +274,7 @@ class _Tally:
     def __init__(self, is_ranking: bool) -> None:
         self.is_ranking = is_ranking
         self.examined = self.dropped = self.prompts_cut = self.answers_cut = 0
+        self.has_chat = False
         self.sizes: list[int] = []
         self.completions_dropped = self.tied = 0
         self.first_completion_dropped = ""
@@ -250,6 +285,7 @@ class _Tally:
             self.dropped += 1
             self.first_dropped.setdefault(row.step, f"row {row.index}, {row.problem}")
             return
+        self.has_chat = self.has_chat or row.is_chat
         self.sizes.append(len(row.completion_ids))
         self.prompts_cut += row.prompt_cut
         self.answers_cut += row.completions_cut

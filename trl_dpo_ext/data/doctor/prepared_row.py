@@ -79,6 +79,23 @@ class PreparedRow:
         return isinstance(self.prompt, list)
 
     @cached_property
+    def texts(self) -> list[tuple[str, str]]:
+        """Every text or message content, each with its place: `prompt`, `answer 0` (the best) and so on."""
+        if self.prompt is None:
+            return []
+        sides = {"prompt": self.prompt} | {f"answer {k}": value for k, value in enumerate(self.completions)}
+        return [
+            (place, text)
+            for place, value in sides.items()
+            for text in ([value] if isinstance(value, str) else (text_of([message]) for message in value))
+        ]
+
+    @cached_property
+    def whole_text(self) -> str:
+        """All texts as one, for a first look."""
+        return "\n".join(text for _, text in self.texts)
+
+    @cached_property
     def prompt_key(self) -> int:
         """Equal for equal prompts."""
         return key_of(self.prompt_ids if self.prompt is None else self.prompt)

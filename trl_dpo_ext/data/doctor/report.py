@@ -32,6 +32,7 @@ class DoctorReport:
         longer_preferred (`tuple[float, float, float]`, *optional*): Share of rows whose longer answer is preferred,
             of those whose best and worst answer differ in length, and both ends of its 95 % interval.
         length_correlation (`float`, *optional*): Correlation of length and preference within rows.
+        unread_columns (`list[str]`): Columns that training does not read.
         findings (`list[Finding]`): Errors, then warnings, then notes.
     """
 
@@ -45,6 +46,7 @@ class DoctorReport:
     recommended_max_length: int | None
     longer_preferred: tuple[float, float, float] | None
     length_correlation: float | None
+    unread_columns: list[str]
     findings: list[Finding]
 
     def of_severity(self, severity: str) -> list[Finding]:
@@ -69,7 +71,9 @@ class DoctorReport:
 
     def _head(self) -> str:
         head = f"The {self.dataset_name} dataset: {self.examined:,} rows of {self.kind} examined"
-        return f"{head}\nAfter preparation: {self.preparation}; malformed: {self.refused:,}"
+        head += f"\nAfter preparation: {self.preparation}; malformed: {self.refused:,}"
+        unread = ", ".join(self.unread_columns)
+        return f"{head}\nColumns that training does not read: {unread}" if unread else head
 
     def _lengths(self) -> str:
         if not self.lengths:
