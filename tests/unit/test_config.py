@@ -474,7 +474,7 @@ class TestOptionsThatContradictOrDoNothing:
             ({"beta": float("nan")}, r"`beta=nan` must be"),
             ({"beta": float("inf")}, r"`beta=inf` must be"),
             ({"label_smoothing": 0.5}, r"`label_smoothing=0.5` must lie in \[0, 0.5\)"),
-            ({"label_smoothing": -0.1}, r"`label_smoothing=-0.1` must lie in"),
+            ({"label_smoothing": -0.1}, r"`label_smoothing=-0.1` must be at least 0"),
             ({"label_smoothing": float("nan")}, r"`label_smoothing=nan` must be a finite number"),
             ({"tokenization": "apart"}, r"`tokenization='apart'` does not exist. Choose one of 'separate', 'joint'"),
             (

@@ -72,9 +72,12 @@ def estimate_memory(args: BaseDPOConfig, model: ModelConfig, reference_in_memory
     Returns:
         [`MemoryEstimate`]
     """
-    config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+    trust = args.trust_remote_code
+    config = AutoConfig.from_pretrained(
+        model.model_name_or_path, revision=model.model_revision, trust_remote_code=trust
+    )
     with torch.device("meta"):
-        whole: nn.Module = AutoModelForCausalLM.from_config(config)
+        whole: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
         parameters = sum(parameter.numel() for parameter in whole.parameters())
         embedding = whole.get_input_embeddings().weight.numel()
         peft_config = adapter_config(args, model)

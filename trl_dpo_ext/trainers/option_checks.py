@@ -68,7 +68,6 @@ _RANGES = {
         (
             "adam_epsilon",
             "eval_delay",
-            "learning_rate",
             "max_grad_norm",
             "neftune_noise_alpha",
             "router_aux_loss_coef",
@@ -78,9 +77,12 @@ _RANGES = {
         ),
         _AMOUNT,
     ),
-    **dict.fromkeys(("eval_steps", "logging_steps", "num_train_epochs", "save_steps"), _POSITIVE),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing", "ld_alpha", "lora_dropout", "ref_model_mixup_alpha"), _SHARE),
-    "beta": _POSITIVE,
+    **dict.fromkeys(
+        ("beta", "eval_steps", "learning_rate", "logging_steps", "num_train_epochs", "save_steps"), _POSITIVE
+    ),
+    **dict.fromkeys(
+        ("adam_beta1", "adam_beta2", "label_smoothing", "ld_alpha", "lora_dropout", "ref_model_mixup_alpha"), _SHARE
+    ),
     "data_seed": _Range(0, 2**32 - 1),  # NumPy's
     "discopop_tau": _Range(1e-8, 1e8),
     "f_alpha_divergence_coef": _Range(-100, 100),  # an exponent

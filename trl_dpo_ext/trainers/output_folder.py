@@ -38,9 +38,9 @@ def check_output_dir(output_dir: str | Path, sources: Mapping[str, str | Path | 
         path = Path(source).resolve()
         inside = path.relative_to(folder).parts[:1] if path.is_relative_to(folder) else None
         holds_reference = folder in [path / name for name in _REFERENCES]
-        if inside == () or holds_reference or (inside and inside[0].startswith(_REWRITTEN)):
+        if (inside == () and path.is_dir()) or holds_reference or (inside and inside[0].startswith(_REWRITTEN)):
             raise ValueError(
-                f"`output_dir={str(output_dir)!r}`: the run would write over {what}, {source}. Choose another "
+                f"`output_dir={str(output_dir)!r}`: the run would write over {what} ({source}). Choose another "
                 "`output_dir`."
             )
 
