@@ -43,7 +43,8 @@ def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
     print("Options that differ from their defaults, as they are resolved:\n")
     print(yaml.safe_dump(without_secrets(_changed(args) | _changed(model)), sort_keys=False))
     print(_batches(args, len(train)))
-    print(f"Memory: {estimate_memory(args, model, _reference_in_memory(recipe), _tokens(args, train))}.\n")
+    tokens, adapter = _tokens(args, train), recipe.stage.adapter
+    print(f"Memory: {estimate_memory(args, model, _reference_in_memory(recipe), tokens, adapter)}.\n")
     options = {option.name: getattr(args, option.name) for option in fields(RowOptions)}
     more = ("score_tie_gap", "max_completions")
     options |= {name: getattr(args, name) for name in more if hasattr(args, name)}

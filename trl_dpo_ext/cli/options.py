@@ -2,14 +2,12 @@
 
 import argparse
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
-from transformers import SchedulerType
-from transformers.training_args import OptimizerNames
 from trl import TrlParser
 
 from trl_dpo_ext.data.spelling import did_you_mean
+from trl_dpo_ext.trainers.option_checks import VALUES
 from trl_dpo_ext.trainers.secrets import shown
 
 
@@ -17,9 +15,6 @@ __all__ = ["OptionParser"]
 
 # What an option takes, by the name of the function that reads it
 _KINDS = {"float": "a number", "int": "a whole number", "string_to_bool": "true or false"}
-
-# Options that are text in this package's configs and members of these in transformers
-_ENUMS: dict[str, type[Enum]] = {"optim": OptimizerNames, "lr_scheduler_type": SchedulerType}
 
 # What options are called elsewhere
 _ALIASES = {
@@ -72,7 +67,8 @@ class OptionParser(TrlParser):
         self._readers: dict[str, Callable[[str], Any]] = {}
         for action in self._actions:
             if action.type is not None:
-                choices = [each.value for each in _ENUMS[action.dest]] if action.dest in _ENUMS else action.choices
+                of_text = VALUES.get(action.dest) if action.type is str else None
+                choices = of_text or action.choices
                 self._readers[action.dest] = action.type = _reader(action.type, choices)
         self._listed = {action.dest for action in self._actions if action.nargs == "+"}
         self._hints = {name: hint for each in classes for name, hint in get_type_hints(each).items()}
@@ -142,7 +138,7 @@ def _reader(read: Callable[[str], Any], choices: Iterable[Any] | None) -> Callab
             kind = _KINDS.get(read.__name__, f"one of the values of `{read.__name__}`")
             raise argparse.ArgumentTypeError(f"{shown(text)} is not {kind}.") from None
         if choices is not None and value not in choices:
-            near = did_you_mean(text, map(str, choices), repr)
+            near = did_you_mean(text, map(str, choices), repr, cutoff=0.8)
             every = f" Choose one of {', '.join(map(repr, choices))}."
             raise argparse.ArgumentTypeError(f"{shown(text)} does not exist.{near or every}")
         return value

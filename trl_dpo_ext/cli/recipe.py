@@ -1,18 +1,22 @@
 """The options of a training command: a YAML recipe and the command line, read strictly."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+from trl.scripts.utils import DatasetConfig
 
 from trl_dpo_ext.cli.options import OptionParser
 from trl_dpo_ext.cli.recipe_file import read_recipe
+from trl_dpo_ext.data.spelling import did_you_mean
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.installed import check_package
 from trl_dpo_ext.trainers.option_checks import check_options
+from trl_dpo_ext.trainers.secrets import shown
 
 
 __all__ = ["Recipe", "StageArguments", "parse"]
@@ -104,6 +108,7 @@ def parse(command: str, config_class: type[BaseDPOConfig], argv: list[str]) -> R
     for name, value in recipe.items():
         parser.check_name(str(name), f" in {path}")
         parser.check_value(name, value, f" in {path}")
+    _check_datasets(recipe.get("datasets", []))
     _set_environment(recipe.pop("env", None) or {}, path)
     parser.set_defaults_with_config(**recipe)
     given = parser.parse_known_args(words)[0]
@@ -165,8 +170,26 @@ def _check_model_options(model: ModelConfig, named: set[str]) -> None:
             if not (model.use_peft or model.model_name_or_path is None):
                 raise ValueError(f"`{name}=True` freezes the weights, and nothing would be trained. Set `use_peft`.")
             check_package(f"{name}=True", "bitsandbytes", "bitsandbytes")
-    if model.attn_implementation in _ATTENTION:
-        check_package(f"attn_implementation={model.attn_implementation!r}", *_ATTENTION[model.attn_implementation])
+    attention = model.attn_implementation
+    if attention in _ATTENTION:
+        check_package(f"attn_implementation={attention!r}", *_ATTENTION[attention])
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if attention is not None and "/" not in attention and attention not in known:  # with a slash: a kernel on the hub
+        near = did_you_mean(attention, known, repr) or f" Choose one of {', '.join(map(repr, known))}."
+        raise ValueError(f"`attn_implementation={attention!r}` does not exist.{near}")
+
+
+def _check_datasets(sources: Any) -> None:
+    known = {field.name for field in fields(DatasetConfig)}
+    if not isinstance(sources, list):
+        raise ValueError(f"`datasets`: {shown(sources)} is not a list of mappings with a `path`.")
+    for place, source in enumerate(sources):
+        where = f"`datasets`, entry {place},"
+        if not isinstance(source, dict) or not isinstance(source.get("path"), str):
+            raise ValueError(f"{where} {shown(source)} is not a mapping with a `path`.")
+        for name in source:
+            if name not in known:
+                raise ValueError(f"{where} holds `{name}`, which does not exist.{did_you_mean(str(name), known)}")
 
 
 def _check_data_options(script: ScriptArguments, mixture: DatasetMixtureConfig) -> None:

@@ -16,7 +16,7 @@ from trl_dpo_ext.cli.adapter import adapter_config
 from trl_dpo_ext.cli.dry_run import dry_run
 from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.cli.recipe import Recipe
-from trl_dpo_ext.data.remote_code import remote_code_explained
+from trl_dpo_ext.data.remote_code import brings_code, remote_code_explained
 from trl_dpo_ext.data.sources import load_splits, split_of
 from trl_dpo_ext.data.spelling import did_you_mean_path
 from trl_dpo_ext.processes import together
@@ -58,6 +58,8 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], recipe: Recipe) -> 
         with _folders_first(path), remote_code_explained(path, "Set `trust_remote_code=True` to run it."):
             if recipe.stage.dry_run:
                 return dry_run(recipe, train_dataset)
+            if brings_code(path):  # which TRL, looking for a processor, does not find
+                AutoTokenizer.from_pretrained(path, trust_remote_code=recipe.args.trust_remote_code)
             trainer = _build(trainer_class, recipe, train_dataset, eval_dataset)
     except (ValueError, OSError, ImportError, NotImplementedError, DatasetGenerationError) as error:
         cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
@@ -196,7 +198,7 @@ def _check_stage(recipe: Recipe) -> None:
     base = read_adapter_config(path).get("base_model_name_or_path") if has_adapter else None
     rows = {f"rows of `{name}`": name for name in _data_of(recipe)}
     check_output_dir(recipe.args.output_dir, {"the model": path, "the adapter's base model": base} | rows)
-    if base:
+    if has_adapter:
         check_base(path, base)
 
 

@@ -2,9 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
-__all__ = ["remote_code_explained"]
+__all__ = ["brings_code", "remote_code_explained"]
+
+
+def brings_code(folder: str) -> bool:
+    """Whether the tokenizer in a folder names classes of its own."""
+    path = Path(folder, "tokenizer_config.json")
+    return path.is_file() and b'"auto_map"' in path.read_bytes()
 
 
 @contextmanager

@@ -1,19 +1,28 @@
 """Types, ranges and values of options, checked by name before anything is loaded."""
 
+import inspect
 import json
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from datetime import date
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from accelerate.utils import DynamoBackend
+from torch.utils.checkpoint import checkpoint
+from transformers import SchedulerType
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.trainer_pt_utils import AcceleratorConfig
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
+
 from trl_dpo_ext.data.spelling import did_you_mean
 from trl_dpo_ext.trainers.secrets import shown
 
 
-__all__ = ["check_options"]
+__all__ = ["VALUES", "check_options"]
 
 
 class _Range(NamedTuple):
@@ -44,7 +53,6 @@ _RANGES = {
         (
             "completions_per_forward",
             "dataloader_prefetch_factor",
-            "dataset_num_proc",
             "ddp_bucket_cap_mb",
             "ddp_timeout",
             "eval_accumulation_steps",
@@ -84,6 +92,8 @@ _RANGES = {
         ("adam_beta1", "adam_beta2", "label_smoothing", "ld_alpha", "lora_dropout", "ref_model_mixup_alpha"), _SHARE
     ),
     "data_seed": _Range(0, 2**32 - 1),  # NumPy's
+    "dataloader_num_workers": _Range(0, 1024),
+    "dataset_num_proc": _Range(1, 1024),
     "discopop_tau": _Range(1e-8, 1e8),
     "f_alpha_divergence_coef": _Range(-100, 100),  # an exponent
     "local_rank": _Range(-1, 2**31 - 1),
@@ -93,8 +103,20 @@ _RANGES = {
     "seed": _Range(0, 2**32 - 1),
 }
 
-# Values of text options that TRL and transformers read late: at the trainer's construction, or at the first update
-_VALUES = {
+# Values of text options whose fields do not list them. TRL and transformers read some of them at the first update
+VALUES: dict[str, tuple[str, ...]] = {
+    **{
+        name: tuple(member.value for member in enum)
+        for name, enum in {
+            "eval_strategy": IntervalStrategy,
+            "hub_strategy": HubStrategy,
+            "logging_strategy": IntervalStrategy,
+            "lr_scheduler_type": SchedulerType,
+            "optim": OptimizerNames,
+            "save_strategy": SaveStrategy,
+        }.items()
+    },
+    "bnb_4bit_quant_storage": ("uint8", "float16", "bfloat16", "float32", "float64"),
     "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
     "loss_type": (
         "sigmoid",
@@ -114,13 +136,29 @@ _VALUES = {
         "sigmoid_norm",
     ),
     "include_num_input_tokens_seen": ("all", "non_padding", "no"),
+    "pad_to_multiple_of": ("auto", "none", "null"),  # or a number
+    "torch_compile_backend": tuple(backend.value.lower() for backend in DynamoBackend),
+    "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 
 # Mappings that may also be the path of a file
 _FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 
 # What options take beside their annotation
-_ALSO = {"debug": type(None), "resume_from_checkpoint": bool}
+_ALSO: dict[str, Any] = {
+    "accelerator_config": AcceleratorConfig,
+    "debug": type(None),
+    "output_dir": os.PathLike,
+    "ref_logps_cache_dir": os.PathLike,
+    "resume_from_checkpoint": bool | os.PathLike,
+}
+
+# Options whose keys are the keyword arguments of these
+_KEYWORDS_OF: dict[str, Callable[..., Any]] = {
+    "accelerator_config": AcceleratorConfig,
+    "activation_checkpointing_kwargs": checkpoint,
+    "gradient_checkpointing_kwargs": checkpoint,
+}
 
 _FEW = 6  # choices that a message lists
 
@@ -150,14 +188,19 @@ def check_options(options: Any) -> None:
         if isinstance(value, float) and int in kinds and float not in kinds and value.is_integer():
             value = int(value)
             setattr(options, name, value)
-        choices = option.metadata.get("choices") or _VALUES.get(name)
+        choices = option.metadata.get("choices") or VALUES.get(name)
         is_list = list in kinds and isinstance(value, list)
         for each in value if is_list else [value]:
-            if choices is not None and each not in choices and (isinstance(each, str) or type(each) not in kinds):
-                raise ValueError(f"`{name}={shown(each, name)}` does not exist.{_advice(each, choices)}")
-            _check_kind(name, each, kinds - {type(None)} if is_list else kinds)
+            if int in kinds and isinstance(each, str) and each.isdecimal():
+                each = int(each)  # of an option that takes text, too
+            _check_kind(name, each, kinds - {type(None), list} if is_list else kinds, choices)
             if isinstance(each, Real) and not isinstance(each, bool):
                 _check_number(name, each, kinds)
+            elif isinstance(each, dict):
+                _check_keywords(name, each, _KEYWORDS_OF.get(name))
+    if getattr(options, "lr_scheduler_kwargs", None):
+        schedule = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(options.lr_scheduler_type or "constant_with_warmup")]
+        _check_keywords("lr_scheduler_kwargs", options.lr_scheduler_kwargs, schedule)
 
 
 def _kinds(hint: Any) -> set[type]:
@@ -171,10 +214,13 @@ def _kinds(hint: Any) -> set[type]:
     return inner | {list} if origin is list else inner or {str if issubclass(hint, str) else hint}
 
 
-def _check_kind(name: str, value: Any, kinds: set[type]) -> None:
+def _check_kind(name: str, value: Any, kinds: set[type], choices: Collection[Any] | None) -> None:
     if isinstance(value, str) and dict in kinds:
         _check_mapping(name, value)
-    elif not _is_of(value, kinds) and type(value) is not _ALSO.get(name):
+    elif choices is not None and (isinstance(value, str) or value is None and type(None) not in kinds):
+        if value not in list(choices):
+            raise ValueError(f"`{name}={shown(value, name)}` does not exist.{_advice(value, choices)}")
+    elif not _is_of(value, kinds) and not isinstance(value, _ALSO.get(name, ())):
         text = dict not in kinds and str in kinds
         takes = " or ".join(_IN_WORDS[kind] for kind in _IN_WORDS if kind in kinds and (text or kind is not str))
         advice = " Write it in quotes." if text and isinstance(value, (bool, Real, date)) else ""
@@ -183,20 +229,19 @@ def _check_kind(name: str, value: Any, kinds: set[type]) -> None:
 
 
 def _is_of(value: Any, kinds: set[type]) -> bool:
-    if isinstance(value, bool) or bool in kinds and value in (0, 1):
+    if isinstance(value, bool):
         return bool in kinds
+    if isinstance(value, Integral) and bool in kinds and value in (0, 1):
+        return True
     if isinstance(value, Real):
-        return float in kinds or int in kinds and isinstance(value, Integral)
-    if isinstance(value, (str, os.PathLike)):
-        return str in kinds
-    if value is None or isinstance(value, (dict, list, date)):
-        return type(value) in kinds
-    return not kinds <= _PLAIN  # an object of a library's
+        is_number = float in kinds or int in kinds and isinstance(value, Integral)
+        return is_number and list not in kinds
+    return isinstance(value, tuple(kinds))
 
 
 def _advice(value: Any, choices: Collection[Any]) -> str:
     every = f" Choose one of {', '.join(repr(choice) for choice in choices if choice is not None)}."
-    return every if len(choices) <= _FEW else did_you_mean(str(value), map(str, choices), repr) or every
+    return every if len(choices) <= _FEW else did_you_mean(str(value), map(str, choices), repr, cutoff=0.8) or every
 
 
 def _check_number(name: str, number: Any, kinds: set[type]) -> None:
@@ -205,13 +250,27 @@ def _check_number(name: str, number: Any, kinds: set[type]) -> None:
         raise ValueError(f"`{name}={shown(number)}` {problem}.")
 
 
+def _check_keywords(name: str, keywords: Mapping[str, Any], of: Callable[..., Any] | None) -> None:
+    if of is None or not isinstance(keywords, Mapping):
+        return
+    known = list(inspect.signature(of).parameters)
+    for keyword in keywords:
+        if keyword not in known:
+            raise ValueError(
+                f"`{name}` holds `{shown(keyword)}`, which does not exist.{did_you_mean(str(keyword), known)}"
+            )
+
+
 def _check_mapping(name: str, text: str) -> None:
     # Text that stands for a mapping: JSON, which transformers reads, or a file
     if not text.startswith("{"):
         if name in _FILES:
+            if not os.path.isfile(text) and not (name == "fsdp_config" and not text):
+                raise ValueError(f"`{name}`: there is no file {shown(text)}.")
             return
         raise ValueError(f"`{name}={shown(text, name)}` is not a mapping. Write it as YAML, or as JSON in quotes.")
     try:
-        json.loads(text)
+        keywords = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"`{name}` is not a JSON mapping: {getattr(error, 'msg', error)}.") from None
+    _check_keywords(name, keywords, _KEYWORDS_OF.get(name))

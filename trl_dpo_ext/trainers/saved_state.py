@@ -6,6 +6,7 @@ how it was trained.
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.quantization_config import QuantizationMethod
 
 from trl_dpo_ext.trainers.secrets import shown
 
@@ -53,7 +55,15 @@ def _is_dtype(value: Any) -> bool:
 
 
 def _is_quantization(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("quant_method"), str)
+    return isinstance(value, dict) and value.get("quant_method") in list(QuantizationMethod)
+
+
+def _is_length(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int)
+
+
+def _is_one_of(*values: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in values
 
 
 _WEIGHTS = {"dtype": _is_dtype, "adapter_dtype": _is_dtype, "quantization_config": _is_quantization}
@@ -65,12 +75,12 @@ _STATE: dict[str, Any] = {
     "beta": _is_number,
     "ld_alpha": _is_number,
     "num_tokens": _is_number,
-    "max_length": _is_number,
-    "max_prompt_length": _is_number,
-    "tokenization": _is_text,
-    "prompt_truncation_mode": _is_text,
-    "truncation_mode": _is_text,
-    "mixed_precision": _is_text,
+    "max_length": _is_length,
+    "max_prompt_length": _is_length,
+    "tokenization": _is_one_of("separate", "joint"),
+    "prompt_truncation_mode": _is_one_of("keep_start", "keep_end"),
+    "truncation_mode": _is_one_of("keep_start", "keep_end"),
+    "mixed_precision": _is_one_of("no", "fp16", "bf16", "fp8"),
     "objective": {},
     "schedule": {},
     "reference": {**_WEIGHTS, "kind": _is_text, "hash": _is_text, "model": _is_text, "revision": _is_text},
