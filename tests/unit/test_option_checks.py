@@ -51,7 +51,9 @@ def test_a_loss_that_does_not_exist(config_class, loss):
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, 10**30, 10**5000, -(10**30), "zzz"])
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, 1e300, 10**30, 10**5000, -(10**30), "zzz"], ids=range(8)
+)
 def test_numbers(name, value):
     assert f"`{name}=" in refusal(**{name: value})
 
@@ -74,14 +76,14 @@ def test_booleans_are_no_numbers(name):
         ({"weight_decay": None}, "`weight_decay=None` is not a number."),
         ({"run_name": 5}, "`run_name=5` is not text. Write it in quotes."),
         ({"loss_weights": 1.0}, "`loss_weights=1.0` is not a list of a number."),
-        ({"loss_weights": [None]}, "`loss_weights=None` is not a list of a number."),
+        ({"loss_weights": [None]}, "`loss_weights=None` is not a number."),
         ({"loss_type": []}, "`loss_type=[]` with `loss_weights=None` trains on nothing. Name a loss."),
         ({"f_divergence_type": "kl"}, "`f_divergence_type='kl'` does not exist. Choose one of 'reverse_kl', "),
         ({"train_sampling_strategy": "randm"}, "`train_sampling_strategy='randm'` does not exist. Choose one of "),
         ({"log_level": "loud"}, "`log_level='loud'` does not exist. Choose one of 'detail', "),
         (
             {"eval_strategy": "stepss"},
-            "`eval_strategy='stepss'` does not exist. Choose one of 'no', 'steps', 'epoch'.",
+            "`eval_strategy='stepss'` does not exist. Choose one of 'no', 'steps', ",
         ),
         ({"pad_to_multiple_of": "x"}, "`pad_to_multiple_of='x'` does not exist. Choose one of 'auto', "),
         ({"pad_to_multiple_of": "0"}, "`pad_to_multiple_of=0` must be at least 1."),
@@ -91,7 +93,7 @@ def test_booleans_are_no_numbers(name):
         ({"accelerator_config": '{"a": 1}'}, "`accelerator_config` holds 'a', which does not exist."),
         (
             {"gradient_checkpointing_kwargs": {"use_reentrent": False}},
-            "`gradient_checkpointing_kwargs` holds 'use_reentrent', which does not exist. Did you mean `use_reentrant`?",
+            "`gradient_checkpointing_kwargs` holds 'use_reentrent', which does not exist. Did you mean `use_",
         ),
         (
             {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 1}},

@@ -11,7 +11,7 @@ from trl_dpo_ext.trainers.secrets import shown, without_secrets
 def test_by_name(name):
     assert without_secrets({"a": [{name: "word"}]}) == {"a": [{name: "<secret>"}]}
     assert without_secrets({name: "word"}, mask=None) == {name: None}
-    assert "word" not in shown({name: "word"}) + shown("word", name)
+    assert "plain" not in shown({name: "plain"}) + shown("plain", name)
 
 
 @pytest.mark.parametrize(

@@ -257,7 +257,7 @@ def _check_keywords(name: str, keywords: Mapping[str, Any], of: Callable[..., An
     for keyword in keywords:
         if keyword not in known:
             raise ValueError(
-                f"`{name}` holds `{shown(keyword)}`, which does not exist.{did_you_mean(str(keyword), known)}"
+                f"`{name}` holds {shown(keyword)}, which does not exist.{did_you_mean(str(keyword), known)}"
             )
 
 
