@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from datetime import date
+from enum import Enum
 from numbers import Integral, Real
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -103,19 +104,18 @@ _RANGES = {
     "seed": _Range(0, 2**32 - 1),
 }
 
+_ENUMS: dict[str, type[Enum]] = {
+    "eval_strategy": IntervalStrategy,
+    "hub_strategy": HubStrategy,
+    "logging_strategy": IntervalStrategy,
+    "lr_scheduler_type": SchedulerType,
+    "optim": OptimizerNames,
+    "save_strategy": SaveStrategy,
+}
+
 # Values of text options whose fields do not list them. TRL and transformers read some of them at the first update
 VALUES: dict[str, tuple[str, ...]] = {
-    **{
-        name: tuple(member.value for member in enum)
-        for name, enum in {
-            "eval_strategy": IntervalStrategy,
-            "hub_strategy": HubStrategy,
-            "logging_strategy": IntervalStrategy,
-            "lr_scheduler_type": SchedulerType,
-            "optim": OptimizerNames,
-            "save_strategy": SaveStrategy,
-        }.items()
-    },
+    **{name: tuple(member.value for member in enum) for name, enum in _ENUMS.items()},
     "bnb_4bit_quant_storage": ("uint8", "float16", "bfloat16", "float32", "float64"),
     "f_divergence_type": ("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"),
     "loss_type": (
