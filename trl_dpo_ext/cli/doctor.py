@@ -17,6 +17,7 @@ def run(argv: list[str]) -> int:
     from transformers import AutoTokenizer
 
     from trl_dpo_ext.data.doctor.examination import examine
+    from trl_dpo_ext.data.remote_code import remote_code_explained
     from trl_dpo_ext.data.row_options import RowOptions
     from trl_dpo_ext.data.sources import load_splits, split_of
 
@@ -35,9 +36,11 @@ def run(argv: list[str]) -> int:
             held_out = split_of(splits, options.rows, options.test_split, option="test_split")
         if options.first is not None:
             dataset = dataset.select(range(min(options.first, len(dataset))))
+        with remote_code_explained(options.tokenizer, "Pass --trust_remote_code to run it."):
+            tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=options.trust_remote_code)
         report = examine(
             dataset,
-            AutoTokenizer.from_pretrained(options.tokenizer),
+            tokenizer,
             dataset_name=options.split,
             held_out=held_out,
             score_tie_gap=options.score_tie_gap,
@@ -77,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--truncation_mode", default="keep_start", choices=modes, help="as in training")
     parser.add_argument("--score_tie_gap", type=float, default=0.0, metavar="GAP", help="as in training on rankings")
     parser.add_argument("--max_completions", type=_positive, metavar="K", help="as in training on rankings")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the tokenizer comes with")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to FILE as well")
     return parser
 

@@ -13,6 +13,7 @@ from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.doctor.examination import examine
 from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+from trl_dpo_ext.trainers.secrets import without_secrets
 
 
 __all__ = ["dry_run"]
@@ -40,13 +41,15 @@ def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
         train = Dataset.from_list(list(train.take(_STREAMED)))
         print(f"The data set is a stream: its first {len(train)} rows stand for it.")
     print("Options that differ from their defaults, as they are resolved:\n")
-    print(yaml.safe_dump(_changed(args) | _changed(model), sort_keys=False))
+    print(yaml.safe_dump(without_secrets(_changed(args) | _changed(model)), sort_keys=False))
     print(_batches(args, len(train)))
-    print(f"Memory: {estimate_memory(args, model, _reference_in_memory(recipe), _tokens(args, train))}.\n")
+    tokens, adapter = _tokens(args, train), recipe.stage.adapter
+    print(f"Memory: {estimate_memory(args, model, _reference_in_memory(recipe), tokens, adapter)}.\n")
     options = {option.name: getattr(args, option.name) for option in fields(RowOptions)}
     more = ("score_tie_gap", "max_completions")
     options |= {name: getattr(args, name) for name in more if hasattr(args, name)}
-    report = examine(train, AutoTokenizer.from_pretrained(model.model_name_or_path), **options)
+    tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    report = examine(train, tokenizer, **options)
     print(report)
     return 0 if report.healthy else 1
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl import ModelConfig
@@ -55,7 +55,9 @@ class MemoryEstimate:
         )
 
 
-def estimate_memory(args: BaseDPOConfig, model: ModelConfig, reference_in_memory: bool, tokens: int) -> MemoryEstimate:
+def estimate_memory(
+    args: BaseDPOConfig, model: ModelConfig, reference_in_memory: bool, tokens: int, adapter: str | None = None
+) -> MemoryEstimate:
     """
     Estimates the memory of a training.
 
@@ -68,16 +70,20 @@ def estimate_memory(args: BaseDPOConfig, model: ModelConfig, reference_in_memory
             Whether a second model is the reference.
         tokens (`int`):
             Most tokens of a micro-batch.
+        adapter (`str`, *optional*):
+            What becomes of the adapter that `model_name_or_path` is: `"merge"` or `"keep"`.
 
     Returns:
         [`MemoryEstimate`]
     """
-    config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+    trust, path = args.trust_remote_code, model.model_name_or_path
+    base = path if adapter is None else PeftConfig.from_pretrained(path).base_model_name_or_path
+    config = AutoConfig.from_pretrained(base, revision=model.model_revision, trust_remote_code=trust)
     with torch.device("meta"):
-        whole: nn.Module = AutoModelForCausalLM.from_config(config)
+        whole: nn.Module = AutoModelForCausalLM.from_config(config, trust_remote_code=trust)
         parameters = sum(parameter.numel() for parameter in whole.parameters())
         embedding = whole.get_input_embeddings().weight.numel()
-        peft_config = adapter_config(args, model)
+        peft_config = PeftConfig.from_pretrained(path) if adapter == "keep" else adapter_config(args, model)
         if peft_config is not None:
             whole = get_peft_model(whole, peft_config)
     trained = sum(parameter.numel() for parameter in whole.parameters() if parameter.requires_grad)

@@ -2,23 +2,19 @@
 
 import argparse
 from collections.abc import Callable, Iterable
-from enum import Enum
 from typing import Any, get_args, get_origin, get_type_hints
 
-from transformers import SchedulerType
-from transformers.training_args import OptimizerNames
 from trl import TrlParser
 
 from trl_dpo_ext.data.spelling import did_you_mean
+from trl_dpo_ext.trainers.option_checks import VALUES
+from trl_dpo_ext.trainers.secrets import shown
 
 
 __all__ = ["OptionParser"]
 
 # What an option takes, by the name of the function that reads it
 _KINDS = {"float": "a number", "int": "a whole number", "string_to_bool": "true or false"}
-
-# Options that are text in this package's configs and members of these in transformers
-_ENUMS: dict[str, type[Enum]] = {"optim": OptimizerNames, "lr_scheduler_type": SchedulerType}
 
 # What options are called elsewhere
 _ALIASES = {
@@ -27,6 +23,13 @@ _ALIASES = {
     "batch_size": "global_batch_size",
     "model": "model_name_or_path",
     "dataset": "dataset_name",
+    "torch_dtype": "dtype",
+    "warmup_ratio": "warmup_steps",
+    "max_seq_length": "max_length",
+    "evaluation_strategy": "eval_strategy",
+    "group_by_length": "train_sampling_strategy",
+    "no_cuda": "use_cpu",
+    "lora_rank": "lora_r",
 }
 
 
@@ -64,19 +67,20 @@ class OptionParser(TrlParser):
         self._readers: dict[str, Callable[[str], Any]] = {}
         for action in self._actions:
             if action.type is not None:
-                choices = [each.value for each in _ENUMS[action.dest]] if action.dest in _ENUMS else action.choices
+                of_text = VALUES.get(action.dest) if action.type is str else None
+                choices = of_text or action.choices
                 self._readers[action.dest] = action.type = _reader(action.type, choices)
         self._listed = {action.dest for action in self._actions if action.nargs == "+"}
         self._hints = {name: hint for each in classes for name, hint in get_type_hints(each).items()}
 
-    def check_name(self, name: str, where: str = "") -> None:
+    def check_name(self, name: str, where: str = "", as_flag: bool = False) -> None:
         """
-        Checks that an option exists.
+        Checks that an option exists; with `as_flag` also in the forms of a word (`no_...`, hyphens).
 
         Raises:
             ValueError: If it does not, with the nearest name.
         """
-        if name not in self.names:
+        if not (f"--{name}" in self.flags if as_flag else name in self.names):
             alias = _ALIASES.get(name.replace("-", "_"))
             hint = f" Did you mean `{alias}`?" if alias in self.names else did_you_mean(name, self.names)
             raise ValueError(f"there is no option `{name}`{where}.{hint}")
@@ -102,7 +106,7 @@ class OptionParser(TrlParser):
         for kind, found in ((list, "a list"), (dict, "a mapping")):
             if isinstance(value, kind) and not _holds(self._hints.get(name), kind):
                 takes = "a list" if takes_list else "one value"
-                raise ValueError(f"`{name}`{where}: {value} is {found}, and it takes {takes}.")
+                raise ValueError(f"`{name}`{where}: {shown(value, name)} is {found}, and it takes {takes}.")
         values = value if isinstance(value, list) and name in self._listed else [value]
         for single in values:
             if isinstance(single, (list, dict)):
@@ -112,6 +116,8 @@ class OptionParser(TrlParser):
             except argparse.ArgumentTypeError as error:
                 quote = single is False and "'no'" in str(error)
                 advice = " YAML reads a bare no as false: write 'no', with its quotes." if quote else ""
+                if isinstance(single, str) and single.rstrip().endswith(","):
+                    advice = " YAML reads the comma as part of the value: leave it out."
                 raise ValueError(f"`{name}`{where}: {error}{advice}") from None
 
     def parse_known_args(self, args=None, namespace=None):
@@ -130,11 +136,11 @@ def _reader(read: Callable[[str], Any], choices: Iterable[Any] | None) -> Callab
             value = read(text)
         except (TypeError, ValueError, argparse.ArgumentTypeError):
             kind = _KINDS.get(read.__name__, f"one of the values of `{read.__name__}`")
-            raise argparse.ArgumentTypeError(f"{text!r} is not {kind}.") from None
+            raise argparse.ArgumentTypeError(f"{shown(text)} is not {kind}.") from None
         if choices is not None and value not in choices:
-            near = did_you_mean(text, map(str, choices), repr)
+            near = did_you_mean(text, map(str, choices), repr, cutoff=0.8)
             every = f" Choose one of {', '.join(map(repr, choices))}."
-            raise argparse.ArgumentTypeError(f"{text!r} does not exist.{near or every}")
+            raise argparse.ArgumentTypeError(f"{shown(text)} does not exist.{near or every}")
         return value
 
     return value_of

@@ -1,20 +1,45 @@
 """The options of a training command: a YAML recipe and the command line, read strictly."""
 
-import math
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+from trl.scripts.utils import DatasetConfig
 
 from trl_dpo_ext.cli.options import OptionParser
-from trl_dpo_ext.data.spelling import did_you_mean_path
+from trl_dpo_ext.cli.recipe_file import read_recipe
+from trl_dpo_ext.data.spelling import did_you_mean
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+from trl_dpo_ext.trainers.installed import check_package
+from trl_dpo_ext.trainers.option_checks import check_options
+from trl_dpo_ext.trainers.secrets import shown
 
 
 __all__ = ["Recipe", "StageArguments", "parse"]
+
+# Options that only shape an adapter, and that only shape weights in 4 bits
+_OF_ADAPTER = {
+    "lora_alpha",
+    "lora_dropout",
+    "lora_modules_to_save",
+    "lora_r",
+    "lora_target_modules",
+    "lora_target_parameters",
+    "lora_task_type",
+    "use_dora",
+    "use_rslora",
+}
+_OF_4BIT = {"bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant"}
+
+# Attention that a package of its own computes: its module and name
+_ATTENTION = {
+    "flash_attention_2": ("flash_attn", "flash-attn"),
+    "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
+}
 
 
 @dataclass
@@ -75,20 +100,29 @@ def parse(command: str, config_class: type[BaseDPOConfig], argv: list[str]) -> R
         OSError: If the recipe cannot be read.
     """
     parser = OptionParser(command, (StageArguments, ScriptArguments, config_class, ModelConfig, DatasetMixtureConfig))
-    words = [part for word in argv for part in _apart(word)]
-    for word in words:
-        flag = word.split("=")[0]
-        if flag.startswith("--") and flag not in parser.flags:
-            parser.check_name(flag[2:])
-    parser.set_defaults_with_config(**_read_recipe(parser, words))
-    given = parser.parse_known_args(_without_config(words))[0]
+    words, path = _without_config([part for word in argv for part in _apart(word)])
+    flags = {word.split("=")[0][2:] for word in words if word.startswith("--")}
+    for name in flags:
+        parser.check_name(name, as_flag=True)
+    recipe = {} if path is None else read_recipe(Path(path))
+    for name, value in recipe.items():
+        parser.check_name(str(name), f" in {path}")
+        parser.check_value(name, value, f" in {path}")
+    _check_datasets(recipe.get("datasets", []))
+    _set_environment(recipe.pop("env", None) or {}, path)
+    parser.set_defaults_with_config(**recipe)
+    given = parser.parse_known_args(words)[0]
     on_cpu = given.dry_run and not given.use_cpu and not torch.accelerator.is_available()
     if on_cpu:  # transformers refuses bf16, say, where training could not use it
         words += ["--use_cpu", "true"]
-    stage, script, args, model, mixture = parser.parse_args_and_config(words)
+    stage, script, args, model, mixture = parser.parse_args_into_dataclasses(words)
     if on_cpu and args.process_index == 0:
         print("There is no accelerator here: the options are read with `use_cpu=True`.")
-    _check_model_options(args, model)
+    for options in (stage, script, model, mixture):
+        check_options(options)
+    # `--use_peft false` overrules the adapter of a recipe
+    named = flags if "use_peft" in flags else flags | {str(name) for name in recipe}
+    _check_model_options(model, named)
     _check_data_options(script, mixture)
     # YAML has true and false for it, words only text
     resume = str(args.resume_from_checkpoint).lower()
@@ -101,44 +135,61 @@ def _apart(word: str) -> list[str]:
     return word.split("=", 1) if word.startswith("--config=") else [word]
 
 
-def _without_config(words: list[str]) -> list[str]:
+def _without_config(words: list[str]) -> tuple[list[str], str | None]:
+    # The words without the recipe's path, and that
     if "--config" not in words:
-        return words
+        return words, None
     position = words.index("--config")
-    return words[:position] + words[position + 2 :]
-
-
-def _read_recipe(parser: OptionParser, words: list[str]) -> dict[str, Any]:
-    # The options in a recipe, all of which exist and take their values; without its `env`
-    if "--config" not in words:
-        return {}
-    position = words.index("--config") + 1
-    if position == len(words):
+    if position + 1 == len(words):
         raise ValueError("`--config` needs the path of a recipe.")
-    path = Path(words[position])
-    try:
-        recipe = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise ValueError(f"there is no recipe {path}.{did_you_mean_path(path)}") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = "" if mark is None else f", line {mark.line + 1},"
-        raise ValueError(f"{path}{line} is not YAML: {getattr(error, 'problem', None) or error}.") from None
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} is not a YAML mapping of options to values.")
-    for name, value in recipe.items():
-        parser.check_name(str(name), f" in {path}")
-        parser.check_value(name, value, f" in {path}")
-    return {name: value for name, value in recipe.items() if name != "env"}
+    rest = words[:position] + words[position + 2 :]
+    if "--config" in rest:
+        raise ValueError("`--config` is given twice. Name one recipe.")
+    return rest, words[position + 1]
 
 
-def _check_model_options(args: BaseDPOConfig, model: ModelConfig) -> None:
+def _set_environment(variables: Any, path: str | None) -> None:
+    if not isinstance(variables, dict) or any(isinstance(value, (dict, list)) for value in variables.values()):
+        raise ValueError(f"`env` in {path} is not a mapping of environment variables to values.")
+    os.environ.update({str(name): str(value) for name, value in variables.items()})
+
+
+def _check_model_options(model: ModelConfig, named: set[str]) -> None:
     if model.model_name_or_path is None:
         raise ValueError("the model comes from `model_name_or_path`, which is not given.")
-    if not (math.isfinite(args.learning_rate) and args.learning_rate > 0):
-        raise ValueError(f"`learning_rate={args.learning_rate}` must be a finite number above 0.")
-    if model.use_peft and model.lora_r < 1:
-        raise ValueError(f"`lora_r={model.lora_r}` must be at least 1.")
+    for name in sorted(named):
+        if name in _OF_ADAPTER and not model.use_peft:
+            raise ValueError(
+                f"`{name}={getattr(model, name)!r}` has no effect without `use_peft=True`: all weights would be "
+                "trained. Set `use_peft`, or leave it out."
+            )
+        if name in _OF_4BIT and not model.load_in_4bit:
+            raise ValueError(f"`{name}` has no effect without `load_in_4bit=True`. Set it, or leave `{name}` out.")
+    for name in ("load_in_4bit", "load_in_8bit"):
+        if getattr(model, name):
+            if not (model.use_peft or model.model_name_or_path is None):
+                raise ValueError(f"`{name}=True` freezes the weights, and nothing would be trained. Set `use_peft`.")
+            check_package(f"{name}=True", "bitsandbytes", "bitsandbytes")
+    attention = model.attn_implementation
+    if attention in _ATTENTION:
+        check_package(f"attn_implementation={attention!r}", *_ATTENTION[attention])
+    known = ["eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()]
+    if attention is not None and "/" not in attention and attention not in known:  # with a slash: a kernel on the hub
+        near = did_you_mean(attention, known, repr) or f" Choose one of {', '.join(map(repr, known))}."
+        raise ValueError(f"`attn_implementation={attention!r}` does not exist.{near}")
+
+
+def _check_datasets(sources: Any) -> None:
+    known = {field.name for field in fields(DatasetConfig)}
+    if not isinstance(sources, list):
+        raise ValueError(f"`datasets`: {shown(sources)} is not a list of mappings with a `path`.")
+    for place, source in enumerate(sources):
+        where = f"`datasets`, entry {place},"
+        if not isinstance(source, dict) or not isinstance(source.get("path"), str):
+            raise ValueError(f"{where} {shown(source)} is not a mapping with a `path`.")
+        for name in source:
+            if name not in known:
+                raise ValueError(f"{where} holds `{name}`, which does not exist.{did_you_mean(str(name), known)}")
 
 
 def _check_data_options(script: ScriptArguments, mixture: DatasetMixtureConfig) -> None:

@@ -28,7 +28,7 @@ def run_stage(command: str, config_class: type[BaseDPOConfig], trainer: str, arg
     """
     try:
         recipe = parse(command, config_class, argv)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError, NotImplementedError) as error:
         return fail(command, error)
     # Not for `--help`, nor for a misspelt option: a trainer costs a second to import
     from trl_dpo_ext.cli.training import train

@@ -16,11 +16,14 @@ from trl_dpo_ext.cli.adapter import adapter_config
 from trl_dpo_ext.cli.dry_run import dry_run
 from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.cli.recipe import Recipe
+from trl_dpo_ext.data.remote_code import brings_code, remote_code_explained
 from trl_dpo_ext.data.sources import load_splits, split_of
 from trl_dpo_ext.data.spelling import did_you_mean_path
 from trl_dpo_ext.processes import together
+from trl_dpo_ext.trainers.adapter_base import check_base, is_path, read_adapter_config
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
+from trl_dpo_ext.trainers.output_folder import check_output_dir
 
 
 __all__ = ["train"]
@@ -51,11 +54,14 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], recipe: Recipe) -> 
             train_dataset, eval_dataset = _load(recipe)
             if not recipe.stage.dry_run:
                 _make_output_dir(recipe.args)
-        with _folders_first(recipe.model.model_name_or_path):
+        path = recipe.model.model_name_or_path
+        with _folders_first(path), remote_code_explained(path, "Set `trust_remote_code=True` to run it."):
             if recipe.stage.dry_run:
                 return dry_run(recipe, train_dataset)
+            if brings_code(path):  # which TRL, looking for a processor, does not find
+                AutoTokenizer.from_pretrained(path, trust_remote_code=recipe.args.trust_remote_code)
             trainer = _build(trainer_class, recipe, train_dataset, eval_dataset)
-    except (ValueError, OSError, DatasetGenerationError) as error:
+    except (ValueError, OSError, ImportError, NotImplementedError, DatasetGenerationError) as error:
         cause = f" ({error.__cause__})" if isinstance(error, DatasetGenerationError) else ""
         return fail(command, f"{error}{cause}")
     script, args = recipe.script, recipe.args
@@ -114,9 +120,8 @@ def _folders_first(path: str) -> Iterator[None]:
 
 
 def _check_folder(path: str) -> None:
-    # Names on the hub have one slash at most
     folder = Path(path)
-    if (folder.is_absolute() or len(folder.parts) > 2 or path.startswith(".")) and not folder.is_dir():
+    if is_path(path) and not folder.is_dir():
         raise ValueError(f"There is no folder {path}.{did_you_mean_path(folder, folders=True)}")
 
 
@@ -137,13 +142,16 @@ def _make_output_dir(args: BaseDPOConfig) -> None:
 def _start_of(recipe: Recipe) -> dict[str, Any]:
     # The model that a stage starts from, as the trainer takes it
     path, init = recipe.model.model_name_or_path, recipe.args.model_init_kwargs
+    trust = recipe.args.trust_remote_code
     if recipe.stage.adapter != "keep":
         start = path if recipe.stage.adapter is None else _merged(recipe)
         return {"model": start, "quantization_config": get_quantization_config(recipe.model)}
     recipe.args.model_init_kwargs = None  # they belong to a path
     return {
-        "model": AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, **init),
-        "processing_class": AutoTokenizer.from_pretrained(path),
+        "model": AutoPeftModelForCausalLM.from_pretrained(
+            path, is_trainable=True, **{"trust_remote_code": trust} | init
+        ),
+        "processing_class": AutoTokenizer.from_pretrained(path, trust_remote_code=trust),
     }
 
 
@@ -154,9 +162,11 @@ def _merged(recipe: Recipe) -> str:
     with state.local_main_process_first():
         if state.is_local_main_process:
             path = recipe.model.model_name_or_path
-            model = AutoPeftModelForCausalLM.from_pretrained(path, **recipe.args.model_init_kwargs)
+            trust = recipe.args.trust_remote_code
+            init = {"trust_remote_code": trust} | recipe.args.model_init_kwargs
+            model = AutoPeftModelForCausalLM.from_pretrained(path, **init)
             model.merge_and_unload().save_pretrained(folder)
-            AutoTokenizer.from_pretrained(path).save_pretrained(folder)
+            AutoTokenizer.from_pretrained(path, trust_remote_code=trust).save_pretrained(folder)
     return str(folder)
 
 
@@ -185,6 +195,20 @@ def _check_stage(recipe: Recipe) -> None:
         )
     if adapter == "keep" and (recipe.model.load_in_4bit or recipe.model.load_in_8bit):
         raise ValueError("`adapter: keep` with a quantised model is not supported. Merge it, and train another.")
+    base = read_adapter_config(path).get("base_model_name_or_path") if has_adapter else None
+    rows = {f"rows of `{name}`": name for name in _data_of(recipe)}
+    check_output_dir(recipe.args.output_dir, {"the model": path, "the adapter's base model": base} | rows)
+    if has_adapter:
+        check_base(path, base)
+
+
+def _data_of(recipe: Recipe) -> list[str]:
+    # Files and folders of the rows, or names on the hub
+    found = [recipe.script.dataset_name]
+    for source in recipe.mixture.datasets:
+        files = source.data_files if isinstance(source.data_files, list) else [source.data_files]
+        found += [source.path, source.data_dir, *files]
+    return [name for name in found if isinstance(name, str)]
 
 
 def _load(recipe: Recipe) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl_dpo_ext.compat import create_model_from_path
 from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.policy import ADAPTER_COPY, ADAPTER_OFF, NONE
+from trl_dpo_ext.trainers.adapter_base import check_base, read_adapter_config
 from trl_dpo_ext.trainers.saved_state import (
     adapter_parameters,
     describe_source,
@@ -203,7 +204,8 @@ def _is_in_policy(folder: str, is_adapter: bool, recorded: dict[str, Any]) -> bo
 def _load_model(
     name: str, dtype: Any, device: torch.device, quantization: Any = None, revision: str | None = None
 ) -> Any:
-    arguments: dict[str, Any] = {"dtype": dtype, "device_map": None if device.type in ("cpu", "mps") else {"": device}}
+    device_map = None if device.type in ("cpu", "mps") else {"": device}
+    arguments: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "trust_remote_code": False}
     if quantization is not None:
         from transformers.quantizers import AutoQuantizationConfig
 
@@ -218,17 +220,13 @@ def _load_model(
 
 def _load_adapter(folder: str, state: dict[str, Any], dtype: Any, device: torch.device, quantization: Any) -> Any:
     recorded = state.get("reference", {})
+    read_adapter_config(folder)
     config = PeftConfig.from_pretrained(folder)
     name, revision = config.base_model_name_or_path, config.revision
     is_base = recorded.get("kind", "").startswith((ADAPTER_OFF, ADAPTER_COPY))
     if is_base and os.path.isdir(recorded.get("model", "")) and not (name and os.path.isdir(name)):
         name, revision = recorded["model"], None  # a relative path, seen from another folder
-    if not name:
-        raise ValueError(
-            f"{folder} is an adapter, and neither its adapter_config.json nor its trainer says of which base model: "
-            "it was trained on one built in memory. Save that one, and write its folder as `base_model_name_or_path` "
-            "into adapter_config.json."
-        )
+    check_base(folder, name)
     base = _load_model(name, dtype or state.get("dtype", "float32"), device, quantization, revision)
     model = PeftModel.from_pretrained(base, folder)
     if os.path.isfile(os.path.join(folder, _REF_ADAPTER, "adapter_config.json")):

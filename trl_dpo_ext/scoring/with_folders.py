@@ -14,6 +14,7 @@ from transformers.utils import logging
 from typing_extensions import Self
 
 import trl_dpo_ext
+from trl_dpo_ext.data.remote_code import remote_code_explained
 from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.reference.policy import ADAPTER_COPY, ADAPTER_OFF, EXPLICIT, NONE
 from trl_dpo_ext.scoring.loading import load_policy, save_policy, to_folder
@@ -97,15 +98,18 @@ class WithFolders:
         """
         folder = to_folder(name, revision, token)
         device = torch.device(PartialState().device if device is None else device)
-        loaded = load_policy(
-            folder,
-            reference=reference,
-            reference_free=reference_free,
-            dtype=dtype,
-            device=device,
-            quantization_config=quantization_config,
-            check_reference=check_reference,
-        )
+        with remote_code_explained(folder, "Load model and tokenizer yourself, and pass them to this class."):
+            loaded = load_policy(
+                folder,
+                reference=reference,
+                reference_free=reference_free,
+                dtype=dtype,
+                device=device,
+                quantization_config=quantization_config,
+                check_reference=check_reference,
+            )
+            if processing_class is None:
+                processing_class = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         state = loaded.state
         beta = state.get("beta") if beta is None else beta
         if beta is None:
@@ -124,7 +128,7 @@ class WithFolders:
         return build(
             loaded.policy,
             loaded.reference,
-            AutoTokenizer.from_pretrained(folder) if processing_class is None else processing_class,
+            processing_class,
             beta=beta,
             reference_free=loaded.reference_free,
             mixed_precision=mixed_precision or state.get("mixed_precision", "no"),

@@ -1,9 +1,11 @@
 """Options that all the trainers share, and how a preset, the batch arithmetic and the token options are resolved."""
 
+import copy
 import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import get_int_from_env, parse_flag_from_env
@@ -11,7 +13,10 @@ from trl import DPOConfig
 from typing_extensions import Self
 
 from trl_dpo_ext.data.row_options import RowOptions
+from trl_dpo_ext.trainers.installed import check_installed
+from trl_dpo_ext.trainers.option_checks import check_options
 from trl_dpo_ext.trainers.presets import PRESETS, preset_values
+from trl_dpo_ext.trainers.secrets import without_secrets
 
 
 __all__ = ["BaseDPOConfig"]
@@ -32,8 +37,10 @@ _PAIRWISE_ONLY = (
 # `None` is a value of `max_length` ("cut nothing"), so "left alone" needs another one that a command line can show.
 _MAX_LENGTH_OF_PRESET = -1
 
+_NEAR = 12  # batch sizes that a message proposes
 
-@dataclass
+
+@dataclass(repr=False)
 class BaseDPOConfig(DPOConfig):
     r"""
     Options that all the trainers of `trl_dpo_ext` share; everything else is [`trl.DPOConfig`]'s.
@@ -153,10 +160,7 @@ class BaseDPOConfig(DPOConfig):
     )
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(
-                f"`preset={self.preset!r}` does not exist. Choose one of {', '.join(map(repr, PRESETS))}."
-            )
+        check_options(self)
         values = preset_values(self.preset)
         self._resolve_batch(values.pop("global_batch_size"))
         if self.fp16:
@@ -169,8 +173,7 @@ class BaseDPOConfig(DPOConfig):
                 setattr(self, name, value)
         self._resolve_tokenization()
         self._check_layout()
-        if self.log_samples < 0:
-            raise ValueError(f"`log_samples={self.log_samples}` must be 0 or more.")
+        check_installed(self)
         super().__post_init__()
 
         announced = _announced_world_size()
@@ -197,7 +200,38 @@ class BaseDPOConfig(DPOConfig):
         own = {f.name: f.default for f in fields(cls) if f.name not in vars(args)}
         vars(config).update(own | vars(args) | {"preset": "trl", "tokenization": "joint"})
         config.padding_free = args.padding_free or None  # `False` is all that TRL has at present
+        check_options(config)
+        check_installed(config)
         return config
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Into `training_args.bin`, which is uploaded with the weights
+        return vars(self) | {
+            name: without_secrets(value, name, mask=None)
+            for name, value in vars(self).items()
+            if isinstance(value, (str, dict))
+        }
+
+    def __copy__(self) -> Self:
+        twin = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __str__(self) -> str:
+        options = ",\n".join(f"{name}={value!r}" for name, value in sorted(self.to_dict().items()))
+        return f"{type(self).__name__}(\n{options},\n)"
+
+    __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        """As [`transformers.TrainingArguments.to_dict`], which trackers log, without secrets at any depth."""
+        return without_secrets(super().to_dict())
 
     @property
     def data_parallel_ranks(self) -> int:
@@ -221,11 +255,6 @@ class BaseDPOConfig(DPOConfig):
 
         return Path(self.ref_logps_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "trl_dpo_ext"))
 
-    def check_beta(self) -> None:
-        """Raises a `ValueError` if `beta` is no strength of a constraint."""
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise ValueError(f"`beta={self.beta}` must be a finite number above 0.")
-
     def check_no_reference_options(self) -> None:
         """Raises a `ValueError` for options that need the reference that `reference_free=True` leaves out."""
         for name in ("precompute_ref_log_probs", "sync_ref_model"):
@@ -244,9 +273,6 @@ class BaseDPOConfig(DPOConfig):
                     )
 
     def _resolve_batch(self, of_preset: int | None) -> None:
-        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "global_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}={getattr(self, name)}` must be at least 1.")
         rows = self.per_device_train_batch_size * self.data_parallel_ranks
         if self.global_batch_size is None and self.gradient_accumulation_steps is None:
             self.global_batch_size = of_preset
@@ -280,17 +306,18 @@ class BaseDPOConfig(DPOConfig):
                 f"`global_batch_size={size}` cannot be split over {ranks} ranks of {self.per_device_train_batch_size} "
                 f"rows. Nearest sizes that can: {' and '.join(map(str, sorted(nearest)))}."
             )
-        working = [n for n in range(1, size // ranks + 1) if size % (n * ranks) == 0]
+        per_device = self.per_device_train_batch_size
+        # Divisors up to its square root and beyond: a size may be in the billions
+        small = [n for n in range(1, math.isqrt(size // ranks) + 1) if size // ranks % n == 0]
+        working = sorted({*small, *(size // ranks // n for n in small)})
+        near = sorted(sorted(working, key=lambda n: abs(n - per_device))[:_NEAR])
         return (
-            f"`global_batch_size={size}` is not a multiple of {rows} = {self.per_device_train_batch_size} per device "
-            f"x {ranks} rank(s). `per_device_train_batch_size` may be {', '.join(map(str, working))}; or "
+            f"`global_batch_size={size}` is not a multiple of {rows} = {per_device} per device "
+            f"x {ranks} rank(s). `per_device_train_batch_size` may be {', '.join(map(str, near))}; or "
             "set `gradient_accumulation_steps` and leave `global_batch_size` out."
         )
 
     def _check_layout(self) -> None:
-        for name in ("max_tokens_per_row", "completions_per_forward"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"`{name}={getattr(self, name)}` must be at least 1.")
         separate = self.share_prompt is False and self.padding_free is None
         if self.max_tokens_per_row is not None and (self.padding_free is False or separate):
             raise ValueError(

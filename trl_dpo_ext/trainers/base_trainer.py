@@ -34,6 +34,7 @@ from trl_dpo_ext.trainers.arguments import (
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
 from trl_dpo_ext.trainers.first_look import warn_of_text
+from trl_dpo_ext.trainers.output_folder import check_overwrites_nothing
 from trl_dpo_ext.trainers.rows import NUM_REAL_ROWS, first_rows, num_real_rows, num_rows, num_rows_everywhere
 from trl_dpo_ext.trainers.run_summary import RunSummary
 from trl_dpo_ext.trainers.scored_batch import ScoredBatch
@@ -85,6 +86,7 @@ class BaseDPOTrainer(WithSamples):
         args.logging_nan_inf_filter = False
         check_data_loading(args, train_dataset, eval_dataset)
         check_reference_model(ref_model)
+        check_overwrites_nothing(args, model, ref_model, train_dataset)
         if not self.takes_images and has_images(train_dataset):
             raise ValueError(f"`{type(self).__name__}` takes no images. Use `DPOPaperTrainer` with pairs.")
         self.data_reports: dict[str, DataReport] = {}

@@ -11,7 +11,7 @@ from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 __all__ = ["BaselineConfig"]
 
 
-@dataclass
+@dataclass(repr=False)
 class BaselineConfig(BaseDPOConfig):
     r"""
     Options of an objective that needs no reference. Those that only change a pairwise loss of TRL's are refused.
@@ -41,7 +41,6 @@ class BaselineConfig(BaseDPOConfig):
 
     def check(self) -> None:
         """Raises a `ValueError` for a value that does not exist or would have no effect."""
-        self.check_beta()
         self.check_no_pairwise_options("this objective")
         if self.reference_free is not False:
             self.check_no_reference_options()

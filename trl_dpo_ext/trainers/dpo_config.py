@@ -13,8 +13,11 @@ __all__ = ["DPOPaperConfig"]
 # Losses of TRL that read `label_smoothing`
 _SMOOTHED_BY_TRL = {"aot", "aot_unpaired", "exo_pair", "robust"}
 
+# Losses of TRL that an f-divergence other than the reverse KL is defined for
+_WITH_DIVERGENCE = {"discopop", "exo_pair", "hinge", "ipo", "robust", "sft", "sigmoid", "sigmoid_norm"}
 
-@dataclass
+
+@dataclass(repr=False)
 class DPOPaperConfig(BaseDPOConfig):
     r"""
     Configuration of [`DPOPaperTrainer`]: every option of [`trl.DPOConfig`], with the paper's values as defaults.
@@ -48,7 +51,7 @@ class DPOPaperConfig(BaseDPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_beta()
+        self._check_losses()
         self._check_label_smoothing()
         self._check_reference_free()
         self._check_no_effect()
@@ -56,6 +59,7 @@ class DPOPaperConfig(BaseDPOConfig):
     @classmethod
     def from_trl(cls, args: DPOConfig) -> Self:
         config = super().from_trl(args)
+        config._check_losses()
         if config.is_plain_dpo and config.label_smoothing:
             raise ValueError(
                 f"TRL ignores `label_smoothing={config.label_smoothing}` with `loss_type='sigmoid'`. Pass a "
@@ -73,6 +77,21 @@ class DPOPaperConfig(BaseDPOConfig):
             and self.ld_alpha is None
             and not self.use_weighting
         )
+
+    def _check_losses(self) -> None:
+        # What TRL refuses once the model is loaded, or never
+        losses = f"`loss_type={self.loss_type}`"
+        if not self.loss_type or not any(self.loss_weights or [1.0]):
+            raise ValueError(f"{losses} with `loss_weights={self.loss_weights}` trains on nothing. Name a loss.")
+        if self.f_divergence_type != "reverse_kl" and not set(self.loss_type) <= _WITH_DIVERGENCE:
+            raise ValueError(
+                f"`f_divergence_type={self.f_divergence_type!r}` does not exist for {losses}. Use 'reverse_kl', or "
+                f"some of {', '.join(sorted(_WITH_DIVERGENCE))}."
+            )
+        if self.use_weighting and not {"aot", "aot_unpaired"}.isdisjoint(self.loss_type):
+            raise ValueError(f"`use_weighting=True` does not exist for {losses}, which sorts rows. Leave one out.")
+        if "exo_pair" in self.loss_type and self.label_smoothing == 0:
+            raise ValueError(f"{losses} needs `label_smoothing` above 0. The EXO paper recommends 1e-3.")
 
     def _check_label_smoothing(self) -> None:
         epsilon = self.label_smoothing

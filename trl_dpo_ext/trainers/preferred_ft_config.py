@@ -8,7 +8,7 @@ from trl_dpo_ext.trainers.baseline_config import BaselineConfig
 __all__ = ["PreferredFTConfig"]
 
 
-@dataclass
+@dataclass(repr=False)
 class PreferredFTConfig(BaselineConfig):
     r"""
     Configuration of [`PreferredFTTrainer`]. Options of [`trl.DPOConfig`] that only change DPO's loss are refused.

@@ -11,7 +11,7 @@ from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 __all__ = ["RankingDPOConfig"]
 
 
-@dataclass
+@dataclass(repr=False)
 class RankingDPOConfig(BaseDPOConfig):
     r"""
     Configuration of [`RankingDPOTrainer`]. Options of [`trl.DPOConfig`] that only change a pairwise loss are refused.
@@ -45,11 +45,6 @@ class RankingDPOConfig(BaseDPOConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_beta()
-        for name, least in (("top_m", 1), ("max_completions", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"`{name}={value}` must be at least {least}.")
         self._check_no_effect()
 
     @classmethod

@@ -6,12 +6,17 @@ how it was trained.
 import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.quantization_config import QuantizationMethod
+
+from trl_dpo_ext.trainers.secrets import shown
 
 
 __all__ = [
@@ -37,15 +42,86 @@ REWARD_OPTIONS = (
 )
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_dtype(value: Any) -> bool:
+    return isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype)
+
+
+def _is_quantization(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("quant_method") in list(QuantizationMethod)
+
+
+def _is_length(value: Any) -> bool:
+    return _is_number(value) and isinstance(value, int)
+
+
+def _is_one_of(*values: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and value in values
+
+
+_WEIGHTS = {"dtype": _is_dtype, "adapter_dtype": _is_dtype, "quantization_config": _is_quantization}
+
+# What a trainer writes, each with a check of its value; `None` passes
+_STATE: dict[str, Any] = {
+    **_WEIGHTS,
+    "trainer": _is_text,
+    "beta": _is_number,
+    "ld_alpha": _is_number,
+    "num_tokens": _is_number,
+    "max_length": _is_length,
+    "max_prompt_length": _is_length,
+    "tokenization": _is_one_of("separate", "joint"),
+    "prompt_truncation_mode": _is_one_of("keep_start", "keep_end"),
+    "truncation_mode": _is_one_of("keep_start", "keep_end"),
+    "mixed_precision": _is_one_of("no", "fp16", "bf16", "fp8"),
+    "objective": {},
+    "schedule": {},
+    "reference": {**_WEIGHTS, "kind": _is_text, "hash": _is_text, "model": _is_text, "revision": _is_text},
+}
+
+
 def write_state(folder: str | Path, state: dict[str, Any]) -> None:
     """Writes `state` into `folder`."""
     Path(folder, STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
 
 
 def read_state(folder: str | Path) -> dict[str, Any]:
-    """Reads the state from `folder`; empty if a trainer of another package wrote it."""
+    """
+    Reads the state from `folder`; empty if a trainer of another package wrote it.
+
+    Raises:
+        ValueError: If the file is not JSON, or a value in it is not what a trainer writes; names the file.
+    """
     path = Path(folder, STATE_FILE)
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    try:
+        state = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # also for bytes that are not text
+        raise ValueError(f"{path} is not JSON: {error}. Copy it again from where it was trained.") from None
+    _check_state(state, _STATE, path)
+    return state
+
+
+def _check_state(state: Any, expected: dict[str, Any], path: Path, within: str = "") -> None:
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: {within or 'its content'} is not a mapping. Copy it again.")
+    for name, is_right in expected.items():
+        value = state.get(name)
+        if value is None:
+            continue
+        if isinstance(is_right, dict):
+            _check_state(value, is_right, path, f"`{name}`")
+        elif not is_right(value):
+            where = f" in {within}" if within else ""
+            raise ValueError(f"{path}: `{name}={shown(value, name)}`{where} is no value of it. Copy the file again.")
 
 
 def describe_weights(model: PreTrainedModel) -> dict[str, Any]:

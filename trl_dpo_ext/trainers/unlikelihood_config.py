@@ -9,7 +9,7 @@ from trl_dpo_ext.trainers.baseline_config import BaselineConfig
 __all__ = ["UnlikelihoodConfig"]
 
 
-@dataclass
+@dataclass(repr=False)
 class UnlikelihoodConfig(BaselineConfig):
     r"""
     Configuration of [`UnlikelihoodTrainer`]. Options of [`trl.DPOConfig`] that only change DPO's loss are refused.

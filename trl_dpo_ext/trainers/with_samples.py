@@ -55,8 +55,8 @@ class WithSamples(WithSavedState):
         if not self.args.log_samples or dataset is None or f"{prefix}_runtime" not in logs:
             return
         self._evaluated_set = None
-        shown = range(min(self.args.log_samples, len(dataset)))
-        samples = [{"name": prefix} | sample for sample in self._answer([dataset[i]["prompt_ids"] for i in shown])]
+        rows = dataset.take(self.args.log_samples)  # of a stream, too
+        samples = [{"name": prefix} | sample for sample in self._answer([row["prompt_ids"] for row in rows])]
         if self.is_world_process_zero():
             step = self.state.global_step
             self.run_log.append(SAMPLES, [{"step": step} | sample for sample in samples])
