@@ -15,6 +15,7 @@ from trl_dpo_ext.reference.policy import (
     NONE,
     SECOND_LOAD,
     START,
+    check_adapter_names,
     check_adapter_start,
     is_peft_model,
 )
@@ -89,6 +90,8 @@ def choose_reference(
     if ref_model is not None:
         return EXPLICIT
     if peft_config is not None or is_peft_model(model):
+        if is_peft_model(model):
+            check_adapter_names(model)
         check_adapter_start(model, peft_config)
         return ADAPTER_COPY if is_peft_model(model) else ADAPTER_OFF
     sharded_later = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

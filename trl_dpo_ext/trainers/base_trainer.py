@@ -121,6 +121,7 @@ class BaseDPOTrainer(WithSamples):
         if without_reference:
             self.precompute_ref_logps = False
         self.check_samples()
+        self.check_rows_fit()
         reference_policy.mark_ref_adapter(self.model)
         check_attention(self.model.config._attn_implementation, self.compute_dtype(self.model))
         self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
