@@ -1,1 +1,1 @@
-"""What a model can do: its LM head, its vocabulary and its positions."""
+"""Checks of a model before it is run: its LM head, its vocabulary and its positions."""

@@ -1,5 +1,6 @@
-"""What a model can take: its kind, its vocabulary, and the positions that it has learned."""
+"""Limits of a model: its kind, its vocabulary, and the positions that it has learned."""
 
+import re
 from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -30,8 +31,10 @@ class Limits:
         Checks rows.
 
         Args:
-            smallest_id, largest_id (`int`):
-                Of their token ids.
+            smallest_id (`int`):
+                Smallest of their token ids.
+            largest_id (`int`):
+                Largest of their token ids.
             longest (`int`):
                 Tokens of the longest.
             where (`str`):
@@ -43,13 +46,13 @@ class Limits:
         if smallest_id < 0 or largest_id >= self.vocabulary:
             raise ValueError(
                 f"{where} has the token id {smallest_id if smallest_id < 0 else largest_id}, and `{self.name}` has "
-                f"embeddings for ids from 0 to {self.vocabulary - 1}. Use the model's own tokenizer, or give the model "
-                "its tokens with `model.resize_token_embeddings(len(tokenizer))`."
+                f"embeddings for ids from 0 to {self.vocabulary - 1}. Use the model's own tokenizer, or add its tokens "
+                "to the model with `model.resize_token_embeddings(len(tokenizer))`."
             )
         if self.positions is not None and longest > self.positions:
             raise ValueError(
-                f"{where} has a row of {longest} tokens, and `{self.name}` has learned {self.positions} positions. Set "
-                f"`max_length={self.positions}` or less."
+                f"{where} has a row of {longest} tokens, and `{self.name}` has learned {self.positions} positions. "
+                f"Set `max_length={self.positions}` or less."
             )
 
 
@@ -109,8 +112,11 @@ def _learned_positions(model: PreTrainedModel) -> int | None:
         return None
     tokens = _unwrapped(model.get_input_embeddings())
     for name, module in model.base_model.named_modules():
-        # A table of as many rows and a few for padding (OPT: 2), or of as many angles (GPT-J)
-        is_table = isinstance(module, nn.Embedding) and module is not tokens and "pos" in name.replace("wpe", "pos")
+        # A table with a row for each, or a few more (OPT). Encoders that are decoders count on from the padding's id
+        is_table = isinstance(module, nn.Embedding) and module is not tokens and re.search("pos|wpe", name)
         if is_table and positions <= module.num_embeddings <= positions + 2:
+            return positions if module.padding_idx is None else module.num_embeddings - module.padding_idx - 1
+    for name, buffer in model.base_model.named_buffers():  # angles (GPT-J)
+        if "pos" in name and buffer.dim() == 2 and len(buffer) == positions:
             return positions
     return None

@@ -55,8 +55,10 @@ def movement(before: Tensor, after: Tensor, is_float32: bool) -> tuple[Tensor, T
     How far a reference has moved in a training.
 
     Args:
-        before, after (`torch.Tensor` of shape `(B, K)`):
-            Log-probabilities of one batch under the reference, at the start of training and at its end, nats.
+        before (`torch.Tensor` of shape `(B, K)`):
+            Log-probabilities of one batch under the reference at the start of training, nats.
+        after (`torch.Tensor` of shape `(B, K)`):
+            The same at its end.
         is_float32 (`bool`):
             Whether the forward is in float32.
 

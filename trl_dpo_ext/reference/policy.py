@@ -127,8 +127,8 @@ def check_adapter_names(model: nn.Module) -> None:
     if model.active_adapters != ["default"]:
         names = " and ".join(map(repr, model.active_adapters)) or "none"
         raise ValueError(
-            f"The policy's active adapter is {names}, and TRL makes the reference of the one named 'default'. Load the "
-            "adapter under that name (`PeftModel.from_pretrained(base, folder, is_trainable=True)`, without "
+            f"The policy's active adapter is {names}, and TRL makes the reference of the one named 'default'. Load "
+            "the adapter under that name (`PeftModel.from_pretrained(base, folder, is_trainable=True)`, without "
             "`adapter_name`) and leave it alone active, or pass the reference as `ref_model=`."
         )
 

@@ -21,6 +21,7 @@ from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.start_check import reward_tolerance
 from trl_dpo_ext.rewards import implicit_rewards
 from trl_dpo_ext.shared_prompt.support import noise_in
+from trl_dpo_ext.trainers.update_guard import UpdateGuard
 from trl_dpo_ext.trainers.with_groups import WithGroups
 
 
@@ -35,6 +36,7 @@ class WithReference(WithGroups):
 
     beta: float
     reference_kind: str
+    _guard: UpdateGuard
     _reference_hash: str | None
     # A batch of the first update, and its reference log-probabilities
     _first_batch: tuple[dict[str, Any], Tensor] | None = None
@@ -113,8 +115,8 @@ class WithReference(WithGroups):
         if gap > tolerance:
             raise ValueError(
                 f"The reference policy has moved in training: its log-probabilities of the first batch differ by "
-                f"{gap:.3g} nats from those at the start. Rewards and gradients were computed against another policy "
-                "each time. Train nothing that the reference is made of, or pass it as a model of its own: `ref_model=`."
+                f"{gap:.3g} nats from those at the start, and rewards and gradients with them. Train nothing that the "
+                "reference is made of, or pass it as a model of its own: `ref_model=`."
             )
 
     def rewards(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
