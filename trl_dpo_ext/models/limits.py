@@ -46,8 +46,8 @@ class Limits:
         if smallest_id < 0 or largest_id >= self.vocabulary:
             raise ValueError(
                 f"{where} has the token id {smallest_id if smallest_id < 0 else largest_id}, and `{self.name}` has "
-                f"embeddings for ids from 0 to {self.vocabulary - 1}. Use the model's own tokenizer, or add its tokens "
-                "to the model with `model.resize_token_embeddings(len(tokenizer))`."
+                f"embeddings for ids from 0 to {self.vocabulary - 1}. Use the model's own tokenizer, or add its "
+                "tokens to the model with `model.resize_token_embeddings(len(tokenizer))`."
             )
         if self.positions is not None and longest > self.positions:
             raise ValueError(

@@ -143,10 +143,10 @@ def copy_to_ref_adapter(model: nn.Module) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         places = name.split(".")
-        if "default" in places:
-            copy_of = tensors.get(".".join("ref" if place == "default" else place for place in places))
-            if copy_of is not None:
-                copy_of.data.copy_(tensor.data)
+        copy_of = tensors.get(".".join("ref" if place == "default" else place for place in places))
+        if "default" in places and copy_of is not None:
+            copy_of.data.copy_(tensor.data)
+            copy_of.requires_grad_(False)  # virtual tokens of prompt learning are left trainable
 
 
 def forget_ref_adapter(model: nn.Module | str) -> None:

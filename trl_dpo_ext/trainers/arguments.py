@@ -82,8 +82,8 @@ def check_reference_model(ref_model: Any) -> None:
         )
     if ref_model is not None and is_peft_model(ref_model):
         raise ValueError(
-            f"`ref_model` is a PEFT model (`{type(ref_model).__name__}`), and TRL's fused LM head takes models without "
-            "an adapter. Pass `ref_model.merge_and_unload()`, or leave it out: the reference of a policy "
+            f"`ref_model` is a PEFT model (`{type(ref_model).__name__}`), and TRL's fused LM head takes models "
+            "without an adapter. Pass `ref_model.merge_and_unload()`, or leave it out: the reference of a policy "
             "with an adapter is that adapter as training starts."
         )
 
