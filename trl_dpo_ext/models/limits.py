@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from accelerate.utils import is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -63,6 +64,7 @@ def check_is_causal_lm(model: Any) -> None:
     Raises:
         ValueError: If it is an encoder-decoder model, or has no language-model head.
     """
+    model = model.get_base_model() if is_peft_model(model) else model
     kind = f"`{type(model).__name__}`"
     if model.config.is_encoder_decoder:
         raise ValueError(

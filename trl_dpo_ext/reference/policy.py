@@ -119,11 +119,17 @@ def check_adapter_start(model: nn.Module | str, peft_config: Any) -> None:
 
 def check_adapter_names(model: nn.Module) -> None:
     """
-    Checks that the adapter that is trained is the one that TRL copies as the reference.
+    Checks that the adapter that is trained is the one that TRL copies as the reference, and can be copied.
 
     Raises:
-        ValueError: If another adapter is active, or several are.
+        ValueError: If another adapter is active, or several are, or PEFT would change the model with the copy.
     """
+    if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
+        raise ValueError(
+            "The policy's adapter has `layer_replication`, and PEFT would replicate the layers again with the "
+            "reference adapter that TRL adds. Pass the base model with the adapter's config as `peft_config=`, or the "
+            "reference as `ref_model=`."
+        )
     if model.active_adapters != ["default"]:
         names = " and ".join(map(repr, model.active_adapters)) or "none"
         raise ValueError(

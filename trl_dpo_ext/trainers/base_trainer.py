@@ -18,6 +18,7 @@ from trl_dpo_ext.compat import turns_in_preparation
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
+from trl_dpo_ext.models.limits import check_is_causal_lm
 from trl_dpo_ext.processes import check_same, get_logger, main_first, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.choice import choose_reference
@@ -84,6 +85,9 @@ class BaseDPOTrainer(WithSamples):
         args.logging_nan_inf_filter = False
         check_data_loading(args, train_dataset, eval_dataset)
         check_reference_model(ref_model)
+        for given in (model, ref_model):  # one that TRL loads is checked as soon as it has
+            if isinstance(given, nn.Module):
+                check_is_causal_lm(given)
         if not self.takes_images and has_images(train_dataset):
             raise ValueError(f"`{type(self).__name__}` takes no images. Use `DPOPaperTrainer` with pairs.")
         self.data_reports: dict[str, DataReport] = {}
