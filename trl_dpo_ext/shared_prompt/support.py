@@ -127,8 +127,8 @@ def windows_of(model: PreTrainedModel) -> dict[str, int | None]:
     """Sliding window of each kind of layer that a model has, `None` for full attention."""
     config = model.config.get_text_config()
     # A config may have a window, or kinds of layers, that the code of the model never reads
-    forward: Any = inspect.unwrap(type(model.base_model).forward)
-    if "create_sliding_window_causal_mask" not in forward.__globals__:
+    backbone: Any = model.base_model
+    if "create_sliding_window_causal_mask" not in inspect.unwrap(type(backbone).forward).__globals__:
         return {"full_attention": None}
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
