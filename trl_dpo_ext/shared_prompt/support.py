@@ -135,7 +135,7 @@ def windows_of(model: PreTrainedModel) -> dict[str, int | None]:
     return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
 
 
-def whole_rows_for_adapter(model: nn.Module) -> str | None:
+def whole_rows_for_adapter(model: Any) -> str | None:
     """Why an adapter of a PEFT model must see rows as they are, if it must: only PEFT's own forward prepares it."""
     if not is_peft_model(model):
         return None
