@@ -18,6 +18,7 @@ from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
 from trl.trainer import dpo_trainer as trl_dpo_trainer
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import (
+    FusedCausalLMOutput,
     add_fused_lm_head,
     create_model_from_path,
     get_config_model_id,
@@ -28,6 +29,7 @@ from trl.trainer.utils import (
 __all__ = [
     "RESUMES_ADAPTER_COPY",
     "SEAMS",
+    "FusedCausalLMOutput",
     "add_fused_lm_head",
     "check_seams",
     "create_model_from_path",

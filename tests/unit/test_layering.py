@@ -23,15 +23,18 @@ MAY_IMPORT = {
     **dict.fromkeys(PURE, PURE),
     "compat": set(),
     "processes": set(),
-    "shared_prompt": PURE | {"compat", "processes"},
+    "models": {"compat", "processes"},
+    "shared_prompt": PURE | {"models", "compat", "processes"},
     "logps": PURE | {"shared_prompt"},
     "data": PURE | {"shared_prompt", "logps", "compat"},
     "reference": PURE | {"shared_prompt", "logps", "data", "processes", "compat"},
-    "trainers": PURE | {"shared_prompt", "logps", "data", "reference", "processes", "compat", "version"},
-    "scoring": PURE | {"shared_prompt", "logps", "data", "reference", "processes", "trainers", "compat", "version"},
+    "trainers": PURE | {"models", "shared_prompt", "logps", "data", "reference", "processes", "compat", "version"},
+    "scoring": PURE
+    | {"models", "shared_prompt", "logps", "data", "reference", "processes", "trainers", "compat", "version"},
     "evaluation": PURE | {"shared_prompt", "logps", "data", "reference", "trainers", "compat", "version", "scoring"},
     "cli": PURE
     | {
+        "models",
         "shared_prompt",
         "logps",
         "data",

@@ -6,6 +6,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from trl_dpo_ext.data.preparation import has_ref_logps
+from trl_dpo_ext.reference.fixed import check_reference_is_fixed
 from trl_dpo_ext.reference.policy import (
     ADAPTER_COPY,
     ADAPTER_OFF,
@@ -15,6 +16,7 @@ from trl_dpo_ext.reference.policy import (
     NONE,
     SECOND_LOAD,
     START,
+    check_adapter_names,
     check_adapter_start,
     is_peft_model,
 )
@@ -89,6 +91,9 @@ def choose_reference(
     if ref_model is not None:
         return EXPLICIT
     if peft_config is not None or is_peft_model(model):
+        if is_peft_model(model):
+            check_adapter_names(model)
+            check_reference_is_fixed(model, None, ADAPTER_COPY)  # before PEFT refuses a copy in its own words
         check_adapter_start(model, peft_config)
         return ADAPTER_COPY if is_peft_model(model) else ADAPTER_OFF
     sharded_later = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list, is_peft_model
 from torch import nn
 
 
-__all__ = ["hash_weights"]
+__all__ = ["adapter_pattern", "hash_weights"]
 
 
 def hash_weights(model: nn.Module, *, with_adapters: bool = False) -> str:
@@ -41,7 +41,7 @@ def hash_weights(model: nn.Module, *, with_adapters: bool = False) -> str:
 
 
 def _hash(model: nn.Module, with_adapters: bool) -> str:
-    of_policy = re.compile(r"(?!)") if with_adapters else _adapter_pattern(model)  # matches nothing
+    of_policy = re.compile(r"(?!)") if with_adapters else adapter_pattern(model)  # matches nothing
     state = model.state_dict(keep_vars=True)
     names = {_base_name(name): tensor for name, tensor in state.items() if not of_policy.search(name)}
     digest = xxhash.xxh3_128()
@@ -64,7 +64,7 @@ def _whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
         yield tensor
 
 
-def _adapter_pattern(model: nn.Module) -> re.Pattern[str]:
+def adapter_pattern(model: nn.Module) -> re.Pattern[str]:
     """Matches names of weights that belong to the policy's adapters, which follow one of PEFT's own containers."""
     if not is_peft_model(model):
         return re.compile(r"(?!)")  # nothing

@@ -19,8 +19,10 @@ __all__ = [
     "SECOND_LOAD",
     "START",
     "NoReference",
+    "check_adapter_names",
     "check_adapter_start",
     "copy_in_memory",
+    "copy_to_ref_adapter",
     "forget_ref_adapter",
     "is_peft_model",
     "mark_ref_adapter",
@@ -113,6 +115,44 @@ def check_adapter_start(model: nn.Module | str, peft_config: Any) -> None:
                 "adapter switched off is not the policy that training starts from. Pass that policy as `ref_model=`, "
                 "or use `init_lora_weights=True`."
             )
+
+
+def check_adapter_names(model: nn.Module) -> None:
+    """
+    Checks that the adapter that is trained is the one that TRL copies as the reference, and can be copied.
+
+    Raises:
+        ValueError: If another adapter is active, or several are, or PEFT would change the model with the copy.
+    """
+    if any(getattr(config, "layer_replication", None) for config in model.peft_config.values()):
+        raise ValueError(
+            "The policy's adapter has `layer_replication`, and PEFT would replicate the layers again with the "
+            "reference adapter that TRL adds. Pass the base model with the adapter's config as `peft_config=`, or the "
+            "reference as `ref_model=`."
+        )
+    if model.active_adapters != ["default"]:
+        names = " and ".join(map(repr, model.active_adapters)) or "none"
+        raise ValueError(
+            f"The policy's active adapter is {names}, and TRL makes the reference of the one named 'default'. Load "
+            "the adapter under that name (`PeftModel.from_pretrained(base, folder, is_trainable=True)`, without "
+            "`adapter_name`) and leave it alone active, or pass the reference as `ref_model=`."
+        )
+
+
+def copy_to_ref_adapter(model: nn.Module) -> None:
+    """
+    Copies the weights of the adapter `"default"` to `"ref"`, those included that TRL 1.16 leaves as they were drawn.
+
+    TRL looks for `.default.` in names, and PEFT keeps many weights under names that end in the adapter's: LoRA of an
+    embedding, trained tokens, IA3, VeRA, LoHa, LoKr, AdaLoRA, ...
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        places = name.split(".")
+        copy_of = tensors.get(".".join("ref" if place == "default" else place for place in places))
+        if "default" in places and copy_of is not None:
+            copy_of.data.copy_(tensor.data)
+            copy_of.requires_grad_(False)  # virtual tokens of prompt learning are left trainable
 
 
 def forget_ref_adapter(model: nn.Module | str) -> None:

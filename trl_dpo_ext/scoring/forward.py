@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from trl_dpo_ext.compat import add_fused_lm_head, use_adapter
 from trl_dpo_ext.logps import completion_token_logps, existing_completions, find_groups
+from trl_dpo_ext.models.limits import Limits, check_is_causal_lm
+from trl_dpo_ext.models.lm_head import CheckedHead
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
+from trl_dpo_ext.shared_prompt.support import is_tested, whole_rows_for_adapter
 
 
 __all__ = ["PRECISIONS", "ScoringForward"]
@@ -39,11 +42,13 @@ class ScoringForward:
         self.model = model
         self.base: Any = model.get_base_model() if is_peft_model(model) else model
         self.mixed_precision = mixed_precision
+        check_is_causal_lm(self.base)
+        self._limits = Limits(self.base)
         with _left_as_it_was(model, self.base):
             add_fused_lm_head(self.base)
+            CheckedHead(self.base, known=is_tested(self.base))
             self._grouped = None
-            # Virtual tokens of a prompt-learning adapter come before every row
-            if not (is_peft_model(model) and any(config.is_prompt_learning for config in model.peft_config.values())):
+            if whole_rows_for_adapter(model) is None:
                 options = LayoutOptions(longest=longest or LayoutOptions.longest)
                 self._grouped = GroupedForward(self.base, options, model.device)
             self._forward = self.base.forward
@@ -81,6 +86,7 @@ class ScoringForward:
             row, float32 on the CPU, and the mask `(N, T - 1)` of the tokens of completions.
         """
         groups = find_groups(batch)
+        self._limits.check(groups.smallest_id, groups.largest_id, max(groups.lengths), "The batch")
         rows = {name: values.to(self.model.device) for name, values in existing_completions(batch, groups).items()}
         arguments: dict[str, Any] = {}
         if self._grouped is not None:

@@ -14,11 +14,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from trl_dpo_ext.compat import lm_head_tiles_for
+from trl_dpo_ext.models.comparison import ERRORS, in_evaluation_mode
 from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.shared_prompt.attention import SEGMENTED, block_mask, dense_mask, window_mark
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.shared_prompt.layout import Layout, lay_out
-from trl_dpo_ext.shared_prompt.support import DENSE_MASK, SEGMENTS, TESTED, how_to_attend, windows_of
+from trl_dpo_ext.shared_prompt.support import DENSE_MASK, SEGMENTS, how_to_attend, is_tested, windows_of
 
 
 __all__ = ["GroupedForward", "LayoutOptions"]
@@ -31,6 +32,10 @@ _BY_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1
 # Largest difference of a log-probability, in nats, at which two ways to run a model agree
 _TOLERANCE = 2e-4
 _TOLERANCE_HALF = 5e-2  # of the mean difference, in half precision
+_ROUNDING_HALF = 2e-2  # of a log-probability
+
+# Tokens of the rows on which a model of a tested type is compared, at least
+_SHORT = 32
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class LayoutOptions:
         completions_per_forward (`int`, *optional*):
             Completions of a prompt that are in memory at once.
         longest (`int`, *optional*, defaults to `1024`):
-            Tokens of the longest row, up to which a model whose type is not tested is compared both ways.
+            Tokens of the longest row: up to this length a model whose type is not tested is compared both ways.
     """
 
     share_prompt: bool | None = None
@@ -84,13 +89,14 @@ class GroupedForward:
         self.options = options
         self.attention, self.reason = how_to_attend(model, device)
         self._windows = windows_of(model)
-        self._is_tested = self._is_checked = model.config.get_text_config().model_type in TESTED
+        self._is_tested = is_tested(model)
+        self._is_checked = False
         if self.attention is None:
             self._refuse()
         elif self.attention == SEGMENTS and self._lays_out:
             model.set_attn_implementation(SEGMENTED)
         self._fused = model.forward
-        update_wrapper(self, model.forward)  # `generate` reads the signature
+        update_wrapper(self, model.forward, updated=())  # `generate` reads the signature
         # An object and no closure: a deep copy of the model has one of its own
         model.forward = self
 
@@ -216,10 +222,19 @@ class GroupedForward:
             self._check()
         return self._lays_out and (self._is_tested or max(part.lengths) <= self.options.longest)
 
+    def _length_of_check(self) -> int:
+        # As long as rows may be; of a tested type, long enough to see past every window
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        longest = min(self.options.longest, positions or self.options.longest)
+        if not self._is_tested:
+            return longest
+        past = [window + _SHORT // 2 for window in self._windows.values() if window is not None and window < longest]
+        return min(max([_SHORT, *past]), longest)
+
     def _check(self) -> None:
-        """Compares the two ways to run the model on a group as long as rows may be, and gives up where they differ."""
+        """Compares the two ways to run the model on two groups, and gives up where they differ."""
         config = self.model.config.get_text_config()
-        length = min(self.options.longest, getattr(config, "max_position_embeddings", None) or self.options.longest)
+        length = self._length_of_check()
         generator = torch.Generator().manual_seed(0)
         input_ids = torch.randint(config.vocab_size, (4, length), generator=generator).to(self.model.device)
         start = length // 2
@@ -229,33 +244,27 @@ class GroupedForward:
         groups = PromptGroups([[0, 1], [2, 3]], [start] * 2, [start] * 4, [length] * 4, length, 2, None, 2, True)
         kwargs = {"use_cache": False, "fused_lm_head": True}
         try:
-            with torch.no_grad():
+            with torch.no_grad(), in_evaluation_mode(self.model):
                 expected = self._fused(
                     input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, **kwargs
                 ).log_probs
                 output, targets = self._run_laid_out(input_ids, labels, kwargs, groups)
-        except (
-            AttributeError,
-            IndexError,
-            KeyError,
-            NotImplementedError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
+        except ERRORS as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             difference, found = float("inf"), f"it does not run on a layout of them ({error})"
         else:
-            gaps = (expected.flatten()[targets] - output.log_probs.flatten()).abs()
-            half = torch.is_autocast_enabled(gaps.device.type) or self.model.dtype != torch.float32
-            difference = float(gaps.mean() / _TOLERANCE_HALF if half else gaps.max() / _TOLERANCE)
+            expected = expected.flatten()[targets]
+            gaps = (expected - output.log_probs.flatten()).abs()
+            half = torch.is_autocast_enabled(gaps.device.type) or self.model.dtype.itemsize < 4
+            # A tested type is here to show a config or a layer that is another, and not for its rounding
+            rounding = _ROUNDING_HALF * expected.abs().mean() if self._is_tested else 0.0
+            difference = float(gaps.mean() / (_TOLERANCE_HALF + rounding) if half else gaps.max() / _TOLERANCE)
             found = f"its log-probabilities differ by up to {gaps.max():.3g} nats"
         if not difference <= 1:
             self.attention = None
-            self.reason = (
-                f"`{config.model_type}` is not a tested model, and with one prompt for two completions {found}"
-            )
+            which = "with this config or adapter" if self._is_tested else "is not a tested model, and"
+            self.reason = f"`{config.model_type}` {which} with one prompt for two completions {found}"
             self._refuse()
             logger.warning(f"Every completion is run with its own prompt: {self.reason}.")
 

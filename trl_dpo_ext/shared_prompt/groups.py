@@ -32,6 +32,8 @@ class PromptGroups:
             Completions of the largest group that any process may have in a batch.
         padded_right (`bool`):
             Whether every row's padding comes last. Other rows cannot be laid out anew.
+        smallest_id, largest_id (`int`):
+            Of all token ids.
     """
 
     members: Sequence[Sequence[int]]
@@ -43,6 +45,8 @@ class PromptGroups:
     places: Tensor | None
     most: int
     padded_right: bool
+    smallest_id: int = 0
+    largest_id: int = 0
 
     @classmethod
     def find(
@@ -78,7 +82,8 @@ class PromptGroups:
         same = ((input_ids == input_ids[:, :1]) | ~exists[..., None]).all(dim=1)  # (B, T)
         common = torch.minimum(same.int().cummin(dim=-1).values.sum(dim=-1), starts.amin(dim=1))  # (B,)
         padded_right = (attention_mask[..., 1:] <= attention_mask[..., :-1]).all()
-        found = torch.cat([common, starts.flatten(), lengths.flatten(), padded_right[None]]).tolist()
+        ids = torch.stack(input_ids.aminmax())
+        found = torch.cat([common, starts.flatten(), lengths.flatten(), ids, padded_right[None]]).tolist()
 
         shared, found = found[:groups], found[groups:]
         total = groups * completions
@@ -105,6 +110,8 @@ class PromptGroups:
             places=places,
             most=most or completions,
             padded_right=bool(found[-1]),
+            smallest_id=found[-3],
+            largest_id=found[-2],
         )
 
     @property

@@ -1,23 +1,35 @@
 """Which models can run on a layout of distinct tokens, and by which attention."""
 
 import inspect
+from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
 from trl_dpo_ext.shared_prompt.attention import SEGMENTED
 
 
-__all__ = ["BLOCK_MASK", "DENSE_MASK", "SEGMENTS", "TESTED", "how_to_attend", "noise_in", "windows_of"]
+__all__ = [
+    "BLOCK_MASK",
+    "DENSE_MASK",
+    "SEGMENTS",
+    "TESTED",
+    "how_to_attend",
+    "is_tested",
+    "noise_in",
+    "whole_rows_for_adapter",
+    "windows_of",
+]
 
 # How a model is told what a token sees
 SEGMENTS = "attention by segments"
 DENSE_MASK = "dense mask"
 BLOCK_MASK = "block mask"
 
-# Model types whose log-probabilities and gradients are tested against separate rows. Others are compared on one group
-# before they run this way
+# Model types whose log-probabilities and gradients are tested against separate rows. One short group is compared
+# before they run this way, for others one as long as rows may be
 TESTED = frozenset(
     {
         "apertus",
@@ -67,6 +79,11 @@ _INEXACT = {
 _ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
 
+def is_tested(model: PreTrainedModel) -> bool:
+    """Whether log-probabilities of this type of model are tested."""
+    return model.config.get_text_config().model_type in TESTED
+
+
 def how_to_attend(model: PreTrainedModel, device: torch.device) -> tuple[str | None, str]:
     """
     Returns how `model` can be told what a token of a layout sees: one of the names above, or `None` with the reason.
@@ -109,9 +126,27 @@ def how_to_attend(model: PreTrainedModel, device: torch.device) -> tuple[str | N
 def windows_of(model: PreTrainedModel) -> dict[str, int | None]:
     """Sliding window of each kind of layer that a model has, `None` for full attention."""
     config = model.config.get_text_config()
+    # A config may have a window, or kinds of layers, that the code of the model never reads
+    backbone: Any = model.base_model
+    if "create_sliding_window_causal_mask" not in inspect.unwrap(type(backbone).forward).__globals__:
+        return {"full_attention": None}
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["full_attention" if window is None else "sliding_attention"]
     return {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
+
+
+def whole_rows_for_adapter(model: Any) -> str | None:
+    """Why an adapter of a PEFT model must see rows as they are, if it must: only PEFT's own forward prepares it."""
+    if not is_peft_model(model):
+        return None
+    for config in model.peft_config.values():
+        if config.is_prompt_learning:
+            return "a prompt-learning adapter puts virtual tokens before every row"
+        if getattr(config, "alora_invocation_tokens", None):
+            return "activated LoRA looks for its invocation tokens in every row"
+        if config.peft_type == "XLORA":
+            return "X-LoRA mixes its adapters by what the whole row holds"
+    return None
 
 
 def noise_in(model: nn.Module) -> str | None:

@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import nn
 from trl import DPOConfig
@@ -68,15 +69,22 @@ def config_from(args: DPOConfig | None, model: Any, config_class: type[Config], 
 
 def check_reference_model(ref_model: Any) -> None:
     """
-    Checks that an explicit reference is a model.
+    Checks that an explicit reference is a model that TRL's fused LM head takes.
 
     Raises:
         TypeError: If it is something else, such as a path.
+        ValueError: If it is a PEFT model.
     """
     if ref_model is not None and not isinstance(ref_model, nn.Module):
         raise TypeError(
             f"`ref_model` is a `{type(ref_model).__name__}`; expected a loaded model. Load it with `from_pretrained`, "
             "or leave it out to train against the policy as it starts."
+        )
+    if ref_model is not None and is_peft_model(ref_model):
+        raise ValueError(
+            f"`ref_model` is a PEFT model (`{type(ref_model).__name__}`), and TRL's fused LM head takes models "
+            "without an adapter. Pass `ref_model.merge_and_unload()`, or leave it out: the reference of a policy "
+            "with an adapter is that adapter as training starts."
         )
 
 

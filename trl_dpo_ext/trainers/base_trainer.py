@@ -18,6 +18,7 @@ from trl_dpo_ext.compat import turns_in_preparation
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
+from trl_dpo_ext.models.limits import check_is_causal_lm
 from trl_dpo_ext.processes import check_same, get_logger, main_first, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.choice import choose_reference
@@ -87,6 +88,9 @@ class BaseDPOTrainer(WithSamples):
         check_data_loading(args, train_dataset, eval_dataset)
         check_reference_model(ref_model)
         check_overwrites_nothing(args, model, ref_model, train_dataset)
+        for given in (model, ref_model):  # one that TRL loads is checked as soon as it has
+            if isinstance(given, nn.Module):
+                check_is_causal_lm(given)
         if not self.takes_images and has_images(train_dataset):
             raise ValueError(f"`{type(self).__name__}` takes no images. Use `DPOPaperTrainer` with pairs.")
         self.data_reports: dict[str, DataReport] = {}
@@ -124,6 +128,7 @@ class BaseDPOTrainer(WithSamples):
         if without_reference:
             self.precompute_ref_logps = False
         self.check_samples()
+        self.check_rows_fit()
         reference_policy.mark_ref_adapter(self.model)
         check_attention(self.model.config._attn_implementation, self.compute_dtype(self.model))
         self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them

@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import is_peft_model
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
+from trl_dpo_ext.data.extent import extent_of
 from trl_dpo_ext.logps import CompletionLogps, completion_logps, find_groups, stacked_to_pairs
+from trl_dpo_ext.models.limits import Limits, check_is_causal_lm, check_pad_token
+from trl_dpo_ext.models.lm_head import CheckedHead
 from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
-from trl_dpo_ext.shared_prompt.support import noise_in
+from trl_dpo_ext.shared_prompt.support import is_tested, noise_in, whole_rows_for_adapter
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.figures import ExactFigures
 
@@ -31,7 +35,10 @@ class WithGroups(ExactFigures):
     """A trainer whose models compute a prompt once for its completions (`share_prompt`), without padding."""
 
     model: PreTrainedModel
+    token_columns: ClassVar[tuple[str, ...]]
     _grouped: GroupedForward | None = None
+    _forwards_are_ready = False
+    _limits: list[Limits]
     _why_separate = ""
     # Completions of the largest group of all data sets, the same on every process
     _num_places = 2
@@ -46,18 +53,28 @@ class WithGroups(ExactFigures):
         self.group_forwards()
 
     def group_forwards(self) -> None:
-        """Gives policy and reference the forward on groups, as soon as they have TRL's fused LM head."""
-        if self._grouped is not None:
+        """Gives policy and reference their checked LM head and the forward on groups, once they have TRL's head."""
+        if self._forwards_are_ready:
             return
+        self._forwards_are_ready = True
+        self._limits = []
         options, self._why_separate = self._layout_options()
-        if options is None:
-            return
         for model in (self.ref_model, self.model):  # the policy's last: it is the one that is described
             if isinstance(model, nn.Module):
                 model = self.accelerator.unwrap_model(model)
                 model = model.get_base_model() if is_peft_model(model) else model
                 if hasattr(model, "config") and hasattr(model, "base_model"):
-                    self._grouped = GroupedForward(model, options, self.accelerator.device)
+                    check_is_causal_lm(model)
+                    self._limits.append(Limits(model))
+                    head = CheckedHead(model, known=is_tested(model))
+                    if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # else when it first runs
+                        head.check()
+                    if options is not None:
+                        self._grouped = GroupedForward(model, options, self.accelerator.device)
+        for limits in self._limits:
+            check_pad_token(self._tokenizer, limits)
+        if options is None:
+            return
         if self._grouped is not None and self._grouped.reason and options.share_prompt is None:
             logger.warning(f"Every completion is run with its own prompt: {self._grouped.reason}.")
 
@@ -67,6 +84,25 @@ class WithGroups(ExactFigures):
         if self._grouped is None:
             return f"with every completion ({self._why_separate})"
         return str(self._grouped) + (f" ({self._why_separate})" if self._why_separate else "")
+
+    def check_rows_fit(self) -> None:
+        """
+        Checks that the models have an embedding for every token id of the datasets, and a position for every token.
+
+        Raises:
+            ValueError: If one has not. Streams are checked batch by batch.
+        """
+        if self._is_vision_dataset:
+            return
+        prompts, *completions = (name for name in self.token_columns if name.endswith("_ids"))
+        evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+        for name, dataset in {"train": self.train_dataset, **evaluation}.items():
+            if isinstance(dataset, Dataset):
+                smallest, largest, longest = extent_of(dataset, prompts, completions)
+                for limits in self._limits:
+                    limits.check(
+                        smallest, largest, min(longest, self.args.max_length or longest), f"The {name} dataset"
+                    )
 
     def with_groups(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Adds to a batch of text which of its rows share a prompt, at the one synchronisation of a forward."""
@@ -81,6 +117,10 @@ class WithGroups(ExactFigures):
     def model_inputs(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """The rows of a batch, with their groups where the models can run them together."""
         inputs = self.with_groups(inputs)
+        if "prompt_groups" in inputs:
+            groups = inputs["prompt_groups"]
+            for limits in self._limits:
+                limits.check(groups.smallest_id, groups.largest_id, max(groups.lengths), "The batch")
         rows = self.rows_of(inputs)
         others = sorted(name for name, value in rows.items() if name not in _KNOWN and isinstance(value, torch.Tensor))
         if self._grouped is not None:
@@ -124,15 +164,13 @@ class WithGroups(ExactFigures):
                 "`gradient_checkpointing=True`: TRL's fused head cannot gather its weights for a forward that is run "
                 "again as a whole."
             )
-        prompt_learning = is_peft_model(self.model) and any(
-            config.is_prompt_learning for config in self.model.peft_config.values()
-        )
+        adapter = whole_rows_for_adapter(self.model)
         parallelism = args.parallelism_config
         splits_rows = parallelism is not None and parallelism.cp_size * parallelism.sp_size > 1
         router = self.aux_loss_enabled or getattr(self.model.config.get_text_config(), "output_router_logits", False)
         reasons = {
             "rows hold images": self._is_vision_dataset,
-            "a prompt-learning adapter puts virtual tokens before every row": prompt_learning,
+            adapter or "": adapter is not None,
             "the load-balancing loss of the router counts the tokens of separate rows": router,
             "context or sequence parallelism splits rows": splits_rows,
             "NEFTune scales its noise by the length of a row": args.neftune_noise_alpha is not None,

@@ -8,6 +8,7 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.trainer_utils import TrainOutput
 
 from trl_dpo_ext.compat import prepare_deepspeed
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS, TOKENIZED_COLUMNS
@@ -15,9 +16,12 @@ from trl_dpo_ext.data.preparation import has_ref_logps
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.cache import CacheKey, RefLogpsFile, hash_token_ids
 from trl_dpo_ext.reference.cached_pass import reference_pass
+from trl_dpo_ext.reference.fixed import check_reference_is_fixed, movement
 from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.start_check import reward_tolerance
 from trl_dpo_ext.rewards import implicit_rewards
+from trl_dpo_ext.shared_prompt.support import noise_in
+from trl_dpo_ext.trainers.update_guard import UpdateGuard
 from trl_dpo_ext.trainers.with_groups import WithGroups
 
 
@@ -32,7 +36,10 @@ class WithReference(WithGroups):
 
     beta: float
     reference_kind: str
+    _guard: UpdateGuard
     _reference_hash: str | None
+    # A batch of the first update, and its reference log-probabilities
+    _first_batch: tuple[dict[str, Any], Tensor] | None = None
 
     # Columns of tokenised rows, and of reference log-probabilities
     token_columns: ClassVar[tuple[str, ...]] = TOKENIZED_COLUMNS
@@ -75,7 +82,42 @@ class WithReference(WithGroups):
                 f"is in memory (reference: {self.reference_description}). Bring these columns for every data set, and "
                 "let a `data_collator` of your own pass them on."
             )
-        return self.run_reference(self.model if self.ref_model is None else self.ref_model, inputs)
+        found = self.run_reference(self.model if self.ref_model is None else self.ref_model, inputs)
+        if self._first_batch is None and self.model.training:
+            self._first_batch = dict(inputs), found[0]
+        return found
+
+    def group_forwards(self) -> None:
+        # As soon as TRL has built the policy, and before anything is run
+        if not self._forwards_are_ready:
+            if self.reference_kind == reference_policy.ADAPTER_COPY:
+                reference_policy.copy_to_ref_adapter(self.model)
+            check_reference_is_fixed(self.model, self.ref_model, self.reference_kind)
+        super().group_forwards()
+
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
+        self._first_batch = None
+        output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        self._check_reference_stayed()
+        return output
+
+    def _check_reference_stayed(self) -> None:
+        # One forward, so that it works whatever the weights are sharded over. Noise of dropout would hide the answer
+        if self._first_batch is None or self.args.sync_ref_model or noise_in(self.model) is not None:
+            return
+        inputs, before = self._first_batch
+        self._first_batch = None
+        with torch.no_grad(), self.compute_loss_context_manager():
+            after, _ = self.run_reference(self.model if self.ref_model is None else self.ref_model, inputs)
+        is_float32 = self.compute_dtype(self.accelerator.unwrap_model(self.model)) == torch.float32
+        moved = movement(before, after, is_float32)
+        gap, tolerance = self._guard.worst_of_all_processes(torch.stack(moved))
+        if gap > tolerance:
+            raise ValueError(
+                f"The reference policy has moved in training: its log-probabilities of the first batch differ by "
+                f"{gap:.3g} nats from those at the start, and rewards and gradients with them. Train nothing that the "
+                "reference is made of, or pass it as a model of its own: `ref_model=`."
+            )
 
     def rewards(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         """Implicit rewards, `(B, 2)`, detached."""

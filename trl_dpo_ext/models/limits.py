@@ -1,0 +1,124 @@
+"""Limits of a model: its kind, its vocabulary, and the positions that it has learned."""
+
+import re
+from typing import Any
+
+from accelerate.utils import is_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+
+__all__ = ["Limits", "check_is_causal_lm", "check_pad_token"]
+
+
+class Limits:
+    """
+    Largest token id and longest row that a model can take.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`]):
+            Causal language model.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        self.name = model.config.get_text_config().model_type
+        self.vocabulary = _vocabulary(model)
+        self.positions = _learned_positions(model)
+
+    def check(self, smallest_id: int, largest_id: int, longest: int, where: str) -> None:
+        """
+        Checks rows.
+
+        Args:
+            smallest_id (`int`):
+                Smallest of their token ids.
+            largest_id (`int`):
+                Largest of their token ids.
+            longest (`int`):
+                Tokens of the longest.
+            where (`str`):
+                What holds them, for the error.
+
+        Raises:
+            ValueError: If the model cannot take them.
+        """
+        if smallest_id < 0 or largest_id >= self.vocabulary:
+            raise ValueError(
+                f"{where} has the token id {smallest_id if smallest_id < 0 else largest_id}, and `{self.name}` has "
+                f"embeddings for ids from 0 to {self.vocabulary - 1}. Use the model's own tokenizer, or add its "
+                "tokens to the model with `model.resize_token_embeddings(len(tokenizer))`."
+            )
+        if self.positions is not None and longest > self.positions:
+            raise ValueError(
+                f"{where} has a row of {longest} tokens, and `{self.name}` has learned {self.positions} positions. "
+                f"Set `max_length={self.positions}` or less."
+            )
+
+
+def check_is_causal_lm(model: Any) -> None:
+    """
+    Checks that a model predicts the next token of one sequence.
+
+    Raises:
+        ValueError: If it is an encoder-decoder model, or has no language-model head.
+    """
+    model = model.get_base_model() if is_peft_model(model) else model
+    kind = f"`{type(model).__name__}`"
+    if model.config.is_encoder_decoder:
+        raise ValueError(
+            f"{kind} is an encoder-decoder model, and prompt and completion are trained as one sequence here. Use a "
+            "decoder-only model (`AutoModelForCausalLM`)."
+        )
+    if model.get_output_embeddings() is None:
+        raise ValueError(
+            f"{kind} has no language-model head, so it gives tokens no probabilities. Load the model with "
+            "`AutoModelForCausalLM`."
+        )
+
+
+def check_pad_token(tokenizer: Any, limits: Limits) -> None:
+    """
+    Checks that the model has an embedding for the padding, which stands in batches although nothing sees it.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id >= limits.vocabulary:
+        raise ValueError(
+            f"The padding token {tokenizer.pad_token!r} has the id {tokenizer.pad_token_id}, and `{limits.name}` has "
+            f"embeddings for ids from 0 to {limits.vocabulary - 1}. Pad with a token that it has "
+            "(`tokenizer.pad_token = tokenizer.eos_token`), or call `model.resize_token_embeddings(len(tokenizer))`."
+        )
+
+
+def _unwrapped(module: Any) -> Any:
+    # What an adapter has put in the place of a layer
+    if isinstance(module, AuxiliaryTrainingWrapper):
+        return _unwrapped(module.original_module)
+    return module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    # Not by the shapes of weights, which are parts under ZeRO-3 and FSDP
+    embedding, head = _unwrapped(model.get_input_embeddings()), _unwrapped(model.get_output_embeddings())
+    sizes = [embedding.num_embeddings] if isinstance(embedding, nn.Embedding) else []
+    sizes += [head.out_features] if isinstance(head, nn.Linear) else []
+    return min(sizes, default=model.config.get_text_config().vocab_size)
+
+
+def _learned_positions(model: PreTrainedModel) -> int | None:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is None:
+        return None
+    tokens = _unwrapped(model.get_input_embeddings())
+    for name, module in model.base_model.named_modules():
+        # A table with a row for each, or a few more (OPT). Encoders that are decoders count on from the padding's id
+        is_table = isinstance(module, nn.Embedding) and module is not tokens and re.search("pos|wpe", name)
+        if is_table and positions <= module.num_embeddings <= positions + 2:
+            return positions if module.padding_idx is None else module.num_embeddings - module.padding_idx - 1
+    for name, buffer in model.base_model.named_buffers():  # angles (GPT-J)
+        if "pos" in name and buffer.dim() == 2 and len(buffer) == positions:
+            return positions
+    return None

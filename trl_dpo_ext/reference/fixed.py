@@ -1,0 +1,77 @@
+"""The checks that training leaves the reference alone: before it by its weights, after it by one batch."""
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from trl_dpo_ext.reference.identity import adapter_pattern
+from trl_dpo_ext.reference.policy import ADAPTER_COPY, ADAPTER_OFF
+
+
+__all__ = ["check_reference_is_fixed", "movement"]
+
+# Relative and absolute difference, in nats, of a computation that is repeated on the same machine
+_RELATIVE, _RELATIVE_HALF, _ABSOLUTE = 1e-5, 1e-3, 1e-4
+
+
+def check_reference_is_fixed(policy: nn.Module, reference: nn.Module | None, kind: str) -> None:
+    """
+    Checks that no weight of the reference is trained.
+
+    Args:
+        policy ([`~torch.nn.Module`]):
+            Policy.
+        reference ([`~torch.nn.Module`], *optional*):
+            Reference model, if it is one of its own.
+        kind (`str`):
+            Kind of reference, in the words of [`~trl_dpo_ext.reference.policy`].
+
+    Raises:
+        ValueError: If one is, with its name.
+    """
+    trained = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    if kind in (ADAPTER_OFF, ADAPTER_COPY):
+        of_adapter = adapter_pattern(policy)
+        moving = [name for name in trained if not of_adapter.search(name)]
+        if moving:
+            raise ValueError(
+                f"The reference is the policy with its own adapter switched off, and {len(moving)} weights outside "
+                f"this adapter are trained, so that it would move along ({_first(moving)}). Train only the adapter "
+                "(`bias='none'`; whole modules by `modules_to_save`; `requires_grad_(False)`), or pass the model that "
+                "training starts from as `ref_model=`."
+            )
+    elif reference is not None:
+        storages = {_storage(parameter) for parameter in trained.values()} - {0}
+        shared = [name for name, parameter in reference.named_parameters() if _storage(parameter) in storages]
+        if shared:
+            raise ValueError(
+                f"`ref_model` and the policy share {len(shared)} weights that are trained, so that the reference "
+                f"would move along ({_first(shared)}). Load it a second time, or leave it out to train against the "
+                "policy as it starts."
+            )
+
+
+def movement(before: Tensor, after: Tensor, is_float32: bool) -> tuple[Tensor, Tensor]:
+    """
+    How far a reference has moved in a training.
+
+    Args:
+        before (`torch.Tensor` of shape `(B, K)`):
+            Log-probabilities of one batch under the reference at the start of training, nats.
+        after (`torch.Tensor` of shape `(B, K)`):
+            The same at its end.
+        is_float32 (`bool`):
+            Whether the forward is in float32.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Largest difference, and the largest that repeating a computation can make.
+    """
+    relative = _RELATIVE if is_float32 else _RELATIVE_HALF
+    return (after - before).abs().max(), _ABSOLUTE + relative * before.abs().max()
+
+
+def _storage(parameter: Tensor) -> int:
+    return 0 if isinstance(parameter, DTensor) else parameter.untyped_storage().data_ptr()
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(name.removeprefix("base_model.model.") for name in names[:3]) + (", ..." if names[3:] else "")
