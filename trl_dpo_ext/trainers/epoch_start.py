@@ -28,7 +28,7 @@ class EpochStart(TrainerCallback):
         self.file = f"epoch_start_{process}.pth"
         self.has_ended = False  # whether the end of the epoch has been reached
         self._state: dict[str, Any] = {}
-        self._restore: Callable[[], None] | None = None
+        self._restores: list[Callable[[], None]] = []
 
     def save(self, checkpoint: str | Path) -> None:
         """Writes the state into a checkpoint."""
@@ -41,16 +41,16 @@ class EpochStart(TrainerCallback):
             _set(torch.load(path, weights_only=True))
 
     def start_by(self, restore: Callable[[], None]) -> None:
-        """Has the next epoch set its random state by `restore`."""
-        self._restore = restore
+        """Has the next epoch start by `restore`, of the random state or of what transformers begins anew."""
+        self._restores.append(restore)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.has_ended = False
-        if self._restore is not None:
-            self._restore()
-            self._restore = None
+        for restore in self._restores:
+            restore()
+        self._restores.clear()
         self._state = _get()
         if state.global_step >= state.max_steps:  # resumed at its end
             control.should_training_stop = True
@@ -59,6 +59,11 @@ class EpochStart(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.has_ended = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._restores.clear()  # where no epoch was left to begin
 
 
 def _get() -> dict[str, Any]:

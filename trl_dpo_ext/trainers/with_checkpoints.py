@@ -131,6 +131,7 @@ class WithCheckpoints(WithSavedState):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self._epoch_start.save(output_dir)
+        torch.save(self._log_window(), Path(output_dir, self._window_file))
         # The main process writes `trainer_state.json` next, which says that the checkpoint is whole
         self.accelerator.wait_for_everyone()
 
@@ -165,6 +166,7 @@ class WithCheckpoints(WithSavedState):
             reference, folder = self.accelerator.unwrap_model(self.ref_model), Path(resume_from_checkpoint)
             load_converted(reference, folder / REFERENCE_FOLDER)
             check_restored(reference, folder / REFERENCE_FOLDER)
+        self._epoch_start.start_by(partial(self._go_on_with_window, resume_from_checkpoint))
         if self.args.ignore_data_skip:
             return epochs, batches
         state = read_state(resume_from_checkpoint)
@@ -181,11 +183,26 @@ class WithCheckpoints(WithSavedState):
                 return epochs + 1, 0
         if not has_ended and batches == 0:  # what follows an epoch's last update is still to be done
             epochs, batches = epochs - 1, in_epoch
-        if 0 < batches < in_epoch:
-            self._epoch_start.start_by(partial(self._epoch_start.load, resume_from_checkpoint))
-        else:
-            self._epoch_start.start_by(partial(self._load_rng_state, resume_from_checkpoint))
+        restore = self._epoch_start.load if 0 < batches < in_epoch else self._load_rng_state
+        self._epoch_start.start_by(partial(restore, resume_from_checkpoint))
         return epochs, batches
+
+    def _log_window(self) -> dict[str, Any]:
+        # Loss and figures of the updates since the last log, on this process
+        updates = self.state.global_step - self._globalstep_last_logged
+        return {"updates": updates, "loss": self._tr_loss.cpu(), "figures": self._meters["train"].held()}
+
+    def _go_on_with_window(self, checkpoint: str | Path) -> None:
+        path = Path(checkpoint, self._window_file)
+        if not path.is_file():
+            return
+        window = torch.load(path, weights_only=True)
+        loss = window["loss"].to(self._tr_loss)
+        self._tr_loss += loss
+        # The mean loss of a run is that of its own updates
+        self._total_loss_scalar -= self.accelerator.reduce(loss, reduction="mean").item()
+        self._globalstep_last_logged -= window["updates"]
+        self._meters["train"].carry(window["figures"])
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
         """Collects the micro-batches of an update; none for a run that was resumed at its end."""
@@ -215,6 +232,10 @@ class WithCheckpoints(WithSavedState):
         if not set(self.token_columns) <= set(rows.column_names):  # images
             return f"{len(rows):,}"
         return f"{len(rows):,} (hash {hash_token_ids(rows, self.token_columns)[:8]})"
+
+    @property
+    def _window_file(self) -> str:
+        return f"log_window_{self.accelerator.process_index}.pth"
 
     @property
     def _is_whole_here(self) -> bool:
