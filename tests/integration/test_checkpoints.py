@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from integration.conftest import updates
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import MODELS, preference_rows, tiny_llama, tiny_moe, tiny_tokenizer
 
@@ -67,20 +66,6 @@ class TestWeights:
         best = trainer.state.best_model_checkpoint
         assert Path(best).name == ("checkpoint-1" if greater_is_better else "checkpoint-3")
         assert_equal_weights(trainer.model, type(trainer.model).from_pretrained(best))
-
-    def test_best_adapter_with_a_name_of_its_own(self, trained):
-        lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-        trainer = trained(
-            get_peft_model(tiny_llama(), lora, adapter_name="mine"),
-            BEST | {"greater_is_better": True},
-            eval_dataset=preference_rows(3, start=30),
-            processing_class=tiny_tokenizer(),
-        )
-        best = Path(trainer.state.best_model_checkpoint)
-        assert best.name == "checkpoint-1"
-        saved = load_file(best / "mine" / "adapter_model.safetensors")
-        held = {name.replace(".mine.", "."): tensor for name, tensor in trainer.model.state_dict().items()}
-        assert {name for name in saved if not torch.equal(saved[name], held[name])} == set()
 
     @pytest.mark.parametrize("name", list(MODELS))
     def test_every_model_is_given_back(self, name, tmp_path):
@@ -172,6 +157,12 @@ class TestEnds:
         steps = [(entry["step"], "eval_loss" in entry) for entry in straight.state.log_history]
         assert [(entry["step"], "eval_loss" in entry) for entry in resumed.state.log_history] == steps
         assert_equal_weights(resumed.model, straight.model)
+
+    def test_a_log_window_goes_on_over_a_resume(self, trained, llama_folder):
+        options = SAVES | {"logging_steps": 3}
+        straight = trained(llama_folder, options)
+        resumed = trained(llama_folder, options, resume=f"{straight.args.output_dir}/checkpoint-2")
+        assert updates(resumed) == updates(straight)
 
 
 class TestWhichIsTaken:
