@@ -55,7 +55,7 @@ def newest_whole(run: str | Path) -> str:
     faults = {path.name: fault_of(path, PartialState().process_index) for path in checkpoints_of(run)}
     of_all: list[dict[str, str | None]] = gather_object([faults])
     names = sorted({name for one in of_all for name in one}, key=lambda name: int(name.split("-")[1]), reverse=True)
-    passed = []
+    passed: list[str] = []
     for name in names:
         found = [one.get(name, f"process {i} does not find it") for i, one in enumerate(of_all)]
         fault = next((text for text in found if text is not None), None)

@@ -67,7 +67,8 @@ class EpochStart(TrainerCallback):
 
 
 def _get() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the one that transformers seeds
+    state: Any = np.random.get_state()  # noqa: NPY002 - the one that transformers seeds
+    kind, keys, *rest = state
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
