@@ -30,7 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tiny import preference_rows, tiny_llama, tiny_processor, tiny_tokenizer, tiny_vlm  # noqa: E402
+from tiny import preference_rows, tiny_llama, tiny_moe, tiny_processor, tiny_tokenizer, tiny_vlm  # noqa: E402
 
 
 UPDATE = 4  # rows an update, whatever the number of processes
@@ -447,11 +447,31 @@ def resumes_ragged(launch: Launch) -> dict[str, Any]:
     return _resumes(launch, 11, "resumes_ragged")
 
 
-def _resumes(launch: Launch, rows: int, name: str, **options: Any) -> dict[str, Any]:
-    trainer = make_trainer(launch, rows, options=options | {"save_strategy": "steps", "save_steps": RESUME_AFTER})
+@case()
+def resumes_experts(launch: Launch) -> dict[str, Any]:
+    """A mixture of experts, whose weights are saved in another form, grouped by length, within the second epoch."""
+
+    def model() -> dict[str, Any]:
+        return {"model": tiny_moe(), "processing_class": tiny_tokenizer()}
+
+    options = {"num_train_epochs": 2, "train_sampling_strategy": "group_by_length"}
+    return _resumes(launch, 12, "resumes_experts", after=4, arguments=model, **options)
+
+
+def _resumes(
+    launch: Launch,
+    rows: int,
+    name: str,
+    *,
+    after: int = RESUME_AFTER,
+    arguments: Callable[[], dict[str, Any]] = dict,
+    **options: Any,
+) -> dict[str, Any]:
+    saves = {"save_strategy": "steps", "save_steps": after}
+    trainer = make_trainer(launch, rows, options=options | saves, **arguments())
     straight = train(launch, trainer, f"{name}_straight")
-    checkpoint = launch.folder / "run" / f"checkpoint-{RESUME_AFTER}"
-    trainer = make_trainer(launch, rows, options=options | {"folder": "resumed"})
+    checkpoint = launch.folder / "run" / f"checkpoint-{after}"
+    trainer = make_trainer(launch, rows, options=options | {"folder": "resumed"}, **arguments())
     resumed = train(launch, trainer, name, resume_from_checkpoint=str(checkpoint))
     return resumed | {"straight": straight, "state": json.loads((checkpoint / "trl_dpo_ext.json").read_text())}
 

@@ -295,7 +295,7 @@ def test_all_processes_report_the_same(both: Both, name: str) -> None:
 # Resuming
 
 
-@pytest.mark.parametrize("name", ["resumes", "resumes_ragged"])
+@pytest.mark.parametrize("name", ["resumes", "resumes_ragged", "resumes_experts"])
 @pytest.mark.parametrize("num_processes", [1, 2])
 def test_resumed_is_straight(both: Both, name: str, num_processes: int) -> None:
     launched = both.one if num_processes == 1 else both.two
@@ -309,6 +309,8 @@ def test_resumed(both: Both, name: str) -> None:
 
 def test_checkpoint_state(both: Both) -> None:
     one, two = both.one.result("resumes"), both.two.result("resumes")
+    assert one["state"].pop("processes") == 1
+    assert two["state"].pop("processes") == 2
     assert one["state"] == two["state"]
     assert two["state"]["num_tokens"] == two["straight"]["history"][RESUME_AFTER - 1]["num_tokens"]
 

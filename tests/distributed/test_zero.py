@@ -125,7 +125,8 @@ def test_resume(one: Launched, zero: Launched) -> None:
     """A run that goes on from its own checkpoint ends with the same weights as one that was not interrupted."""
     assert_same_training(one, "resumes_ragged", zero, "zero3_resumes", part="straight")
     resumed = zero.result("zero3_resumes")
-    assert resumed["state"] == one.result("resumes_ragged")["state"]  # the reference with its source and hash, too
+    state = resumed["state"] | {"processes": 1}
+    assert state == one.result("resumes_ragged")["state"]  # the reference with its source and hash, too
     assert resumed["weights"] == resumed["straight"]["weights"]
 
 

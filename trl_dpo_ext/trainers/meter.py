@@ -33,6 +33,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._sums: dict[str, Sums] = {}
+        self._carried: dict[str, Tensor] = {}
 
     def __bool__(self) -> bool:
         return bool(self._sums)
@@ -40,7 +41,18 @@ class Meter:
     def add(self, sums: Mapping[str, Sums]) -> None:
         """Adds the sums of a batch."""
         for name, entry in sums.items():
+            if name in self._carried:
+                carried = self._carried.pop(name).to(entry.values)
+                entry = replace(entry, values=carried + entry.values)
             self._sums[name] = self._sums[name] + entry if name in self._sums else entry
+
+    def held(self) -> dict[str, Tensor]:
+        """The sums so far, on the host and on this process, for a checkpoint."""
+        return {name: entry.values.cpu() for name, entry in self._sums.items()}
+
+    def carry(self, held: Mapping[str, Tensor]) -> None:
+        """Has the next batches add to sums that a checkpoint held."""
+        self._carried = dict(held)
 
     def totals(self, reduce: Callable[[Tensor], Tensor]) -> dict[str, Sums]:
         """

@@ -1,4 +1,4 @@
-"""Whether a run may resume from a checkpoint: that it is one, of these weights, objective, reference and optimizer."""
+"""Whether a run may resume from a checkpoint: that it is whole, and of this run; what differs and is still allowed."""
 
 import json
 from collections.abc import Iterable
@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME
 
+from trl_dpo_ext.trainers.checkpoint_files import checkpoints_of, fault_of
 from trl_dpo_ext.trainers.saved_state import REWARD_OPTIONS
 
 
@@ -18,12 +19,10 @@ __all__ = [
     "check_same_optimizer",
     "check_same_reference",
     "check_same_weights",
-    "describe_other_schedule",
-    "last_checkpoint",
+    "describe_other_options",
 ]
 
 _ADAPTER_FILE = "adapter_config.json"
-_PROGRESS_FILE = "trainer_state.json"
 _SCHEDULE_FILE = "scheduler.pt"
 
 # Options of an adapter that shape its weights, or what they do
@@ -44,34 +43,47 @@ _ADAPTER = (
 # What makes another training of the same weights, beside the options in "objective"
 _OBJECTIVE = ("trainer", *REWARD_OPTIONS)
 
+# Options that an optimizer's and a scheduler's state bring with them
+_RESTORED = {"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"}
+_OF_SCHEDULE = {"lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"}
+
+_PRECISION = ("mixed_precision", "dtype", "adapter_dtype")
+
 _FROM_THE_WEIGHTS = (
     "To start a new run from its weights, make it the model (`model_name_or_path: {folder}`) and leave out "
     "`resume_from_checkpoint`."
 )
 
 
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The checkpoint of the highest number in a run's `folder`; `None` if it holds none, or does not exist."""
-    return get_last_checkpoint(str(folder)) if Path(folder).is_dir() else None
-
-
-def check_is_checkpoint(folder: str | Path) -> None:
+def check_is_checkpoint(folder: str | Path, process: int = 0) -> None:
     """
-    Checks that `folder` holds a checkpoint.
+    Checks that `folder` holds a whole checkpoint.
 
     Raises:
         ValueError: If it does not; names those that are near.
     """
     path = Path(folder)
     if not path.is_dir():
-        beside = [other.name for other in path.parent.glob("checkpoint-*") if other.is_dir()]
-        beside.sort(key=lambda name: (len(name), name))
+        beside = [other.name for other in reversed(checkpoints_of(path.parent))]
         near = f"{path.parent} holds {', '.join(beside) if beside else 'no checkpoint'}."
         raise ValueError(f"There is no checkpoint {folder}. {near}")
-    if not (path / _PROGRESS_FILE).is_file():
-        last = last_checkpoint(path)
-        near = _FROM_THE_WEIGHTS.format(folder=folder) if last is None else f"Did you mean {last}?"
-        raise ValueError(f"{folder} is no checkpoint: it has no {_PROGRESS_FILE}. {near}")
+    within = _newest_whole(path, process)
+    if within is not None:
+        raise ValueError(f"{folder} is no checkpoint: it has no {TRAINER_STATE_NAME}. Did you mean {within}?")
+    fault = fault_of(path, process)
+    if fault is None:
+        return
+    beside = _newest_whole(path.parent, process) if path in checkpoints_of(path.parent) else None
+    if beside is None:
+        raise ValueError(f"{folder} is no checkpoint: {fault}. {_FROM_THE_WEIGHTS.format(folder=folder)}")
+    raise ValueError(
+        f"{folder} is no whole checkpoint: {fault}. Resume from {beside}, the newest that is whole, as "
+        "`resume_from_checkpoint=True` does."
+    )
+
+
+def _newest_whole(run: Path, process: int) -> Path | None:
+    return next((path for path in checkpoints_of(run) if fault_of(path, process) is None), None)
 
 
 def check_same_weights(model: Any, folder: str | Path) -> None:
@@ -152,32 +164,45 @@ def check_same_optimizer(saved: dict[str, Any], now: dict[str, Any], folder: str
             )
 
 
-def describe_other_schedule(saved: dict[str, Any], now: dict[str, Any], folder: str | Path) -> str | None:
+def describe_other_options(saved: dict[str, Any], now: dict[str, Any], folder: str | Path) -> list[str]:
     """
-    Compares the learning rate, its schedule and the batch of a checkpoint with those of this run.
+    Compares what makes a resumed run another one than the run of its checkpoint, and is allowed.
 
-    Arguments are those of [`check_same_objective`].
+    That are the learning rate and its schedule, the batch, the seed, the precision and the rows, and an optimizer
+    without its state. Arguments are those of [`check_same_objective`].
 
     Returns:
-        `str`, *optional*: What differs and which of the values holds, for a warning; `None` if nothing does.
+        `list[str]`: What differs and which of the values holds, for warnings.
     """
-    there, here = saved.get("schedule", {}), now["schedule"]
+    there, here = (_flat(state) for state in (saved, now))
     names = set(here) - {"optim"}
     if not _has_schedule(folder):  # it starts anew, from this run's options
-        names &= {"global_batch_size"}
+        names -= _RESTORED | _OF_SCHEDULE
     if here["max_steps"] > 0 and there.get("max_steps", 0) > 0:
         names.discard("num_train_epochs")
     found = []
     for name, (old, new) in _differences(there, here, [name for name in here if name in names]).items():
         # transformers restores the rates that a scheduler starts from, and not how they depend on the step
-        whose = "the checkpoint's" if name == "learning_rate" else "this run's"
+        whose = "the checkpoint's" if name in _RESTORED else "this run's"
         found.append(f"`{name}` is {old!r} there and {new!r} here ({whose} holds)")
-    if not found:
-        return None
-    return (
-        f"The checkpoint {folder} is of a run with other options: {'; '.join(found)}. "
-        f"{_FROM_THE_WEIGHTS.format(folder=folder)}"
-    )
+    messages = []
+    if found:
+        messages.append(
+            f"The checkpoint {folder} is of a run with other options: {'; '.join(found)}. "
+            f"{_FROM_THE_WEIGHTS.format(folder=folder)}"
+        )
+    if not _has_optimizer(folder):
+        messages.append(
+            f"The checkpoint {folder} holds no state of the optimizer (`save_only_model`): optimizer, schedule and "
+            "random numbers start anew, and the run will not end at the weights of an uninterrupted one. "
+            f"{_FROM_THE_WEIGHTS.format(folder=folder)}"
+        )
+    return messages
+
+
+def _flat(state: dict[str, Any]) -> dict[str, Any]:
+    precision = {name: state[name] for name in _PRECISION if name in state}
+    return state.get("schedule", {}) | precision | state.get("training", {})
 
 
 def check_same_reference(state: dict[str, Any], reference_hash: str | None, folder: str | Path) -> None:
@@ -216,3 +241,8 @@ def _adapter(options: dict[str, Any], names: Iterable[str]) -> str:
 
 def _has_schedule(folder: str | Path) -> bool:
     return Path(folder, _SCHEDULE_FILE).is_file()  # not with `save_only_model`
+
+
+def _has_optimizer(folder: str | Path) -> bool:
+    # Alone, in parts, or within DeepSpeed's
+    return any(next(Path(folder).glob(name), None) is not None for name in ("optimizer*", "latest"))

@@ -33,15 +33,30 @@ class RunLog(TrainerCallback):
 
     def __init__(self, output_dir: str | Path):
         self.folder = Path(output_dir) / FOLDER
-        self._written: dict[str, int] = {}  # lines of each file that are this object's
+        self.lines: dict[str, int] = {}  # of each file, for the checkpoint that a resumed run goes on from
+        self._written: dict[str, int] = {}  # of them this object's
+        self._before: tuple[Path, dict[str, int]] | None = None
 
     def append(self, file: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends rows to a file."""
-        lines = [json.dumps(row) + "\n" for row in rows]
+        lines = [_line(row) for row in rows]
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / file, "a", encoding="utf-8") as stream:
             stream.writelines(lines)
-        self._written[file] = self._written.get(file, 0) + len(lines)
+        for counts in (self.lines, self._written):
+            counts[file] = counts.get(file, 0) + len(lines)
+
+    def go_on_from(self, checkpoint: str | Path, lines: dict[str, int]) -> None:
+        """
+        Has the training that begins next go on where a checkpoint was.
+
+        Args:
+            checkpoint (`str` or `Path`):
+                Its folder, in that of its run.
+            lines (`dict[str, int]`):
+                How many lines each file had then; where it is not known, the lines up to the checkpoint's update stay.
+        """
+        self._before = Path(checkpoint).parent / FOLDER, lines
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero:
@@ -51,18 +66,41 @@ class RunLog(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # What another run wrote into this folder goes, or what this one wrote after the checkpoint that it resumes
-        # from. An evaluation of this trainer before its training stays
+        # from. An evaluation of this trainer before its training stays, unless it has been written before
         if not state.is_world_process_zero:
             return
+        before, self._before = self._before, None
         for file in (FIGURES, DISTRIBUTIONS, SAMPLES):
             path = self.folder / file
-            if path.is_file():
-                lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-                before = len(lines) - self._written.get(file, 0)
-                kept = [line for line in lines[:before] if state.global_step and _step_of(line) <= state.global_step]
+            there = _lines_of(path)
+            own = there[len(there) - self._written.get(file, 0) :]
+            kept: list[str] = []
+            if before is not None:
+                folder, lines = before
+                kept = _up_to(_lines_of(folder / file), lines.get(file), state.global_step)
+                if file == FIGURES:  # the checkpoint has them all, but for evaluations before the training
+                    history = [_line(row) for row in state.log_history]
+                    kept = kept[: len(kept) - len(history)] + history
+            starts_before = any(_step_of(line) == 0 for line in kept)
+            lines_now = kept if starts_before else own + kept
+            if there or lines_now:
+                self.folder.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_suffix(".tmp")
-                temporary.write_text("".join(kept + lines[before:]), encoding="utf-8")
+                temporary.write_text("".join(lines_now), encoding="utf-8")
                 temporary.replace(path)
+            self.lines[file] = len(lines_now)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _lines_of(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+
+
+def _up_to(lines: list[str], count: int | None, step: int) -> list[str]:
+    return [line for line in lines if _step_of(line) <= step] if count is None else lines[:count]
 
 
 def _step_of(line: str) -> float:

@@ -13,7 +13,7 @@ from trl_dpo_ext.compat import unwrap_model_for_generation, use_adapter
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.trainers.run_log import SAMPLES
 from trl_dpo_ext.trainers.trackers import send_table
-from trl_dpo_ext.trainers.with_saved_state import WithSavedState
+from trl_dpo_ext.trainers.with_checkpoints import WithCheckpoints
 
 
 __all__ = ["WithSamples"]
@@ -22,7 +22,7 @@ _NEW_TOKENS = 256  # where `max_length` sets no limit
 _SEED = 0  # the same at every evaluation, so that samples differ by the weights alone
 
 
-class WithSamples(WithSavedState):
+class WithSamples(WithCheckpoints):
     """A trainer that with `log_samples=n` has policy and reference answer the first n prompts of every evaluation."""
 
     # Prefix and rows of the last evaluation, until its figures are logged, which `predict` does not do

@@ -1,40 +1,18 @@
-"""What a trainer writes beside its weights, and checks when it resumes."""
+"""What a trainer writes beside its weights: what their rewards are measured against, and how they were trained."""
 
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 import trl_dpo_ext
-from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
-from trl_dpo_ext.processes import get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
-from trl_dpo_ext.trainers.full_disk import full_disk_explained
 from trl_dpo_ext.trainers.model_card import named_locally, training_section
-from trl_dpo_ext.trainers.resume_checks import (
-    check_is_checkpoint,
-    check_same_objective,
-    check_same_optimizer,
-    check_same_reference,
-    check_same_weights,
-    describe_other_schedule,
-    last_checkpoint,
-)
-from trl_dpo_ext.trainers.saved_state import (
-    REWARD_OPTIONS,
-    describe_source,
-    describe_weights,
-    read_state,
-    write_state,
-)
-from trl_dpo_ext.trainers.update_guard import UpdateGuard
+from trl_dpo_ext.trainers.saved_state import REWARD_OPTIONS, describe_source, describe_weights
 from trl_dpo_ext.trainers.with_reference import WithReference
 
 
 __all__ = ["WithSavedState"]
-
-logger = get_logger(__name__)
 
 # Options that shape a loss, for the model card
 _OBJECTIVE = (
@@ -62,67 +40,10 @@ _SCHEDULE = ("optim", "lr_scheduler_type", "warmup_steps", "max_steps", "num_tra
 
 
 class WithSavedState(WithReference):
-    """A trainer whose folders say what their policy's rewards are measured against, and that resumes only there."""
-
-    _guard: UpdateGuard
+    """A trainer whose folders say what their policy's rewards are measured against."""
 
     # The loss, in LaTeX, for the model card
     equation: str | None = None
-
-    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
-        if resume_from_checkpoint:
-            with together():  # a checkpoint may be missing on one machine
-                resume_from_checkpoint, state = self._checked_checkpoint(resume_from_checkpoint)
-            self._num_tokens = state.get("num_tokens", 0)
-            self._guard.checks_start = False
-        elif self.args.save_strategy != "no":
-            older = last_checkpoint(self.args.output_dir)
-            if older is not None:
-                logger.warning(
-                    f"{self.args.output_dir} holds {Path(older).name} of an earlier run; this one starts anew and "
-                    "puts its checkpoints beside it, and `resume_from_checkpoint=True` takes that of the highest "
-                    "number, whoever wrote it. Resume the earlier run with `resume_from_checkpoint`, or choose "
-                    "another `output_dir`."
-                )
-        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
-
-    def _checked_checkpoint(self, folder: str | bool) -> tuple[str, dict[str, Any]]:
-        # A checkpoint that this trainer may resume from, and its state
-        if folder is True:
-            folder = last_checkpoint(self.args.output_dir) or ""
-            if not folder:
-                raise ValueError(
-                    f"`resume_from_checkpoint=True`, and {self.args.output_dir} holds no checkpoint. Leave it out to "
-                    "start from the beginning, or name a checkpoint."
-                )
-        assert isinstance(folder, (str, Path))
-        check_is_checkpoint(folder)
-        check_same_weights(self.model, folder)
-        state, now = read_state(folder), self._saved_state()
-        check_same_objective(state, now, folder)
-        check_same_reference(state, self.reference_hash, folder)
-        check_same_optimizer(state, now, folder)
-        if self.reference_kind == reference_policy.ADAPTER_COPY and not RESUMES_ADAPTER_COPY:
-            raise ValueError(
-                "This version of transformers does not restore a trained adapter beside its frozen copy. Resume "
-                "with transformers>=5.23, or train from the adapter anew."
-            )
-        other_schedule = describe_other_schedule(state, now, folder)
-        if other_schedule is not None:
-            logger.warning(other_schedule)
-        return folder, state
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call)
-        if _internal_call:  # a checkpoint, which every process makes
-            self.count_tokens()
-        if self.args.should_save:
-            write_state(output_dir or self.args.output_dir, self._saved_state())
-
-    def _save_checkpoint(self, model, trial) -> None:
-        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        with full_disk_explained(folder):
-            super()._save_checkpoint(model, trial)
 
     def create_model_card(
         self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
