@@ -23,13 +23,40 @@ MAY_IMPORT = {
     **dict.fromkeys(PURE, PURE),
     "compat": set(),
     "processes": set(),
+    "whole_file": set(),
+    "model_loading": {"compat"},
     "shared_prompt": PURE | {"compat", "processes"},
     "logps": PURE | {"shared_prompt"},
     "data": PURE | {"shared_prompt", "logps", "compat"},
-    "reference": PURE | {"shared_prompt", "logps", "data", "processes", "compat"},
-    "trainers": PURE | {"shared_prompt", "logps", "data", "reference", "processes", "compat", "version"},
-    "scoring": PURE | {"shared_prompt", "logps", "data", "reference", "processes", "trainers", "compat", "version"},
-    "evaluation": PURE | {"shared_prompt", "logps", "data", "reference", "trainers", "compat", "version", "scoring"},
+    "reference": PURE | {"shared_prompt", "logps", "data", "processes", "compat", "whole_file"},
+    "trainers": PURE
+    | {"whole_file", "model_loading", "shared_prompt", "logps", "data", "reference", "processes", "compat", "version"},
+    "scoring": PURE
+    | {
+        "whole_file",
+        "model_loading",
+        "shared_prompt",
+        "logps",
+        "data",
+        "reference",
+        "processes",
+        "trainers",
+        "compat",
+        "version",
+    },
+    "evaluation": PURE
+    | {
+        "whole_file",
+        "model_loading",
+        "shared_prompt",
+        "logps",
+        "data",
+        "reference",
+        "trainers",
+        "compat",
+        "version",
+        "scoring",
+    },
     "cli": PURE
     | {
         "shared_prompt",
@@ -42,6 +69,8 @@ MAY_IMPORT = {
         "version",
         "scoring",
         "evaluation",
+        "whole_file",
+        "model_loading",
         "public names",
     },
 }

@@ -18,6 +18,7 @@ from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.sources import load_splits, split_of
 from trl_dpo_ext.data.spelling import did_you_mean_path
+from trl_dpo_ext.model_loading import check_adapter
 from trl_dpo_ext.processes import together
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
@@ -141,8 +142,10 @@ def _start_of(recipe: Recipe) -> dict[str, Any]:
         start = path if recipe.stage.adapter is None else _merged(recipe)
         return {"model": start, "quantization_config": get_quantization_config(recipe.model)}
     recipe.args.model_init_kwargs = None  # they belong to a path
+    policy = AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, **init)
+    check_adapter(policy, path)
     return {
-        "model": AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, **init),
+        "model": policy,
         "processing_class": AutoTokenizer.from_pretrained(path),
     }
 
@@ -155,6 +158,7 @@ def _merged(recipe: Recipe) -> str:
         if state.is_local_main_process:
             path = recipe.model.model_name_or_path
             model = AutoPeftModelForCausalLM.from_pretrained(path, **recipe.args.model_init_kwargs)
+            check_adapter(model, path)
             model.merge_and_unload().save_pretrained(folder)
             AutoTokenizer.from_pretrained(path).save_pretrained(folder)
     return str(folder)

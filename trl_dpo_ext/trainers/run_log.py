@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_dpo_ext.whole_file import write_text
+
 
 __all__ = ["DISTRIBUTIONS", "FIGURES", "FOLDER", "SAMPLES", "RunLog"]
 
@@ -60,9 +62,7 @@ class RunLog(TrainerCallback):
                 lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
                 before = len(lines) - self._written.get(file, 0)
                 kept = [line for line in lines[:before] if state.global_step and _step_of(line) <= state.global_step]
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text("".join(kept + lines[before:]), encoding="utf-8")
-                temporary.replace(path)
+                write_text(path, "".join(kept + lines[before:]))
 
 
 def _step_of(line: str) -> float:

@@ -13,6 +13,8 @@ from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from trl_dpo_ext.whole_file import write_text
+
 
 __all__ = [
     "REWARD_OPTIONS",
@@ -39,7 +41,7 @@ REWARD_OPTIONS = (
 
 def write_state(folder: str | Path, state: dict[str, Any]) -> None:
     """Writes `state` into `folder`."""
-    Path(folder, STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+    write_text(Path(folder, STATE_FILE), json.dumps(state, indent=2) + "\n")
 
 
 def read_state(folder: str | Path) -> dict[str, Any]:
