@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_dpo_ext import ImplicitRewardModel
 from trl_dpo_ext.cli import main
+from trl_dpo_ext.scoring.files.parts import ScoredParts
 from trl_dpo_ext.scoring.files.sources import open_rows
 
 
@@ -378,6 +379,28 @@ def test_a_folder_that_is_in_the_way(score, capsys):
     assert score("rows.jsonl", "mine.jsonl", "--overwrite") == 2
     assert "mine.jsonl.parts is needed for parts, and holds something else." in capsys.readouterr().err
     assert os.listdir("mine.jsonl.parts") == ["notes.txt"]
+
+
+def test_a_second_run_on_one_output(score, capsys):
+    write_lines("rows.jsonl", [{"prompt": "Q ", "completion": "a"}])
+    with ScoredParts(Path("out.jsonl")).locked():
+        assert score("rows.jsonl", "out.jsonl", "--overwrite") == 2
+        assert "Another run is writing out.jsonl (it has locked out.jsonl.parts/lock)" in capsys.readouterr().err
+    assert score("rows.jsonl", "out.jsonl") == 0
+    assert sorted(os.listdir()) == ["out.jsonl", "rows.jsonl"]
+
+
+def test_links_in_the_folder_of_the_parts(score):
+    write_lines("rows.jsonl", [{"prompt": "Q ", "completion": "a"}, {"prompt": 1}])
+    Path("precious").write_text("mine")
+    os.mkdir("out.jsonl.parts")
+    for name in ("joined.tmp", "errors.tmp"):
+        Path("out.jsonl.parts", name).symlink_to("../precious")
+    for name in ("out.jsonl", "out.jsonl.errors.jsonl"):
+        Path(name).symlink_to("precious")
+    assert score("rows.jsonl", "out.jsonl", "--overwrite") == 1
+    assert Path("precious").read_text() == "mine"
+    assert not any(path.is_symlink() for path in Path().iterdir())
 
 
 # Several processes

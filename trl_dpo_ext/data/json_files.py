@@ -46,7 +46,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
     """
     packed = compression(path)
     errors: tuple[type[Exception], ...] = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-    file: IO[bytes]
+    file: Any
     if packed == ".gz":
         file = gzip.open(path)
     elif packed == ".bz2":

@@ -109,12 +109,12 @@ class ScoredParts:
             found = _read_identity(run_file)
             if found == identity:
                 return
-            if not discard and found is None:
+            if found is None and not discard:
                 raise ValueError(
                     f"{run_file} is damaged, so nothing says which run the parts beside it are of. Pass `overwrite` "
                     "to start anew."
                 )
-            if not discard:
+            if found is not None and not discard:
                 raise ValueError(
                     f"{self.folder} holds parts of an interrupted run with other settings: "
                     f"{'; '.join(_differences(found, identity))}. Repeat its settings to go on with it, or pass "
