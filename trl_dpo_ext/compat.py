@@ -35,6 +35,7 @@ __all__ = [
     "create_model_from_path",
     "get_config_model_id",
     "lm_head_tiles_for",
+    "loading_models_by",
     "prepare_deepspeed",
     "turns_in_preparation",
     "unwrap_model_for_generation",
@@ -131,6 +132,17 @@ def lm_head_tiles_for(device: torch.device) -> Iterator[None]:
         yield
     finally:
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = given
+
+
+@contextmanager
+def loading_models_by(load: Callable[..., torch.nn.Module]) -> Iterator[None]:
+    """Has `trl.DPOTrainer` load a policy or reference that is a path by `load`."""
+    given = trl_dpo_trainer.create_model_from_path
+    trl_dpo_trainer.create_model_from_path = load  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        trl_dpo_trainer.create_model_from_path = given
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_dpo_ext import ImplicitRewardModel
 from trl_dpo_ext.cli import main
+from trl_dpo_ext.scoring.files.parts import ScoredParts
 from trl_dpo_ext.scoring.files.sources import open_rows
 
 
@@ -182,16 +183,16 @@ BAD = [
     ('{"prompt": "Q ", "chosen": "yes",', "not JSON: Expecting property name"),
     ("[1, 2]", "a JSON value of type list; expected an object"),
     ('{"prompt": "Q ", "chosen": "x"}', "no column `rejected`"),
-    ('{"prompt": "Q ", "chosen": 3, "rejected": "a"}', "`chosen` in row 6 of the rows.jsonl dataset is of type int"),
-    ('{"prompt": null, "chosen": "a", "rejected": "b"}', "`prompt` in row 7 of the rows.jsonl dataset is None"),
-    ('{"prompt": "", "completion": "a"}', "`prompt` in row 8 of the rows.jsonl dataset is empty"),
-    ('{"prompt": "Q ", "completions": []}', "`completions` in row 9 of the rows.jsonl dataset is empty"),
-    ('{"prompt": "Q ", "completions": ["a", null]}', "`completions[1]` in row 10 of the rows.jsonl dataset is None"),
-    ('{"prompt": "Q\\ud800 ", "completion": "a"}', "it cannot be tokenised: TypeError"),
+    ('{"prompt": "Q ", "chosen": 3, "rejected": "a"}', "`chosen` in row 4 of the rows.jsonl dataset is of type int"),
+    ('{"prompt": null, "chosen": "a", "rejected": "b"}', "`prompt` in row 5 of the rows.jsonl dataset is None"),
+    ('{"prompt": "", "completion": "a"}', "`prompt` in row 6 of the rows.jsonl dataset is empty"),
+    ('{"prompt": "Q ", "completions": []}', "`completions` in row 7 of the rows.jsonl dataset is empty"),
+    ('{"prompt": "Q ", "completions": ["a", null]}', "`completions[1]` in row 8 of the rows.jsonl dataset is None"),
+    ('{"prompt": "Q\\ud800 ", "completion": "a"}', "it cannot be tokenized: TypeError"),
     ('{"prompt": "Q ", "completion": "a", "images": ["x.png"]}', "the row has `images`"),
     ('{"prompt": "Q ", "prompt_ids": [1], "completion_ids": [[2]]}', "the row has token ids but no text"),
     ('{"question": "Q"}', "no column `completions`"),
-    ('{"prompt": "caf\\xe9", "completion": "a"}', "not UTF-8: invalid continuation byte"),
+    ('{"prompt": "caf\\xe9", "completion": "a"}', "not UTF-8: byte 0xe9 at byte 16 (invalid continuation byte)"),
 ]
 
 
@@ -209,11 +210,11 @@ def test_bad_lines(score, reward_model, capsys, rows_per_part):
     assert found[3]["score"] == pytest.approx(reward_model.score(["Q "], ["é"])[0], abs=1e-5)
 
     errors = read_lines("out.jsonl.errors.jsonl")
-    assert [error["line"] for error in errors] == list(range(3, 16))
+    assert [(error["row"], error["line"]) for error in errors] == [(n - 2, n) for n in range(3, 16)]
     for error, (text, problem) in zip(errors, BAD, strict=True):
         assert problem in error["error"] and error["text"] == text
     printed = capsys.readouterr().err
-    assert "13 of 17 rows could not be scored:\n  line 3: not JSON" in printed and "... and 8 more" in printed
+    assert "13 of 17 rows could not be scored:\n  row 1 (line 3): not JSON" in printed and "... and 8 more" in printed
     assert printed.endswith("They are in out.jsonl.errors.jsonl.\nWrote out.jsonl: 4 rows.\n")
 
     # The next run without bad lines leaves no errors of this one
@@ -261,13 +262,13 @@ def test_rows_that_are_no_table(score, capsys):
 def scored_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Numbers of rows that the reward model is given."""
     sizes: list[int] = []
-    original = ImplicitRewardModel.score_rows
+    original = ImplicitRewardModel.score_tokenized
 
-    def counting(self: ImplicitRewardModel, rows: Any, name: str = "scored") -> Any:
+    def counting(self: ImplicitRewardModel, rows: Any) -> Any:
         sizes.append(len(rows))
-        return original(self, rows, name)
+        return original(self, rows)
 
-    monkeypatch.setattr(ImplicitRewardModel, "score_rows", counting)
+    monkeypatch.setattr(ImplicitRewardModel, "score_tokenized", counting)
     return sizes
 
 
@@ -306,8 +307,8 @@ def interrupted(score, capsys) -> str:
     rows = [{"prompt": "Q ", "completion": "a"}, {"prompt": "Q ", "completion": "b", "score": 1}]
     write_lines("rows.jsonl", rows)
     assert score("rows.jsonl", "out.jsonl", "--rows_per_part", "1") == 2
-    assert "Line 2 of rows.jsonl already has a column `score`. Rename it, or pass" in capsys.readouterr().err
-    assert sorted(os.listdir("out.jsonl.parts")) == ["part-000000.jsonl", "run.json"]
+    assert "Row 1 (line 2) of rows.jsonl already has a column `score`. Rename it, or pass" in capsys.readouterr().err
+    assert sorted(os.listdir("out.jsonl.parts")) == ["lock", "part-000000.jsonl", "run.json"]
     return "out.jsonl"
 
 
@@ -378,6 +379,28 @@ def test_a_folder_that_is_in_the_way(score, capsys):
     assert score("rows.jsonl", "mine.jsonl", "--overwrite") == 2
     assert "mine.jsonl.parts is needed for parts, and holds something else." in capsys.readouterr().err
     assert os.listdir("mine.jsonl.parts") == ["notes.txt"]
+
+
+def test_a_second_run_on_one_output(score, capsys):
+    write_lines("rows.jsonl", [{"prompt": "Q ", "completion": "a"}])
+    with ScoredParts(Path("out.jsonl")).locked():
+        assert score("rows.jsonl", "out.jsonl", "--overwrite") == 2
+        assert "Another run is writing out.jsonl (it has locked out.jsonl.parts/lock)" in capsys.readouterr().err
+    assert score("rows.jsonl", "out.jsonl") == 0
+    assert sorted(os.listdir()) == ["out.jsonl", "rows.jsonl"]
+
+
+def test_links_in_the_folder_of_the_parts(score):
+    write_lines("rows.jsonl", [{"prompt": "Q ", "completion": "a"}, {"prompt": 1}])
+    Path("precious").write_text("mine")
+    os.mkdir("out.jsonl.parts")
+    for name in ("joined.tmp", "errors.tmp"):
+        Path("out.jsonl.parts", name).symlink_to("../precious")
+    for name in ("out.jsonl", "out.jsonl.errors.jsonl"):
+        Path(name).symlink_to("precious")
+    assert score("rows.jsonl", "out.jsonl", "--overwrite") == 1
+    assert Path("precious").read_text() == "mine"
+    assert not any(path.is_symlink() for path in Path().iterdir())
 
 
 # Several processes
@@ -481,8 +504,9 @@ def test_parts_are_read_apart(tmp_path):
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": 2}\n[]\n\n{"a": 4}')
     source = open_rows(str(path), rows_per_part=2)
     assert (source.num_rows, source.num_parts, source.size_of(1)) == (4, 2, 2)
-    assert [(record.number, record.row) for record in source.read(1)] == [(5, {}), (7, {"a": 4})]
-    assert [(record.number, record.row) for record in source.read(0)] == [(1, {"a": 1}), (4, {"a": 2})]
+    assert [(record.number, record.row) for record in source.read(1)] == [(2, {}), (3, {"a": 4})]
+    assert [(record.number, record.row) for record in source.read(0)] == [(0, {"a": 1}), (1, {"a": 2})]
+    assert [record.line for part in (0, 1) for record in source.read(part)] == [1, 4, 5, 7]
     assert source.identity == open_rows(str(path), rows_per_part=3).identity
     path.write_bytes(path.read_bytes() + b"\n")
     assert source.identity != open_rows(str(path), rows_per_part=2).identity

@@ -23,31 +23,17 @@ MAY_IMPORT = {
     **dict.fromkeys(PURE, PURE),
     "compat": set(),
     "processes": set(),
+    "whole_file": set(),
     "models": {"compat", "processes"},
     "shared_prompt": PURE | {"models", "compat", "processes"},
     "logps": PURE | {"shared_prompt"},
     "data": PURE | {"shared_prompt", "logps", "compat"},
-    "reference": PURE | {"shared_prompt", "logps", "data", "processes", "compat"},
-    "trainers": PURE | {"models", "shared_prompt", "logps", "data", "reference", "processes", "compat", "version"},
-    "scoring": PURE
-    | {"models", "shared_prompt", "logps", "data", "reference", "processes", "trainers", "compat", "version"},
-    "evaluation": PURE | {"shared_prompt", "logps", "data", "reference", "trainers", "compat", "version", "scoring"},
-    "cli": PURE
-    | {
-        "models",
-        "shared_prompt",
-        "logps",
-        "data",
-        "reference",
-        "processes",
-        "trainers",
-        "compat",
-        "version",
-        "scoring",
-        "evaluation",
-        "public names",
-    },
+    "reference": PURE | {"shared_prompt", "logps", "data", "processes", "compat", "whole_file"},
 }
+MAY_IMPORT["trainers"] = {*MAY_IMPORT, "version"}
+MAY_IMPORT["scoring"] = {*MAY_IMPORT, "version"}
+MAY_IMPORT["evaluation"] = {*MAY_IMPORT, "version"}
+MAY_IMPORT["cli"] = {*MAY_IMPORT, "version", "public names"}
 
 
 def layer_of(module: str) -> str:

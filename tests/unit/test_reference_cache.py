@@ -176,6 +176,22 @@ class TestFile:
         file.path.write_bytes(whole[: len(whole) // 2] if content == "half" else content)
         assert file.read() is None
 
+    @pytest.mark.parametrize("row", [0, 1, 4, 8])
+    def test_a_flipped_bit_is_found_in_every_row(self, file, row, caplog):
+        logps = torch.arange(18.0).reshape(9, 2) + 1
+        file.write([logps])
+        content = bytearray(file.path.read_bytes())
+        content[len(content) - 8 * (9 - row)] ^= 1  # the lowest bit of the row's first number
+        file.path.write_bytes(content)
+        assert file.read() is None and "is damaged" in caplog.text
+
+    def test_a_link_is_not_written_through(self, file, tmp_path):
+        (tmp_path / "precious").write_text("mine")
+        file.path.parent.mkdir(parents=True)
+        file.path.symlink_to(tmp_path / "precious")
+        file.write([torch.ones(2, 2)])
+        assert (tmp_path / "precious").read_text() == "mine" and torch.equal(file.read(), torch.ones(2, 2))
+
     @pytest.mark.parametrize("earlier", [0, 3])
     def test_a_killed_write_leaves_what_was_there(self, file, monkeypatch, earlier):
         if earlier:

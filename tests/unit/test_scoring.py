@@ -12,7 +12,7 @@ from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_processor, tiny_to
 from trl_dpo_ext import ImplicitRewardModel
 from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.scoring.results import PreferenceAccuracy, PreferenceReport
-from trl_dpo_ext.scoring.rows import PromptPart, batches_of, parts_of, rows_from, tokenize_rows
+from trl_dpo_ext.scoring.rows import PromptPart, TokenizedRow, batches_of, parts_of, rows_from, tokenize_rows
 
 
 @pytest.fixture(scope="module")
@@ -20,13 +20,13 @@ def toy() -> ImplicitRewardModel:
     return ImplicitRewardModel(tiny_gpt2(1), tiny_gpt2(0), tiny_tokenizer(), beta=0.1)
 
 
-def _random_rows() -> list[tuple[list[int], list[list[int]]]]:
+def _random_rows() -> list[TokenizedRow]:
     chance = random.Random(0)
 
     def ids(most: int) -> list[int]:
         return [chance.randrange(3) for _ in range(chance.randint(1, most))]
 
-    return [(ids(3), [ids(9) for _ in range(chance.randint(1, 5))]) for _ in range(60)]
+    return [TokenizedRow(ids(3), [ids(9) for _ in range(chance.randint(1, 5))], False) for _ in range(60)]
 
 
 class TestBatches:
@@ -35,7 +35,7 @@ class TestBatches:
     def test_every_completion_is_in_one_batch_within_the_budget(self, budget, shared):
         rows = _random_rows()
         batches = batches_of(parts_of(rows, budget, shared), budget, shared)
-        flat = [(prompt, ids) for prompt, answers in rows for ids in answers]
+        flat = [(prompt, ids) for prompt, answers, _ in rows for ids in answers]
         found = {}
         for batch in batches:
             rows_run = sum(len(part.numbers) for part in batch)
@@ -81,7 +81,7 @@ class TestRows:
         with caplog.at_level("WARNING", "trl_dpo_ext"):
             tokenized = tokenize_rows(rows, tiny_tokenizer(), options, "scored")
         assert "2 of 3 rows exceed `max_length=20` and are cut as in training." in caplog.text
-        assert [len(prompt) for prompt, _ in tokenized] == [2, 10, 10]
+        assert [len(row.prompt_ids) for row in tokenized] == [2, 10, 10]
 
     def test_rows_of_which_nothing_is_left_get_0(self, caplog):
         toy = ImplicitRewardModel(

@@ -25,7 +25,7 @@ Add the implicit rewards of a trained policy, beta log(pi(y|x) / pi_ref(y|x)), t
 Text and chat. Rows keep their order and all their columns.
 
 Rows that cannot be scored (no JSON, a missing column, ...) are left out of OUTPUT and go to OUTPUT.errors.jsonl: the
-line, counted from 1 (of data sets the row, counted from 0), what is wrong, and the row itself.
+row, counted from 0 as in training, of JSON lines also the line, counted from 1; what is wrong; and the row itself.
 
 Parts that are finished are kept in OUTPUT.parts until all are. Start a run that was killed again with the same
 command, and it goes on behind them; OUTPUT has the same bytes as without the interruption.
@@ -130,6 +130,7 @@ def _score(options: argparse.Namespace, output: Path) -> int:
     from accelerate.utils import parse_flag_from_env
 
     from trl_dpo_ext.processes import together
+    from trl_dpo_ext.scoring.files.parts import ScoredParts
     from trl_dpo_ext.scoring.files.scoring import check_output, score_file
     from trl_dpo_ext.scoring.files.sources import open_rows
     from trl_dpo_ext.scoring.implicit_reward_model import ImplicitRewardModel
@@ -145,6 +146,8 @@ def _score(options: argparse.Namespace, output: Path) -> int:
             dataset_config=options.dataset_config,
         )
         check_output(source, output, options.overwrite)
+        if state.is_main_process:
+            ScoredParts(output).check_free()
     if state.num_processes > 1 and options.device not in (None, "cpu"):
         raise ValueError(f"--device {options.device} would put all processes on one device. Leave it out.")
     given: dict[str, Any] = {name: getattr(options, name) for name in _MODEL_OPTIONS}

@@ -19,6 +19,7 @@ from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.remote_code import brings_code, remote_code_explained
 from trl_dpo_ext.data.sources import load_splits, split_of
 from trl_dpo_ext.data.spelling import did_you_mean_path
+from trl_dpo_ext.models.loading import check_adapter
 from trl_dpo_ext.processes import together
 from trl_dpo_ext.trainers.adapter_base import check_base, is_path, read_adapter_config
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
@@ -147,10 +148,10 @@ def _start_of(recipe: Recipe) -> dict[str, Any]:
         start = path if recipe.stage.adapter is None else _merged(recipe)
         return {"model": start, "quantization_config": get_quantization_config(recipe.model)}
     recipe.args.model_init_kwargs = None  # they belong to a path
+    policy = AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, **{"trust_remote_code": trust} | init)
+    check_adapter(policy, path)
     return {
-        "model": AutoPeftModelForCausalLM.from_pretrained(
-            path, is_trainable=True, **{"trust_remote_code": trust} | init
-        ),
+        "model": policy,
         "processing_class": AutoTokenizer.from_pretrained(path, trust_remote_code=trust),
     }
 
@@ -165,6 +166,7 @@ def _merged(recipe: Recipe) -> str:
             trust = recipe.args.trust_remote_code
             init = {"trust_remote_code": trust} | recipe.args.model_init_kwargs
             model = AutoPeftModelForCausalLM.from_pretrained(path, **init)
+            check_adapter(model, path)
             model.merge_and_unload().save_pretrained(folder)
             AutoTokenizer.from_pretrained(path, trust_remote_code=trust).save_pretrained(folder)
     return str(folder)

@@ -20,5 +20,5 @@ def did_you_mean_path(path: Path, *, folders: bool = False) -> str:
     """The same for a path, of what lies beside it; only of folders if `folders`."""
     if not path.parent.is_dir():
         return ""
-    beside = [other.name for other in path.parent.iterdir() if other.is_dir() or not folders]
+    beside = [other.name for other in path.parent.iterdir() if other.exists() and (other.is_dir() or not folders)]
     return did_you_mean(path.name, beside, path.parent.joinpath)

@@ -1,1 +1,1 @@
-"""Checks of a model before it is run: its LM head, its vocabulary and its positions."""
+"""A model before it is run: its weights, LM head, vocabulary and positions."""

@@ -1,7 +1,6 @@
 """Reference log-probabilities on disk, under a key of everything that changes their value and of nothing else."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS
 from trl_dpo_ext.processes import get_logger
+from trl_dpo_ext.whole_file import whole_file
 
 
 __all__ = ["CacheKey", "RefLogpsFile", "hash_token_ids", "sample_rows"]
@@ -90,16 +90,28 @@ class RefLogpsFile:
         """Returns the rows written so far, `(m, K)`, or `None` if there is no readable file."""
         try:
             with safe_open(self.path, framework="pt") as file:
-                return file.get_tensor("ref_logps")
+                logps = file.get_tensor("ref_logps")
+                checksum = (file.metadata() or {}).get("checksum")
         except FileNotFoundError:
             return None
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             logger.warning(f"{self.path} cannot be read ({error}); reference log-probabilities are computed again.")
             return None
+        if checksum != _checksum(logps):
+            logger.warning(f"{self.path} is damaged; reference log-probabilities are computed again.")
+            return None
+        return logps
 
     def write(self, pieces: Iterable[Tensor]) -> None:
         """Replaces the file by the given rows."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_suffix(f".{os.getpid()}.tmp")
-        save_file({"ref_logps": torch.cat(list(pieces)).contiguous()}, temporary, metadata=self._metadata)
-        os.replace(temporary, self.path)
+        logps = torch.cat(list(pieces)).contiguous()
+        metadata = self._metadata | {"checksum": _checksum(logps)}
+        with whole_file(self.path) as unfinished:
+            save_file({"ref_logps": logps}, unfinished, metadata=metadata)
+
+
+def _checksum(logps: Tensor) -> str:
+    digest = xxhash.xxh3_128(f"{logps.dtype} {tuple(logps.shape)}".encode())
+    digest.update(logps.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

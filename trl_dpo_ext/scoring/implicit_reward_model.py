@@ -1,6 +1,8 @@
 """`ImplicitRewardModel`: the reward that a trained policy and its reference define."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +12,9 @@ from transformers.utils import logging
 from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
 from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.rewards import implicit_rewards
-from trl_dpo_ext.scoring.log_ratios import LogRatios, PolicyAndReference
+from trl_dpo_ext.scoring.log_ratios import ONE_THREAD, LogRatios, PolicyAndReference
 from trl_dpo_ext.scoring.results import BestCompletion, TokenRewards
-from trl_dpo_ext.scoring.rows import batches_of, parts_of, rows_from, tokenize_rows
+from trl_dpo_ext.scoring.rows import TokenizedRow, batches_of, parts_of, rows_from, tokenize_rows
 from trl_dpo_ext.scoring.with_datasets import WithDatasets
 from trl_dpo_ext.scoring.with_folders import WithFolders
 
@@ -34,7 +36,8 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
     whether the prompt is cut. Text gets the EOS token appended where it lacks it. Equal prompts are computed once,
     whichever rows they are in. On several processes each scores what it is given.
 
-    Models are in evaluation mode while they score, and afterwards as they were.
+    Models are in evaluation mode while they score, and afterwards as they were. Threads score one after another. A
+    copy, by `pickle` or `copy.deepcopy`, has models of its own.
 
     Args:
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -130,6 +133,19 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
             longest=max_length,
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Built anew: the scoring forwards belong to the models of this one
+        options = {
+            "beta": self.beta,
+            "reference_free": self.reference_free,
+            "max_tokens_per_batch": self.max_tokens_per_batch,
+            "mixed_precision": self.mixed_precision,
+            "device": self.policy.device,
+            "progress": self.progress,
+            **asdict(self.row_options),
+        }
+        return partial(type(self), **options), (self.policy, self.reference, self.processing_class)
+
     def score(self, prompts: Iterable[Any], completions: Iterable[Any]) -> list[Any]:
         """
         Rewards of completions.
@@ -182,7 +198,7 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
             `list[TokenRewards]`, or a list of such lists where lists of completions were given.
         """
         rows, nested = rows_from(prompts, completions)
-        by_row = self._run(rows, "scored", self._token_rewards)
+        by_row = self._run(self._tokenize(rows, "scored"), self._token_rewards)
         return by_row if nested else [row[0] for row in by_row]
 
     def rank(self, prompts: Iterable[Any], completions: Iterable[Sequence[Any]]) -> list[list[int]]:
@@ -235,7 +251,20 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
         Returns:
             `list[list[float]]`
         """
-        return self._run(list(rows), name, self._rewards)
+        return self._run(self._tokenize(rows, name), self._rewards)
+
+    def score_tokenized(self, rows: Sequence[TokenizedRow]) -> list[list[float]]:
+        """
+        Rewards of rows that [`~trl_dpo_ext.scoring.rows.tokenize_row`] has prepared.
+
+        Args:
+            rows (`Sequence[TokenizedRow]`):
+                Rows.
+
+        Returns:
+            `list[list[float]]`
+        """
+        return self._run(rows, self._rewards)
 
     def _of_lists(
         self, prompts: Iterable[Any], completions: Iterable[Any]
@@ -257,10 +286,14 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
         tokens = map(self.processing_class.convert_ids_to_tokens, ids)
         return [TokenRewards(*of_one) for of_one in zip(ids, tokens, rewards, strict=True)]
 
-    def _run(self, rows: list[Any], name: str, values_of: Callable[[LogRatios], list[Any]]) -> list[list[Any]]:
+    def _tokenize(self, rows: Iterable[Mapping[str, Any]], name: str) -> list[TokenizedRow]:
+        # A tokenizer is changed while it is used (padding, truncation)
+        with ONE_THREAD:
+            return tokenize_rows(rows, self.processing_class, self.row_options, name)
+
+    def _run(self, tokenized: Sequence[TokenizedRow], values_of: Callable[[LogRatios], list[Any]]) -> list[list[Any]]:
         """One value for each completion of each row."""
         options = self.row_options
-        tokenized = tokenize_rows(rows, self.processing_class, options, name)
         shared = self._models.share_prompts
         parts = parts_of(tokenized, self.max_tokens_per_batch, shared)
         batches = batches_of(parts, self.max_tokens_per_batch, shared)
@@ -276,4 +309,4 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
                 ratios = self._models.log_ratios(collate(examples), [n for part in batch for n in part.numbers])
                 found |= zip(ratios.numbers, values_of(ratios), strict=True)
         values = iter([found[number] for number in range(len(found))])
-        return [[next(values) for _ in completion_ids] for _, completion_ids in tokenized]
+        return [[next(values) for _ in row.completion_ids] for row in tokenized]

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from huggingface_hub import snapshot_download
-from peft import PeftConfig, PeftModel
+from peft import PeftConfig
 from transformers.trainer_utils import get_last_checkpoint
 
-from trl_dpo_ext.compat import create_model_from_path
+from trl_dpo_ext.models.loading import load_adapter, load_model
 from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.policy import ADAPTER_COPY, ADAPTER_OFF, NONE
 from trl_dpo_ext.trainers.adapter_base import check_base, read_adapter_config
@@ -214,7 +214,7 @@ def _load_model(
         arguments["quantization_config"] = quantization
     if revision is not None:
         arguments["revision"] = revision
-    model: Any = create_model_from_path(name, **arguments)
+    model: Any = load_model(name, **arguments)
     return model if quantization is not None else model.to(device)
 
 
@@ -228,9 +228,9 @@ def _load_adapter(folder: str, state: dict[str, Any], dtype: Any, device: torch.
         name, revision = recorded["model"], None  # a relative path, seen from another folder
     check_base(folder, name)
     base = _load_model(name, dtype or state.get("dtype", "float32"), device, quantization, revision)
-    model = PeftModel.from_pretrained(base, folder)
+    model = load_adapter(base, folder)
     if os.path.isfile(os.path.join(folder, _REF_ADAPTER, "adapter_config.json")):
-        model.load_adapter(os.path.join(folder, _REF_ADAPTER), adapter_name="ref")
+        load_adapter(model, os.path.join(folder, _REF_ADAPTER), "ref")
     # PEFT loads an adapter in float32, whatever it was trained in (TRL trains one on quantised weights in bfloat16)
     trained_in = getattr(torch, state.get("adapter_dtype", "float32"))
     for parameter in adapter_parameters(model):

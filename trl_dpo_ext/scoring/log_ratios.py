@@ -1,5 +1,6 @@
 """Log-probabilities of completions under a policy and its reference, token by token."""
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,10 @@ from torch import Tensor
 from trl_dpo_ext.scoring.forward import PRECISIONS, ScoringForward
 
 
-__all__ = ["LogRatios", "PolicyAndReference"]
+__all__ = ["ONE_THREAD", "LogRatios", "PolicyAndReference"]
+
+# Scoring changes models for as long as it takes (forward, mode, adapter), and two reward models may have one of them
+ONE_THREAD = threading.RLock()
 
 
 @dataclass
@@ -86,7 +90,8 @@ class PolicyAndReference:
             if model.device != torch.device(device) and not _is_placed(model):
                 model.to(device)
         self.reference_free = reference_free
-        self._forwards = [ScoringForward(model, mixed_precision, longest) for model in models]
+        with ONE_THREAD:
+            self._forwards = [ScoringForward(model, mixed_precision, longest) for model in models]
 
     @property
     def share_prompts(self) -> bool:
@@ -95,8 +100,8 @@ class PolicyAndReference:
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Has both models ready to score, and gives them back as they were."""
-        with ExitStack() as stack:
+        """Has both models ready to score, for one thread at a time, and gives them back as they were."""
+        with ONE_THREAD, ExitStack() as stack:
             for forward in self._forwards:
                 stack.enter_context(forward.ready())
             yield

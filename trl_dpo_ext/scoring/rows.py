@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -12,12 +12,20 @@ from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.data.tokenization import leading_special_ids
 
 
-__all__ = ["PromptPart", "batches_of", "parts_of", "rows_from", "tokenize_rows"]
+__all__ = ["PromptPart", "TokenizedRow", "batches_of", "parts_of", "rows_from", "tokenize_row", "tokenize_rows"]
 
 logger = logging.get_logger(__name__)
 
 # Places of a padded batch on the CPU, as many times the tokens that it may have
 _PADDED = 8
+
+
+class TokenizedRow(NamedTuple):
+    """Token ids of a row's prompt and of its completions, and whether a cut was made (joint: will be)."""
+
+    prompt_ids: list[int]
+    completion_ids: list[list[int]]
+    cut: bool
 
 
 @dataclass
@@ -78,37 +86,49 @@ def rows_from(prompts: Iterable[Any], completions: Iterable[Any]) -> tuple[list[
     return rows, nested
 
 
-def tokenize_rows(
-    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, options: RowOptions, name: str
-) -> list[tuple[list[int], list[list[int]]]]:
+def tokenize_row(
+    row: Mapping[str, Any],
+    number: int,
+    tokenizer: PreTrainedTokenizerBase,
+    options: RowOptions,
+    name: str,
+    leading_ids: list[int],
+) -> TokenizedRow:
     """
-    Token ids of rows, cut as a trainer cuts them, and a warning that counts the cuts.
+    Token ids of a row, cut as a trainer cuts them.
 
     Args:
-        rows (`Iterable[Mapping]`):
-            Rows with `completions` (or `chosen` and `rejected`), which are cut together, and with `prompt` unless they
+        row (`Mapping`):
+            Row with `completions` (or `chosen` and `rejected`), which are cut together, and with `prompt` unless they
             start with it.
+        number (`int`):
+            Its number, for messages.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
         options ([`RowOptions`]):
-            Options.
+            Options. With `tokenization="joint"` the collator has yet to cut.
         name (`str`):
             Name of the rows in messages.
+        leading_ids (`list[int]`):
+            Result of [`~trl_dpo_ext.data.tokenization.leading_special_ids`].
 
-    Returns:
-        `list[tuple[list[int], list[list[int]]]]`: For each row the ids of its prompt and of its completions. With
-        `tokenization="joint"` the collator has yet to cut them.
+    Raises:
+        ValueError: If the row is malformed.
     """
+    return TokenizedRow(
+        *prepare_row(row, number, tokenizer, leading_ids=leading_ids, dataset_name=name, **vars(options))
+    )
+
+
+def tokenize_rows(
+    rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, options: RowOptions, name: str
+) -> list[TokenizedRow]:
+    """[`tokenize_row`] of each, and a warning that counts the cuts."""
     leading_ids = leading_special_ids(tokenizer)
-    tokenized, num_cut = [], 0
-    for index, row in enumerate(rows):
-        prompt_ids, completion_ids, cut = prepare_row(
-            row, index, tokenizer, leading_ids=leading_ids, dataset_name=name, **vars(options)
-        )
-        tokenized.append((prompt_ids, completion_ids))
-        num_cut += cut
+    tokenized = [tokenize_row(row, number, tokenizer, options, name, leading_ids) for number, row in enumerate(rows)]
+    num_cut = sum(row.cut for row in tokenized)
     if num_cut:
-        full = [ids for ids, _ in tokenized if len(ids) >= (options.max_length or 0)]
+        full = [row for row in tokenized if len(row.prompt_ids) >= (options.max_length or 0)]
         none_left = options.joint and options.truncation_mode == "keep_start" and len(full)
         logger.warning(
             f"{num_cut} of {len(tokenized)} rows exceed `max_length={options.max_length}` and are cut as in training"
@@ -117,9 +137,7 @@ def tokenize_rows(
     return tokenized
 
 
-def parts_of(
-    tokenized: Iterable[tuple[list[int], list[list[int]]]], max_tokens: int, shared: bool
-) -> list[PromptPart]:
+def parts_of(tokenized: Iterable[TokenizedRow], max_tokens: int, shared: bool) -> list[PromptPart]:
     """
     Puts completions of equal prompts together, whichever row they come from, in parts of up to `max_tokens` tokens.
 
@@ -133,9 +151,10 @@ def parts_of(
 
     Example:
     ```python
-    >>> from trl_dpo_ext.scoring.rows import parts_of
+    >>> from trl_dpo_ext.scoring.rows import TokenizedRow, parts_of
 
     >>> rows = [([1, 2], [[3], [4, 4]]), ([7], [[8]]), ([1, 2], [[5]])]
+    >>> rows = [TokenizedRow(*row, cut=False) for row in rows]
     >>> [part.numbers for part in parts_of(rows, max_tokens=100, shared=True)]
     [[0, 1, 3], [2]]
     >>> [part.numbers for part in parts_of(rows, max_tokens=5, shared=True)]
@@ -145,9 +164,10 @@ def parts_of(
     """
     by_prompt: dict[tuple[int, ...], list[tuple[int, list[int]]]] = {}
     number = 0
-    for prompt_ids, completions in tokenized:
-        for ids in completions:
-            by_prompt.setdefault(tuple(prompt_ids), []).append((number, ids))
+    for row in tokenized:
+        same_prompt = by_prompt.setdefault(tuple(row.prompt_ids), [])
+        for ids in row.completion_ids:
+            same_prompt.append((number, ids))
             number += 1
     parts = []
     for prompt, numbered in by_prompt.items():

@@ -19,6 +19,7 @@ from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
 from trl_dpo_ext.models.limits import check_is_causal_lm
+from trl_dpo_ext.models.loading import whole_models
 from trl_dpo_ext.processes import check_same, get_logger, main_first, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.choice import choose_reference
@@ -109,20 +110,21 @@ class BaseDPOTrainer(WithSamples):
         if without_reference:
             ref_model = reference_policy.NoReference()
 
-        super().__init__(
-            model=model,
-            ref_model=ref_model,
-            args=args,
-            data_collator=self.default_collator(args) if data_collator is None else data_collator,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            processing_class=processing_class,
-            compute_metrics=compute_metrics,
-            callbacks=callbacks,
-            optimizers=optimizers,
-            quantization_config=quantization_config,
-            peft_config=peft_config,
-        )
+        with whole_models():
+            super().__init__(
+                model=model,
+                ref_model=ref_model,
+                args=args,
+                data_collator=self.default_collator(args) if data_collator is None else data_collator,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                compute_metrics=compute_metrics,
+                callbacks=callbacks,
+                optimizers=optimizers,
+                quantization_config=quantization_config,
+                peft_config=peft_config,
+            )
         if without_reference or (args.precompute_ref_log_probs and not explicit):
             self.ref_model = None
         if without_reference:

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_dpo_ext.whole_file import write_text
+
 
 __all__ = ["DISTRIBUTIONS", "FIGURES", "FOLDER", "SAMPLES", "RunLog"]
 
@@ -85,9 +87,7 @@ class RunLog(TrainerCallback):
             lines_now = kept if starts_before else own + kept
             if there or lines_now:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_suffix(".tmp")
-                temporary.write_text("".join(lines_now), encoding="utf-8")
-                temporary.replace(path)
+                write_text(path, "".join(lines_now))
             self.lines[file] = len(lines_now)
 
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils.quantization_config import QuantizationMethod
 
 from trl_dpo_ext.trainers.secrets import shown
+from trl_dpo_ext.whole_file import write_text
 
 
 __all__ = [
@@ -89,7 +90,7 @@ _STATE: dict[str, Any] = {
 
 def write_state(folder: str | Path, state: dict[str, Any]) -> None:
     """Writes `state` into `folder`."""
-    Path(folder, STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
+    write_text(Path(folder, STATE_FILE), json.dumps(state, indent=2) + "\n")
 
 
 def read_state(folder: str | Path) -> dict[str, Any]:

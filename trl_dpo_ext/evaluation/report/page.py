@@ -8,6 +8,7 @@ from trl_dpo_ext.evaluation.report.drawing import draw_sample, source_styles, sv
 from trl_dpo_ext.evaluation.report.panels import Panel, panels_of
 from trl_dpo_ext.evaluation.report.run_data import RunData, Sample
 from trl_dpo_ext.evaluation.report.summary import SummaryRow, facts, format_number, summary_rows
+from trl_dpo_ext.whole_file import whole_file, write_text
 
 
 __all__ = ["html_page", "write_report"]
@@ -82,8 +83,9 @@ def write_report(run: RunData, folder: str | Path | None = None) -> tuple[Path, 
     panels = panels_of(run)
     png, html = folder / "report.png", folder / "report.html"
     described = "    ".join(f"{name}: {value}" for name, value in facts(run).items())
-    write_png(png, run, _title(run), described, [(panel.title, panel.draw) for panel in panels])
-    html.write_text(html_page(run, panels), encoding="utf-8", errors="replace")  # half an emoji in a sample
+    with whole_file(png) as unfinished:
+        write_png(unfinished, run, _title(run), described, [(panel.title, panel.draw) for panel in panels])
+    write_text(html, html_page(run, panels))
     return png, html
 
 
@@ -118,7 +120,7 @@ def html_page(run: RunData, panels: list[Panel]) -> str:
 
 
 def _title(run: RunData) -> str:
-    return str(run.folder.resolve().name)
+    return run.folder.resolve().name.encode(errors="replace").decode()  # a name may be no text
 
 
 def _notes(notes: list[str]) -> str:

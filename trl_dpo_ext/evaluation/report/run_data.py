@@ -19,6 +19,10 @@ SAMPLES_FILE = f"{LOG_FOLDER}/samples.jsonl"
 SETTINGS_FILE = "trl_dpo_ext.json"
 TRAINER_STATE = "trainer_state.json"
 
+# Beyond it a number says nothing, and no axis can show it
+_LARGEST, _DIGITS = 1e15, 19
+_LARGEST_SECONDS = 1e11
+
 _FIGURES = (
     "loss",
     "aux_loss",
@@ -176,8 +180,8 @@ def _figure_lines(folder: Path, notes: list[str]) -> tuple[Path, list[tuple[str,
     for state in (place / TRAINER_STATE for place in _with_last_checkpoint(folder)):
         if state.is_file():
             try:
-                history = list(json.loads(state.read_text(encoding="utf-8"))["log_history"])
-            except (ValueError, KeyError, TypeError) as error:
+                history = list(_parse(state.read_text(encoding="utf-8"))["log_history"])
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 notes.append(f"{state} cannot be read ({error!r}): left out.")
                 continue
             entries = [(f"{state.name}, entry {number}", line) for number, line in enumerate(history, start=1)]
@@ -206,8 +210,8 @@ def _json_lines(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, A
             if not text.strip():
                 continue
             try:
-                line = json.loads(text)
-            except ValueError:
+                line = _parse(text)
+            except (ValueError, RecursionError):
                 notes.append(f"{where} is not whole (a run that was killed while writing?): left out.")
                 continue
             if isinstance(line, dict):
@@ -217,7 +221,8 @@ def _json_lines(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, A
 
 
 def _has_step(where: str, line: Any, notes: list[str]) -> bool:
-    found = isinstance(line, dict) and isinstance(line.get("step"), int)
+    step = line.get("step") if isinstance(line, dict) else None
+    found = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < _LARGEST
     if not found:
         notes.append(f"{where} has no whole number `step`: left out.")
     return found
@@ -242,9 +247,12 @@ def _add_figures(run: RunData, lines: list[tuple[str, dict[str, Any]]]) -> None:
                 "the same folder): of what was logged twice for an update, the last is drawn."
             )
     found: dict[tuple[str | None, str], dict[int, float]] = {}
-    for _, line in lines:
+    for where, line in lines:
         if "train_runtime" in line:  # the totals at the end
-            run.seconds = float(line["train_runtime"])
+            if _is_number(line["train_runtime"]) and 0 <= line["train_runtime"] < _LARGEST_SECONDS:
+                run.seconds = float(line["train_runtime"])
+            else:
+                run.notes.append(f"{where} has no time in `train_runtime`: left out.")
             continue
         # Every evaluation logs its runtime, which tells its prefix even when a custom metric is named like a figure
         prefixes = [name.removesuffix("_runtime") for name in line if name.endswith("_runtime")]
@@ -255,7 +263,7 @@ def _add_figures(run: RunData, lines: list[tuple[str, dict[str, Any]]]) -> None:
             prefix, _ = split
             is_evaluation = prefix in prefixes if prefixes else (f"{prefix}_").startswith("eval_")
             if prefix is None or is_evaluation:
-                found.setdefault(split, {})[line["step"]] = math.nan if value is None else float(value)
+                found.setdefault(split, {})[line["step"]] = math.nan if value is None else _drawn(value)
     for (prefix, figure), points in found.items():
         steps = sorted(points)
         curve = Curve(steps, [points[step] for step in steps])
@@ -266,8 +274,18 @@ def _add_figures(run: RunData, lines: list[tuple[str, dict[str, Any]]]) -> None:
             run.notes.append(f"`{name}` is not finite at {len(broken):,} updates (crosses), the first {broken[0]:,}.")
 
 
+def _parse(text: str) -> Any:
+    # Python reads whole numbers of any size, which are no floats then
+    return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) < _DIGITS else float(digits))
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _drawn(value: float) -> float:
+    # Axes overflow long before floats do
+    return float(value) if abs(value) <= _LARGEST else math.copysign(math.inf, value)
 
 
 def _add_distributions(run: RunData) -> None:
@@ -297,7 +315,7 @@ def _add_distributions(run: RunData) -> None:
 def _are_numbers(values: Any, count: int, or_none: bool = False) -> TypeGuard[list[Any]]:
     if not isinstance(values, list) or len(values) != count:
         return False
-    return all((or_none and value is None) or (_is_number(value) and math.isfinite(value)) for value in values)
+    return all((or_none and value is None) or (_is_number(value) and math.isfinite(_drawn(value))) for value in values)
 
 
 def _add_samples(run: RunData) -> None:
@@ -311,7 +329,7 @@ def _add_samples(run: RunData) -> None:
         wrong += [
             name
             for name in ("policy_reward", "reference_reward")
-            if parts[name] is not None and not _is_number(parts[name])
+            if not (parts[name] is None or _is_number(parts[name]))
         ]
         if wrong:
             run.notes.append(f"{where} is no sample, see its {', '.join(f'`{name}`' for name in wrong)}: left out.")
@@ -327,8 +345,8 @@ def _add_settings(run: RunData) -> None:
     for path in (place / SETTINGS_FILE for place in _with_last_checkpoint(run.folder)):
         if path.is_file():
             try:
-                settings = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
+                settings = _parse(path.read_text(encoding="utf-8"))
+            except (ValueError, RecursionError) as error:
                 run.notes.append(f"{path.name} is not JSON ({error}): left out.")
                 continue
             if isinstance(settings, dict):

@@ -1,7 +1,6 @@
 """One file from the scored parts: the rows with their rewards, and another one of the rows without."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from datasets import Dataset
 from trl_dpo_ext.scoring.files.parts import ScoredParts, ScoredRow
 from trl_dpo_ext.scoring.files.sources import Record, Rows, RowSource
 from trl_dpo_ext.scoring.row_kinds import as_columns, reward_columns
+from trl_dpo_ext.whole_file import whole_file
 
 
 __all__ = ["ScoredFile", "join_parts", "to_json"]
@@ -68,9 +68,8 @@ def join_parts(source: RowSource, parts: ScoredParts, output: Path) -> ScoredFil
         ValueError: If a part is missing, or the rows cannot be written in this format.
     """
     result = ScoredFile()
-    errors, joined = parts.folder / "errors.tmp", parts.folder / "joined.tmp"
     errors_output = Path(f"{output}.errors.jsonl")
-    with errors.open("w", encoding="utf-8") as file:
+    with whole_file(errors_output, parts.folder) as unfinished, unfinished.open("w", encoding="utf-8") as file:
         for record, row in _all_rows(source, parts):
             if row.problem is None:
                 result.scored += 1
@@ -78,25 +77,24 @@ def join_parts(source: RowSource, parts: ScoredParts, output: Path) -> ScoredFil
                 continue
             result.not_scored += 1
             if len(result.problems) < _PROBLEMS_SHOWN:
-                result.problems.append(f"{source.unit} {row.number}: {row.problem}")
-            raw = "text" if source.unit == "line" else "values"
-            entry = {source.unit: row.number, "error": row.problem, raw: record.raw}
+                result.problems.append(f"{record.where}: {row.problem}")
+            place = {"row": record.number} | ({} if record.line is None else {"line": record.line})
+            raw = "values" if record.line is None else "text"
+            entry = place | {"error": row.problem, raw: record.raw}
             file.write(json.dumps(entry, default=str) + "\n")
-    if result.scored:
-        if output.suffix == ".jsonl":
-            _write_json_lines(source, parts, joined)
-        elif isinstance(source, Rows) and isinstance(source.rows, Dataset):
-            _write_dataset(source.rows, source, parts, joined)
-        else:
-            _write_parquet(source, parts, joined)
-        result.output = output
     if result.not_scored:
-        os.replace(errors, errors_output)
         result.errors = errors_output
     else:
-        errors_output.unlink(missing_ok=True)  # of an earlier run
+        errors_output.unlink()
     if result.scored:
-        os.replace(joined, output)
+        with whole_file(output, parts.folder) as unfinished:
+            if output.suffix == ".jsonl":
+                _write_json_lines(source, parts, unfinished)
+            elif isinstance(source, Rows) and isinstance(source.rows, Dataset):
+                _write_dataset(source.rows, source, parts, unfinished)
+            else:
+                _write_parquet(source, parts, unfinished)
+        result.output = output
     return result
 
 
@@ -124,7 +122,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _rows_of(source: RowSource, parts: ScoredParts, part: int) -> Iterator[tuple[Record, ScoredRow]]:
-    scored = parts.read(part, source.size_of(part))
+    scored = parts.read(part, source.numbers_of(part))
     if scored is None:
         raise ValueError(
             f"Part {part} is not in {parts.folder}, although the process that scored it is done. All processes must "
@@ -151,7 +149,7 @@ def _write_json_lines(source: RowSource, parts: ScoredParts, path: Path) -> None
 
 def _write_dataset(dataset: Dataset, source: RowSource, parts: ScoredParts, path: Path) -> None:
     # Every column keeps its type
-    scored = [row for part in range(source.num_parts) for row in parts.read(part, source.size_of(part)) or []]
+    scored = [row for part in range(source.num_parts) for row in parts.read(part, source.numbers_of(part)) or []]
     good = [(row.number, row.rewards) for row in scored if row.rewards is not None]
     names = reward_columns(dataset.column_names)
     if len(good) < len(dataset):

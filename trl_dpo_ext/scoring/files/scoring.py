@@ -1,13 +1,11 @@
 """A file of rows with their rewards: scored part by part on any number of processes, then written in one piece."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from pathlib import Path
 
 from accelerate import PartialState
 from transformers.utils import logging
 
-from trl_dpo_ext.data.rankings.one_row import prepare_row
 from trl_dpo_ext.data.tokenization import leading_special_ids
 from trl_dpo_ext.processes import together
 from trl_dpo_ext.scoring.files.identity import identity_of_run
@@ -16,6 +14,7 @@ from trl_dpo_ext.scoring.files.parts import ScoredParts, ScoredRow
 from trl_dpo_ext.scoring.files.sources import Record, Rows, RowSource
 from trl_dpo_ext.scoring.implicit_reward_model import ImplicitRewardModel
 from trl_dpo_ext.scoring.row_kinds import completions_of, reward_columns
+from trl_dpo_ext.scoring.rows import TokenizedRow, tokenize_row
 
 
 __all__ = ["check_output", "score_file"]
@@ -57,32 +56,17 @@ def score_file(
             written in the file's format.
     """
     state = PartialState()
-    parts = ScoredParts(Path(f"{output}.parts"))
-    with together():
-        check_output(source, output, overwrite)
-        if state.is_main_process:
-            parts.begin(identity_of_run(reward_model, source), discard=overwrite)
-
-    def rows_done() -> int:
-        return sum(source.size_of(part) for part in range(source.num_parts) if parts.has(part))
-
-    shown = rows_done()
-    bar = logging.tqdm(
-        total=source.num_rows, initial=shown, unit="row", desc="Scoring", disable=not state.is_main_process
-    )
-    with bar as progress, _no_cut_warnings():
+    parts = ScoredParts(output)
+    with parts.locked() if state.is_main_process else nullcontext():
         with together():
-            for part in range(state.process_index, source.num_parts, state.num_processes):
-                if parts.read(part, source.size_of(part)) is None:
-                    parts.write(part, _score_part(reward_model, source, part, overwrite_columns))
-                    done = rows_done()  # other processes' rows, too
-                    progress.update(done - shown)
-                    shown = done
-        progress.update(source.num_rows - shown)
-    if not state.is_main_process:
-        return None
-    written = join_parts(source, parts, output)
-    parts.remove()
+            check_output(source, output, overwrite)
+            if state.is_main_process:
+                parts.begin(identity_of_run(reward_model, source), discard=overwrite)
+        _score_parts(reward_model, source, parts, overwrite_columns)
+        if not state.is_main_process:
+            return None
+        written = join_parts(source, parts, output)
+        parts.remove()
     return written
 
 
@@ -112,16 +96,27 @@ def check_output(source: RowSource, output: Path, overwrite: bool = False) -> No
         to_json(next(source.read(0)).row)
 
 
-@contextmanager
-def _no_cut_warnings() -> Iterator[None]:
-    # One comes with every part; cuts are counted over all of them
-    logger = logging.get_logger("trl_dpo_ext.scoring.rows")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _score_parts(
+    reward_model: ImplicitRewardModel, source: RowSource, parts: ScoredParts, overwrite_columns: bool
+) -> None:
+    state = PartialState()
+
+    def rows_done() -> int:
+        return sum(source.size_of(part) for part in range(source.num_parts) if parts.has(part))
+
+    shown = rows_done()
+    bar = logging.tqdm(
+        total=source.num_rows, initial=shown, unit="row", desc="Scoring", disable=not state.is_main_process
+    )
+    with bar as progress:
+        with together():
+            for part in range(state.process_index, source.num_parts, state.num_processes):
+                if parts.read(part, source.numbers_of(part)) is None:
+                    parts.write(part, _score_part(reward_model, source, part, overwrite_columns))
+                    done = rows_done()  # other processes' rows, too
+                    progress.update(done - shown)
+                    shown = done
+        progress.update(source.num_rows - shown)
 
 
 def _score_part(
@@ -129,28 +124,30 @@ def _score_part(
 ) -> list[ScoredRow]:
     options = reward_model.row_options
     leading_ids = leading_special_ids(reward_model.processing_class)
-    scored, tokenized = [], []
+    scored: list[ScoredRow] = []
+    tokenized: list[TokenizedRow] = []
     for record in source.read(part):
         row = ScoredRow(record.number, problem=record.problem)
         scored.append(row)
         if row.problem is not None:
             continue
         try:
-            prompt_ids, completion_ids, row.cut = prepare_row(
+            of_row = tokenize_row(
                 completions_of(record.row, source.name, splits_pairs=options.joint),
                 record.number,
                 reward_model.processing_class,
-                leading_ids=leading_ids,
-                dataset_name=source.name,
-                **vars(options),
+                options,
+                source.name,
+                leading_ids,
             )
         except Exception as error:  # chat templates and tokenizers raise errors of any class
-            kind = "" if isinstance(error, ValueError) else f"it cannot be tokenised: {type(error).__name__}: "
+            kind = "" if isinstance(error, ValueError) else f"it cannot be tokenized: {type(error).__name__}: "
             row.problem = f"{kind}{error}"
             continue
+        row.cut = of_row.cut
         _check_no_rewards(record, source, overwrite_columns)
-        tokenized.append({"prompt_ids": prompt_ids, "completion_ids": completion_ids})
-    rewards = iter(reward_model.score_rows(tokenized, source.name))
+        tokenized.append(of_row)
+    rewards = iter(reward_model.score_tokenized(tokenized))
     for row in scored:
         if row.problem is None:
             row.rewards = next(rewards)
@@ -161,6 +158,6 @@ def _check_no_rewards(record: Record, source: RowSource, overwrite_columns: bool
     there = [name for name in reward_columns(list(record.row)) if name in record.row]
     if there and not overwrite_columns:
         raise ValueError(
-            f"{source.unit.capitalize()} {record.number} of {source.name} already has a column `{there[0]}`. Rename "
-            "it, or pass `overwrite_columns` to replace it."
+            f"{record.where.capitalize()} of {source.name} already has a column `{there[0]}`. Rename it, or pass "
+            "`overwrite_columns` to replace it."
         )

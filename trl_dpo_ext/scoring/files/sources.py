@@ -1,6 +1,8 @@
-"""Rows from a file, a folder or the hub, in parts of a fixed size, each with the number that messages name it by."""
+"""Rows from a file, a folder or the hub, in parts of a fixed size, each with its number."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any
 import xxhash
 from datasets import Dataset
 
-from trl_dpo_ext.data.sources import check_no_config, load_splits, split_of
+from trl_dpo_ext.data.json_files import compression, is_array, not_an_object, open_bytes, parse_array, parse_object
+from trl_dpo_ext.data.sources import check_no_config, check_path, is_json, load_splits, split_of
 
 
 __all__ = ["JsonLines", "Record", "RowSource", "Rows", "open_rows"]
@@ -22,19 +25,27 @@ class Record:
 
     Args:
         number (`int`):
-            Its line, counted from 1, or its row, counted from 0: see [`RowSource`].
+            Its row, counted from 0, as trainers and doctor count.
         row (`dict`):
             Its columns; empty where they cannot be read.
         problem (`str`, *optional*):
             Why they cannot be read.
         raw (`Any`):
             What the source holds: the text of a line, or the row itself.
+        line (`int`, *optional*):
+            In a file of JSON lines: its line, counted from 1, empty ones too.
     """
 
     number: int
     row: dict[str, Any]
     problem: str | None
     raw: Any
+    line: int | None = None
+
+    @property
+    def where(self) -> str:
+        """Its name in messages."""
+        return f"row {self.number}" + (f" (line {self.line})" if self.line else "")
 
 
 class RowSource:
@@ -44,8 +55,6 @@ class RowSource:
     Args:
         name (`str`):
             Name in messages.
-        unit (`str`):
-            What a [`Record`]'s number counts: `"line"` or `"row"`.
         num_rows (`int`):
             Rows.
         rows_per_part (`int`):
@@ -54,11 +63,10 @@ class RowSource:
             Hash of the content.
     """
 
-    def __init__(self, name: str, unit: str, num_rows: int, rows_per_part: int, identity: str):
+    def __init__(self, name: str, num_rows: int, rows_per_part: int, identity: str):
         if not num_rows:
             raise ValueError(f"{name} has no row.")
         self.name = name
-        self.unit = unit
         self.num_rows = num_rows
         self.rows_per_part = rows_per_part
         self.identity = identity
@@ -71,6 +79,11 @@ class RowSource:
     def size_of(self, part: int) -> int:
         """Rows of a part."""
         return min(self.rows_per_part, self.num_rows - part * self.rows_per_part)
+
+    def numbers_of(self, part: int) -> range:
+        """Numbers of the rows of a part."""
+        start = part * self.rows_per_part
+        return range(start, start + self.size_of(part))
 
     def read(self, part: int) -> Iterator[Record]:
         """The rows of a part."""
@@ -98,7 +111,14 @@ class JsonLines(RowSource):
         self._path = path
         self._starts: list[tuple[int, int]] = []  # of each part: place in bytes, and lines before it
         digest, num_rows, place = xxhash.xxh3_128(), 0, 0
-        with path.open("rb") as file:
+        # Parts are read from their places: a compressed file is unpacked first
+        self._plain = tempfile.NamedTemporaryFile() if compression(path) else None  # noqa: SIM115 - lives as long
+        if self._plain is not None:
+            with open_bytes(path) as packed:
+                shutil.copyfileobj(packed, self._plain)
+            self._plain.flush()
+            self._path = Path(self._plain.name)
+        with self._path.open("rb") as file:
             for before, line in enumerate(file):
                 digest.update(line)
                 if line.strip():
@@ -106,17 +126,18 @@ class JsonLines(RowSource):
                         self._starts.append((place, before))
                     num_rows += 1
                 place += len(line)
-        super().__init__(path.name, "line", num_rows, rows_per_part, digest.hexdigest())
+        super().__init__(path.name, num_rows, rows_per_part, digest.hexdigest())
 
     def read(self, part: int) -> Iterator[Record]:
         """The rows of a part."""
         place, before = self._starts[part]
+        numbers = iter(self.numbers_of(part))
         left = self.size_of(part)
         with self._path.open("rb") as file:
             file.seek(place)
-            for number, line in enumerate(file, start=before + 1):
+            for line_number, line in enumerate(file, start=before + 1):
                 if line.strip():
-                    yield _parse(line, number)
+                    yield _record(line, next(numbers), line_number)
                     left -= 1
                 if not left:
                     return
@@ -150,14 +171,13 @@ class Rows(RowSource):
             for row in rows:
                 digest.update(json.dumps(row).encode())
         self.rows = rows
-        super().__init__(name, "row", len(rows), rows_per_part, digest.hexdigest())
+        super().__init__(name, len(rows), rows_per_part, digest.hexdigest())
 
     def read(self, part: int) -> Iterator[Record]:
         """The rows of a part."""
-        start = part * self.rows_per_part
-        for number in range(start, start + self.size_of(part)):
+        for number in self.numbers_of(part):
             row = self.rows[number]
-            problem = None if isinstance(row, dict) else _not_an_object(row)
+            problem = None if isinstance(row, dict) else not_an_object(row)
             yield Record(number, {} if problem else row, problem, row)
 
 
@@ -182,41 +202,21 @@ def open_rows(name: str, *, rows_per_part: int, split: str = "train", dataset_co
         ValueError: If there is no such thing, it cannot be read, or has no row, or an option has no effect on it.
     """
     path = Path(name)
-    if path.suffix in (".jsonl", ".json") and path.is_file():
+    check_path(name, option="ROWS")
+    if is_json(path) and path.is_file():
         check_no_config(name, dataset_config)
-        return _open_json(split_of({"train": path}, name, split, option="split"), rows_per_part)
+        path = split_of({"train": path}, name, split, option="split")
+        if ".jsonl" not in path.suffixes and is_array(path):
+            return Rows(parse_array(path), path.name, rows_per_part)
+        return JsonLines(path, rows_per_part)
     splits = load_splits(name, option="ROWS", dataset_config=dataset_config)
     rows = split_of(splits, name, split, option="split")
     return Rows(rows, path.name if path.is_file() else name, rows_per_part)
 
 
-def _open_json(path: Path, rows_per_part: int) -> RowSource:
-    with path.open("rb") as file:
-        first = next((line.lstrip(b"\xef\xbb\xbf \t\r\n") for line in file if line.strip()), b"")
-    if path.suffix == ".jsonl" or not first.startswith(b"["):
-        return JsonLines(path, rows_per_part)
-    try:
-        return Rows(json.loads(path.read_text(encoding="utf-8-sig")), path.name, rows_per_part)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} begins like a JSON array, and is not one: {error}.") from error
-
-
-def _parse(line: bytes, number: int) -> Record:
+def _record(line: bytes, number: int, line_number: int) -> Record:
     raw = line.decode("utf-8-sig", errors="backslashreplace").rstrip("\r\n")
     try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8: {error.reason} at byte {error.start}"
-    except json.JSONDecodeError as error:
-        problem = f"not JSON: {error.msg} at column {error.colno}"
-    except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
-        problem = f"not JSON that can be read: {error}"
-    else:
-        if isinstance(row, dict):
-            return Record(number, row, None, raw)
-        problem = _not_an_object(row)
-    return Record(number, {}, problem, raw)
-
-
-def _not_an_object(row: Any) -> str:
-    return f"a JSON value of type {type(row).__name__}; expected an object with the row's columns"
+        return Record(number, parse_object(line.rstrip()), None, raw, line_number)
+    except ValueError as error:
+        return Record(number, {}, str(error), raw, line_number)
