@@ -61,6 +61,7 @@ SEAMS = {
         "peft_config",
     ),
     "_get_eval_sampler": ("eval_dataset",),
+    "_get_grad_norm": ("model", "grad_norm"),
     "_precompute_ref_logps": ("dataset", "name", "batch_size"),
     "_prepare_dataset": ("dataset", "processing_class", "args", "dataset_name"),
     "_save_checkpoint": ("model", "trial"),

@@ -10,6 +10,7 @@ import trl_dpo_ext
 from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
 from trl_dpo_ext.processes import get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
+from trl_dpo_ext.trainers.arguments import check_trainable
 from trl_dpo_ext.trainers.full_disk import full_disk_explained
 from trl_dpo_ext.trainers.model_card import named_locally, training_section
 from trl_dpo_ext.trainers.resume_checks import (
@@ -70,6 +71,7 @@ class WithSavedState(WithReference):
     equation: str | None = None
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
+        check_trainable(self.model, self.args.learning_rate, self.optimizer)
         if resume_from_checkpoint:
             with together():  # a checkpoint may be missing on one machine
                 resume_from_checkpoint, state = self._checked_checkpoint(resume_from_checkpoint)
@@ -113,6 +115,7 @@ class WithSavedState(WithReference):
         return folder, state
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._guard.check_made(self.state.global_step, self.model)
         super().save_model(output_dir, _internal_call)
         if _internal_call:  # a checkpoint, which every process makes
             self.count_tokens()
@@ -143,7 +146,7 @@ class WithSavedState(WithReference):
             "trl_dpo_ext": trl_dpo_ext.__version__,
             "reference": self._saved_reference(),
             "num_tokens": self._num_tokens,
-            "mixed_precision": self.accelerator.mixed_precision,
+            "mixed_precision": self.autocast,
             "objective": self._options(*_OBJECTIVE, *_MORE_OF_THE_OBJECTIVE),
             "schedule": self._schedule(),
         }
