@@ -121,8 +121,8 @@ class RunSummary(TrainerCallback):
             )
         if args.mixed_precision != "no" and self.mixed_precision == "no":
             found.append(
-                f"`{args.mixed_precision}` was asked for, and accelerate uses no autocast here, as it does for fp16 on "
-                "a CPU. Set `bf16=True`, or train on a GPU."
+                f"`{args.mixed_precision}` was asked for, and accelerate uses no autocast here, as for fp16 on a "
+                "CPU. Set `bf16=True`, or train on a GPU."
             )
         asked = args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
         if asked and self.distributed_type != DistributedType.FSDP:

@@ -113,8 +113,8 @@ class UpdateGuard(TrainerCallback):
 
     def _skipped_message(self, update: int) -> str:
         return (
-            f"The last {self._skipped_last} updates up to {update} were skipped, because gradients overflowed in fp16: "
-            "they trained nothing. Set `bf16=True` in place of `fp16=True`, or train in float32."
+            f"The last {self._skipped_last} updates up to {update} were skipped: gradients overflowed in fp16, and "
+            "nothing was trained. Set `bf16=True` in place of `fp16=True`, or train in float32."
         )
 
     def add(self, scored: ScoredBatch, divergence: Tensor | None = None) -> None:
