@@ -74,6 +74,7 @@ SEAMS = {
     "_load_best_model": (),
     "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
     "_load_rng_state": ("checkpoint",),
+    "_get_grad_norm": ("model", "grad_norm"),
     "_precompute_ref_logps": ("dataset", "name", "batch_size"),
     "_prepare_dataset": ("dataset", "processing_class", "args", "dataset_name"),
     "_save_checkpoint": ("model", "trial"),

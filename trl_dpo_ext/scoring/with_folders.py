@@ -158,7 +158,7 @@ class WithFolders:
                 "`reference=`, the policy that training started from."
             )
         of_trainer = {field: getattr(trainer.args, field) for field in _ROW_OPTIONS}
-        of_trainer |= {"beta": trainer.beta, "mixed_precision": trainer.accelerator.mixed_precision}
+        of_trainer |= {"beta": trainer.beta, "mixed_precision": trainer.autocast}
         tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
         build: Any = cls
         return build(trainer.model, reference, tokenizer, reference_free=reference_free, **(of_trainer | options))

@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
 from torch import nn
@@ -19,6 +20,7 @@ __all__ = [
     "check_attention",
     "check_data_loading",
     "check_reference_model",
+    "check_trainable",
     "config_from",
     "has_images",
 ]
@@ -130,6 +132,34 @@ def check_attention(attention: str | None, compute_dtype: torch.dtype) -> None:
         raise ValueError(
             f"`attn_implementation={attention!r}` does not run in float32. Set `bf16=True`, or use "
             "`attn_implementation='sdpa'`."
+        )
+
+
+def check_trainable(model: nn.Module, learning_rate: float, optimizer: torch.optim.Optimizer | None) -> None:
+    """
+    Checks that an update would change a parameter.
+
+    Raises:
+        ValueError: If none requires a gradient, `optimizer` (the user's) holds none that does, or the learning rate is
+            0.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not trained:
+        if is_peft_model(model):
+            fix = "Load its adapter with `PeftModel.from_pretrained(model, folder, is_trainable=True)`."
+        else:
+            fix = "Unfreeze what is to be trained with `requires_grad_(True)`, or pass `peft_config`."
+        raise ValueError(f"No parameter of the model requires a gradient, so there is nothing to train. {fix}")
+    if optimizer is None and learning_rate == 0:
+        raise ValueError("`learning_rate=0` trains nothing. Set one above 0, or only call `evaluate`.")
+    if optimizer is None or isinstance(optimizer, AcceleratedOptimizer):  # the latter's, in a second training
+        return
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if held.isdisjoint(map(id, trained)):
+        raise ValueError(
+            "The optimizer in `optimizers` holds none of the parameters that the model trains, so there is nothing to "
+            "train. Make it of the parameters of the instance that is passed as `model` (an adapter's exist once "
+            "`get_peft_model` has added them)."
         )
 
 

@@ -64,9 +64,6 @@ class BaseDPOTrainer(WithSamples):
     config_class: ClassVar[type[BaseDPOConfig]] = BaseDPOConfig
     takes_images: ClassVar[bool] = True
 
-    # The loss is already a mean over the examples of the update
-    loss_is_scaled_for_ga = True
-
     def __init__(
         self,
         model,
@@ -125,6 +122,8 @@ class BaseDPOTrainer(WithSamples):
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
+        # HF then divides by the micro-batches of an update, also a term that an override of `compute_loss` adds
+        self.model_accepts_loss_kwargs = False
         if without_reference or (args.precompute_ref_log_probs and not explicit):
             self.ref_model = None
         if without_reference:
@@ -137,12 +136,13 @@ class BaseDPOTrainer(WithSamples):
         self._guard = UpdateGuard(
             self.accelerator, self.beta, self.compute_dtype(self.model), self._reference_is_the_start
         )
+        self.add_callback(self._guard)
         self.add_callback(
             RunSummary(
                 name=type(self).__name__,
                 args=args,
                 model=self.model,
-                mixed_precision=self.accelerator.mixed_precision,
+                mixed_precision=self.lowered_precision,
                 distributed_type=self.accelerator.distributed_type,
                 prompts=self.layout_description,
                 reference=self.reference_description,
@@ -176,6 +176,10 @@ class BaseDPOTrainer(WithSamples):
     def divergence_of(self, scored: ScoredBatch) -> Tensor | None:
         """How far a batch has run away, above 1 too far; `None` for an objective that is bounded below."""
         return None
+
+    @property
+    def loss_is_overridden(self) -> bool:
+        return type(self).compute_loss is not BaseDPOTrainer.compute_loss
 
     @property
     def divergence(self) -> str:
@@ -222,7 +226,8 @@ class BaseDPOTrainer(WithSamples):
             loss = total / max(real, 1)
         else:
             # Gradients are averaged over the ranks; this makes them the mean over the update's examples
-            loss = total * self.args.data_parallel_ranks / num_items_in_batch
+            scale = self.args.data_parallel_ranks * self.current_gradient_accumulation_steps
+            loss = total * scale / num_items_in_batch
         return (loss, scored) if return_outputs else loss
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
@@ -253,6 +258,11 @@ class BaseDPOTrainer(WithSamples):
             )
         return []
 
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._guard.add_gradient_norm(grad_norm)
+        return grad_norm
+
     def _explain_start(
         self, model: nn.Module, inputs: dict[str, Any], scored: ScoredBatch, tolerance: float
     ) -> tuple[bool, str]:
@@ -282,6 +292,8 @@ class BaseDPOTrainer(WithSamples):
             loss, scored = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
+        if not isinstance(scored, ScoredBatch):  # an override's outputs, as TRL takes them
+            return loss, scored.logits, inputs["input_ids"]
         rewards, ranks = self.predictions_of(scored)
         # Every process returns as many rows, and the repeated ones are dropped when they are gathered
         missing = rows - len(rewards)

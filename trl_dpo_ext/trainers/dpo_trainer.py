@@ -1,5 +1,6 @@
 """DPO as the paper defines it (Eq. 7), with TRL's other losses delegated to TRL."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -122,14 +123,13 @@ class DPOPaperTrainer(BaseDPOTrainer):
         # TRL reads the reference from the batch, where it would otherwise run its own
         inputs = inputs | {"ref_chosen_logps": ref_logps[:, 0], "ref_rejected_logps": ref_logps[:, 1]}
         cached, self.precompute_ref_logps = self.precompute_ref_logps, True
+        # TRL's figures are means of batch means; the exact ones are computed from `outputs`
+        of_users, self._metrics = self._metrics, {mode: defaultdict(list) for mode in self._metrics}
         try:
             with _figures_not_gathered(self.accelerator):
                 loss = DPOTrainer.compute_loss(self, recorded, inputs)
         finally:
-            self.precompute_ref_logps = cached
-        # TRL's figures are means of batch means; the exact ones are computed from `outputs`
-        for figures in self._metrics.values():
-            figures.clear()
+            self.precompute_ref_logps, self._metrics = cached, of_users
 
         policy = from_fused_output(outputs[0], inputs, ld_alpha=self.ld_alpha)
         rewards = self.rewards(stacked_to_pairs(policy.logps), ref_logps)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from trl import DPOTrainer
 
 from trl_dpo_ext.metrics.sums import Sums, results
@@ -47,10 +47,19 @@ class ExactFigures(DPOTrainer):
         self.run_log = RunLog(self.args.output_dir)
         self.add_callback(self.run_log)
 
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
+        # What an earlier training has left that ended with an error
+        self._meters["train"] = Meter()
+        self._new_tokens = 0.0
+        return super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+
     def record(self, scored: ScoredBatch, inputs: Mapping[str, Any]) -> None:
         """Adds a batch to the figures of the mode that the model is in, without synchronising."""
         training = self.model.training
-        self._meters["train" if training else "eval"].add(self.figures_of(scored))
+        figures = self.figures_of(scored)
+        if self.loss_is_overridden:
+            del figures["loss"]
+        self._meters["train" if training else "eval"].add(figures)
         if training:
             self._new_tokens = (
                 self._new_tokens + (tokens_of_rows(inputs)[: len(scored.weights)] * scored.weights).sum()
@@ -59,6 +68,11 @@ class ExactFigures(DPOTrainer):
         for name, values in self.distributions_of(scored).items():
             real = values.detach().masked_fill(scored.weights == 0, torch.nan)
             self._evaluated.setdefault(name, []).append(real)
+
+    @property
+    def loss_is_overridden(self) -> bool:
+        """Whether a subclass trains on another loss than `losses` gives, which HF logs."""
+        return False
 
     def figures_of(self, scored: ScoredBatch) -> dict[str, Sums]:
         """The figures of a batch."""
@@ -69,8 +83,9 @@ class ExactFigures(DPOTrainer):
         return pair_distributions(scored)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # `loss` marks HF's log of a training window, which every process makes
-        if "loss" in logs and self._meters["train"]:
+        # HF's logs of a training window, and of the end, where TRL puts what came after the last window. Every process
+        # makes them
+        if ("loss" in logs or "train_runtime" in logs) and self._meters["train"]:
             logs.update(results(self._meters["train"].totals(self._add_up)))
             logs["num_tokens"] = self.count_tokens()
             if "logps/chosen_drift" in logs:

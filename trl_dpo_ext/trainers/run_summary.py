@@ -36,7 +36,7 @@ class RunSummary(TrainerCallback):
         model ([`~torch.nn.Module`]):
             Policy.
         mixed_precision (`str`):
-            Accelerate's autocast: `"no"`, `"bf16"` or `"fp16"`.
+            Precision that forwards are lowered to: `"no"`, `"bf16"` or `"fp16"`.
         distributed_type ([`~accelerate.DistributedType`]):
             What accelerate runs.
         prompts (`str`):
@@ -118,6 +118,11 @@ class RunSummary(TrainerCallback):
                 f"{state.max_steps} updates are fewer than twice the {warmup} of warm-up; the {which} runs at "
                 f"{self.learning_rate * min(1.0, share):.3g} of {self.learning_rate:g}. Lower `warmup_steps`, lower "
                 "`global_batch_size`, or train on more data."
+            )
+        if args.mixed_precision != "no" and self.mixed_precision == "no":
+            found.append(
+                f"`{args.mixed_precision}` was asked for, and accelerate uses no autocast here, as for fp16 on a "
+                "CPU. Set `bf16=True`, or train on a GPU."
             )
         asked = args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP")
         if asked and self.distributed_type != DistributedType.FSDP:

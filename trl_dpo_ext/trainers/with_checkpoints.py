@@ -15,6 +15,7 @@ from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
 from trl_dpo_ext.processes import get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.cache import hash_token_ids
+from trl_dpo_ext.trainers.arguments import check_trainable
 from trl_dpo_ext.trainers.checkpoint_files import REFERENCE_FOLDER, checkpoints_of, newest_whole
 from trl_dpo_ext.trainers.epoch_start import EpochStart
 from trl_dpo_ext.trainers.full_disk import full_disk_explained
@@ -66,6 +67,7 @@ class WithCheckpoints(WithSavedState):
         self.add_callback(self._epoch_start)
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
+        check_trainable(self.model, self.args.learning_rate, self.optimizer)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_whole(self.args.output_dir)
         eval_on_start = self.args.eval_on_start
@@ -111,6 +113,7 @@ class WithCheckpoints(WithSavedState):
         return state
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self._guard.check_made(self.state.global_step, self.model)
         super().save_model(output_dir, _internal_call)
         if _internal_call:  # a checkpoint, which every process makes
             self.count_tokens()

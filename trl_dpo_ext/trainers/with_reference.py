@@ -143,10 +143,22 @@ class WithReference(WithGroups):
         )
         return self.reference_kind not in _MAY_DIFFER and not prompt_learning and self.args.neftune_noise_alpha is None
 
+    @property
+    def autocast(self) -> str:
+        """The autocast that forwards run under: `"no"`, `"bf16"` or `"fp16"`, whatever was asked for."""
+        if not self.accelerator.native_amp:  # fp16 on a CPU; DeepSpeed, which casts the weights instead
+            return "no"
+        # accelerate runs what fp8 leaves over in bfloat16
+        return "fp16" if self.accelerator.mixed_precision == "fp16" else "bf16"
+
+    @property
+    def lowered_precision(self) -> str:
+        """As [`autocast`], and of weights that DeepSpeed casts when it takes them over."""
+        return self.accelerator.mixed_precision if self.is_deepspeed_enabled else self.autocast
+
     def compute_dtype(self, model: PreTrainedModel) -> torch.dtype:
         """Dtype of a model's forward: autocast's, else that of its weights."""
-        autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return autocast.get(self.accelerator.mixed_precision, model.dtype)
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.lowered_precision, model.dtype)
 
     def _precompute_ref_logps(self, dataset, name, batch_size):
         if isinstance(dataset, IterableDataset):
@@ -156,7 +168,7 @@ class WithReference(WithGroups):
         self.group_forwards()  # TRL calls this before its own `__init__` ends
         model = self._reference_before_training()
         reference = self.accelerator.unwrap_model(model)
-        dtype = f"{reference.dtype} under {self.accelerator.mixed_precision} autocast"
+        dtype = f"{reference.dtype} under {self.lowered_precision} autocast"
         tokens = hash_token_ids(dataset, self.token_columns)
         key = CacheKey(self.reference_hash, tokens, dtype, self.ld_alpha)
         training = model.training

@@ -64,7 +64,7 @@ class WithSavedState(WithReference):
             "trl_dpo_ext": trl_dpo_ext.__version__,
             "reference": self._saved_reference(),
             "num_tokens": self._num_tokens,
-            "mixed_precision": self.accelerator.mixed_precision,
+            "mixed_precision": self.autocast,
             "objective": self._options(*_OBJECTIVE, *_MORE_OF_THE_OBJECTIVE),
             "schedule": self._schedule(),
         }

@@ -253,15 +253,15 @@ def _add_figures(run: RunData, lines: list[tuple[str, dict[str, Any]]]) -> None:
                 run.seconds = float(line["train_runtime"])
             else:
                 run.notes.append(f"{where} has no time in `train_runtime`: left out.")
-            continue
         # Every evaluation logs its runtime, which tells its prefix even when a custom metric is named like a figure
         prefixes = [name.removesuffix("_runtime") for name in line if name.endswith("_runtime")]
+        totals = "train_runtime" in line  # and the figures of the last window
         for name, value in line.items():
             split = _split_name(name)
             if split is None or not (value is None or _is_number(value)):
                 continue
             prefix, _ = split
-            is_evaluation = prefix in prefixes if prefixes else (f"{prefix}_").startswith("eval_")
+            is_evaluation = not totals and (prefix in prefixes if prefixes else (f"{prefix}_").startswith("eval_"))
             if prefix is None or is_evaluation:
                 found.setdefault(split, {})[line["step"]] = math.nan if value is None else _drawn(value)
     for (prefix, figure), points in found.items():
