@@ -6,7 +6,8 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -30,6 +31,7 @@ os.environ.update(
 
 import pytest
 import torch
+from closeness import in_float64
 from tiny import MODELS, save_tiny, tiny_processing_class, tiny_tokenizer
 from transformers import set_seed
 
@@ -52,6 +54,13 @@ def _frozen_imports() -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     set_seed(0)
+
+
+@pytest.fixture
+def float64(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test computes in float64 (`closeness.in_float64`), unless it is marked `float32`."""
+    with nullcontext() if request.node.get_closest_marker("float32") else in_float64():
+        yield
 
 
 @pytest.fixture(scope="session")

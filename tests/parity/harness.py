@@ -51,10 +51,10 @@ CONFIG = {
     "disable_tqdm": True,
 }
 # In float32. A sum over an answer's tokens is about 200 nats here, whose last bit is 1.5e-5; rewards are 0.1 of it.
-LOSS_RTOL = LOSS_ATOL = 1e-6
-FIGURES_RTOL, FIGURES_ATOL = 1e-6, 5e-6
-GRAD_NORM_RTOL = 1e-5
-WEIGHTS_RTOL = 1e-5  # norm of the difference over the norm, tensor by tensor
+LOSS_RTOL = LOSS_ATOL = 1e-10
+FIGURES_RTOL, FIGURES_ATOL = 1e-10, 1e-10
+GRAD_NORM_RTOL = 1e-10
+WEIGHTS_RTOL = 1e-10  # norm of the difference over the norm, tensor by tensor
 
 # Means over tokens, which TRL averages over micro-batches: equal where an entry of the log is one micro-batch.
 _TOKEN_FIGURES = re.compile(r"entropy|logits/|mean_token_accuracy|aux_loss")
