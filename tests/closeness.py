@@ -38,6 +38,7 @@ def in_float64() -> Iterator[None]:
     name. What is compared with `torch.float32` takes the path of float32. Files of float32 cannot be read meanwhile
     (`tiny.save_tiny` writes float64), and autocast and quantised weights know no float64.
     """
+    torch.storage._dtype_to_storage_type_map()  # torch keeps the first answer
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "float32", torch.float64)
         patch.setattr(torch, "float", torch.float64)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 
 # Read when `huggingface_hub`, `datasets` and `transformers` are imported, so they come before every such import.
+_THREADS = os.environ.get("TEST_THREADS", "1")  # of torch; more than one in `instruction_sets.py`
 _HF_HOME = tempfile.mkdtemp(prefix="trl_dpo_ext_tests_")
 os.environ.update(
     {
@@ -25,7 +26,7 @@ os.environ.update(
         "TQDM_DISABLE": "1",
         "WANDB_MODE": "disabled",
         "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": _THREADS,
     }
 )
 
@@ -37,7 +38,7 @@ from transformers import set_seed
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(_THREADS))
 
 
 def pytest_unconfigure() -> None:
@@ -49,6 +50,15 @@ def _frozen_imports() -> None:
     # accelerate collects garbage after every training. Half of a tiny run would go into the objects of the imports.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """A test writes to `tmp_path` only: no file is new in the folder that the tests are started in."""
+    before = set(Path().iterdir())
+    yield
+    left = {path.name for path in set(Path().iterdir()) - before if path.name != ".pytest_cache"}
+    assert not left, f"tests wrote {sorted(left)} to {Path().absolute()}"
 
 
 @pytest.fixture(autouse=True)
