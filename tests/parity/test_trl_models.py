@@ -160,7 +160,7 @@ def test_4bit_lora(double, llama_folder, tmp_path):
         )
         return {"quantization_config": quantization, "peft_config": lora()}
 
-    train_both(Case("4bit", build=build, tolerance=1e-5), llama_folder, tmp_path)
+    train_both(Case("4bit", build=build, tolerance=1e-6), llama_folder, tmp_path)
 
 
 # References
