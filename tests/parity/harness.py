@@ -36,7 +36,7 @@ class SeparateRows(DPOPaperTrainer):
 
 TRAINERS = {"trl": trl.DPOTrainer, "ours": SeparateRows}
 
-# One process, float64 (see `closeness`), and a rate at which the second and third loss depend visibly on the first updates.
+# One process, float64 (see `closeness`), and a rate at which later losses depend visibly on the first updates.
 CONFIG = {
     "bf16": False,
     "use_cpu": True,
