@@ -202,6 +202,9 @@ def test_a_difference_is_seen(weight, precision, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.float32  # flex attention has no other on a CPU
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch.compile needs vector instructions on a CPU"
+)
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma2", "gemma3"])
 def test_forward_of_flex_attention(name):
     """Its backward needs a GPU (torch 2.13). What a token sees is tested in `unit/test_layouts.py`."""
