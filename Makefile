@@ -3,7 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help quickstart benchmark test test-fast lint clean
+# A file is one worker's, since its tests share what they train and launch
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+.PHONY: help quickstart benchmark test test-fast test-instruction-sets lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,10 +25,13 @@ benchmark: $(INSTALLED)  ## measure steps and memory against TRL (about two hour
 	$(VENV)/bin/python -m benchmarks --size cpu
 
 test: $(INSTALLED)  ## run all the tests
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 test-fast: $(INSTALLED)  ## run the tests that take a moment
-	$(VENV)/bin/python -m pytest -m "not slow and not distributed"
+	$(PYTEST) -m "not slow and not distributed"
+
+test-instruction-sets: $(INSTALLED)  ## run the numeric tests as if on processors with other vector instructions (about an hour)
+	$(VENV)/bin/python tests/instruction_sets.py
 
 lint: $(INSTALLED)  ## check style and types
 	$(VENV)/bin/ruff check .

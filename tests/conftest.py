@@ -6,12 +6,14 @@ import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
 
 # Read when `huggingface_hub`, `datasets` and `transformers` are imported, so they come before every such import.
+_THREADS = os.environ.get("TEST_THREADS", "1")  # of torch; more than one in `instruction_sets.py`
 _HF_HOME = tempfile.mkdtemp(prefix="trl_dpo_ext_tests_")
 os.environ.update(
     {
@@ -24,18 +26,19 @@ os.environ.update(
         "TQDM_DISABLE": "1",
         "WANDB_MODE": "disabled",
         "TOKENIZERS_PARALLELISM": "false",
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": _THREADS,
     }
 )
 
 import pytest
 import torch
+from closeness import in_float64
 from tiny import MODELS, save_tiny, tiny_processing_class, tiny_tokenizer
 from transformers import set_seed
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(_THREADS))
 
 
 def pytest_unconfigure() -> None:
@@ -49,9 +52,25 @@ def _frozen_imports() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind() -> Iterator[None]:
+    """A test writes to `tmp_path` only: no file is new in the folder that the tests are started in."""
+    before = set(Path().iterdir())
+    yield
+    left = {path.name for path in set(Path().iterdir()) - before if path.name != ".pytest_cache"}
+    assert not left, f"tests wrote {sorted(left)} to {Path().absolute()}"
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     set_seed(0)
+
+
+@pytest.fixture
+def float64(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The test computes in float64 (`closeness.in_float64`), unless it is marked `float32`."""
+    with nullcontext() if request.node.get_closest_marker("float32") else in_float64():
+        yield
 
 
 @pytest.fixture(scope="session")

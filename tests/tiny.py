@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from closeness import drawn_in_float32
 from datasets import Dataset, DatasetInfo, Features, Image, List, Value
 from PIL import Image as PILImage
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -183,7 +184,7 @@ _DECODER = {
 def _build(model_class: type[PreTrainedModel], config, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return model_class(config).eval()
+        return drawn_in_float32(lambda: model_class(config).eval())
 
 
 def tiny_gpt2(seed: int = 0) -> GPT2LMHeadModel:
@@ -278,8 +279,14 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
 
 
 def save_tiny(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, folder: str | Path) -> str:
-    """Saves both to `folder` and returns it as the text that trainers take."""
-    model.save_pretrained(folder)
+    """
+    Saves both to `folder` and returns it as the text that trainers take.
+
+    The file holds the weights in float64, which `closeness.in_float64` can read, and the config says float32.
+    """
+    model.double().save_pretrained(folder)
+    config = Path(folder, "config.json")
+    config.write_text(config.read_text().replace('"float64"', '"float32"'))
     tokenizer.save_pretrained(folder)
     return str(folder)
 

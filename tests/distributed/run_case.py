@@ -4,6 +4,8 @@ Trains and evaluates `DPOPaperTrainer` on the cases below, on one process or on 
     python run_case.py --model FOLDER --out FOLDER
     torchrun --nproc_per_node 2 run_case.py --model FOLDER --out FOLDER --reuse FOLDER_OF_ONE_PROCESS --case NAME ...
 
+Everything is computed in float64 (`closeness.in_float64`) but for `ragged_float32`.
+
 Starting Python, torch and TRL costs more than a case, so a launch runs many. Each process writes `NAME.rank0.json`,
 `NAME.rank1.json`, ...: what the case returned, or its traceback; the main process also writes the weights after a
 training, `NAME.safetensors`. An exception ends the launch as it ends a user's script: once one of the processes has
@@ -21,6 +23,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from closeness import in_float64  # noqa: E402
 from tiny import preference_rows, tiny_llama, tiny_moe, tiny_processor, tiny_tokenizer, tiny_vlm  # noqa: E402
 
 
@@ -67,6 +71,7 @@ Case = Callable[[Launch], dict[str, Any]]
 CASES: dict[str, Case] = {}  # run in this order
 TWO_PROCESSES_ONLY: list[str] = []
 ZERO: list[str] = []  # DeepSpeed; run when asked for by name
+IN_FLOAT32: list[str] = []
 FATAL: list[str] = []  # end the launch; run when asked for by name
 AFTER_ANOTHER: list[str] = []  # go on from what another launch wrote; run when asked for by name
 
@@ -189,6 +194,12 @@ def shuffles(launch: Launch) -> dict[str, Any]:
 def ragged(launch: Launch) -> dict[str, Any]:
     """11 rows in updates of 4: the second of two processes repeats a row in the last one."""
     return train(launch, make_trainer(launch, 11, options={"num_train_epochs": 2}), "ragged")
+
+
+@case(IN_FLOAT32)
+def ragged_float32(launch: Launch) -> dict[str, Any]:
+    """`ragged` in float32, as users run it."""
+    return train(launch, make_trainer(launch, 11, options={"num_train_epochs": 2}), "ragged_float32")
 
 
 @case()
@@ -942,7 +953,7 @@ def main() -> None:
     parser.add_argument("--reuse", type=Path)
     given = parser.parse_args()
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     rank, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if set(given.case) & set(ZERO):
         # On a CPU accelerate starts torch's process group and not DeepSpeed's beside it
@@ -956,7 +967,8 @@ def main() -> None:
         start = time.perf_counter()
         result = {}
         try:
-            result = CASES[name](launch)
+            with nullcontext() if name in IN_FLOAT32 else in_float64():
+                result = CASES[name](launch)
         except BaseException:
             result = {"traceback": traceback.format_exc()}
             raise

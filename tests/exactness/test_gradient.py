@@ -5,6 +5,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from closeness import EXACT
 from datasets import Dataset
 from tiny import preference_rows, tiny_llama, tiny_tokenizer
 
@@ -13,6 +14,7 @@ from trl_dpo_ext.logps import completion_logps, stacked_to_pairs
 from trl_dpo_ext.theory import optimal_policy
 
 
+@pytest.mark.usefixtures("float64")
 def test_gradient_of_section_4(tmp_path):
     args = DPOPaperConfig(str(tmp_path), use_cpu=True, report_to="none", gradient_checkpointing=False, beta=0.3)
     trainer = DPOPaperTrainer(tiny_llama(1), tiny_llama(2), args, None, preference_rows(1), None, tiny_tokenizer())
@@ -29,7 +31,7 @@ def test_gradient_of_section_4(tmp_path):
     loss_gradient = gradient(trainer.compute_loss(trainer.model, dict(batch)))
     for ours, chosen, rejected in zip(loss_gradient, gradient(logps[0, 0]), gradient(logps[0, 1]), strict=True):
         expected = -0.3 * torch.sigmoid(r_l - r_w) * (chosen - rejected)
-        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()))
+        torch.testing.assert_close(ours, expected, rtol=EXACT, atol=EXACT * float(expected.abs().max()))
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from closeness import same
 from integration.conftest import updates
 from tiny import preference_rows
 
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 FIGURES = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen")
 
@@ -21,11 +24,11 @@ def test_evaluation_is_a_mean_over_examples(trainer, batch_size):
     rewards = trainer.predict(rows).predictions
     trainer.args.per_device_eval_batch_size = batch_size
     metrics = trainer.evaluate(rows)
-    assert metrics["eval_rewards/chosen"] == pytest.approx(rewards[:, 0].mean(), rel=1e-4)
+    assert metrics["eval_rewards/chosen"] == same(rewards[:, 0].mean())
     assert metrics["eval_rewards/accuracies"] == (rewards[:, 0] > rewards[:, 1]).mean()
-    assert metrics["eval_rewards/margins"] == pytest.approx((rewards[:, 0] - rewards[:, 1]).mean(), rel=1e-4)
+    assert metrics["eval_rewards/margins"] == same((rewards[:, 0] - rewards[:, 1]).mean())
     losses = np.log1p(np.exp(rewards[:, 1] - rewards[:, 0]))
-    assert metrics["eval_loss"] == pytest.approx(losses.mean(), rel=1e-4)
+    assert metrics["eval_loss"] == same(losses.mean())
 
 
 def test_several_evaluation_sets_keep_their_figures(trained, llama_folder):
@@ -52,7 +55,7 @@ def test_a_log_window_is_a_mean_over_its_examples(trained, llama_folder):
     assert len(each) == 3 and len(window) == 1
     for figure in FIGURES:
         expected = np.average([entry[figure] for entry in each], weights=[4, 4, 2])
-        assert window[0][figure] == pytest.approx(expected, rel=1e-5), figure
+        assert window[0][figure] == same(expected), figure
     assert window[0]["num_tokens"] == each[-1]["num_tokens"]
 
 
@@ -62,7 +65,7 @@ def test_predictions_are_rewards_and_ranks_in_the_order_of_the_rows(trainer):
     assert all_at_once.predictions.shape == (7, 2)
     assert (all_at_once.label_ids == [[0, 1]] * 7).all()
     one_by_one = [trainer.predict(rows.select([i])).predictions[0] for i in range(7)]
-    np.testing.assert_allclose(all_at_once.predictions, one_by_one, atol=1e-4)
+    assert all_at_once.predictions == same(np.array(one_by_one))
 
 
 def test_compute_metrics_gets_rewards(trained, llama_folder):
@@ -94,4 +97,4 @@ def test_the_best_checkpoint_is_chosen_by_an_exact_figure(trained, llama_folder)
     )
     margins = [e["eval_rewards/margins"] for e in trainer.state.log_history if "eval_rewards/margins" in e]
     assert trainer.state.best_metric == max(margins)
-    assert trainer.evaluate()["eval_rewards/margins"] == pytest.approx(max(margins), rel=1e-6)
+    assert trainer.evaluate()["eval_rewards/margins"] == same(max(margins))

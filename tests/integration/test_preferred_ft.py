@@ -3,6 +3,7 @@
 import pytest
 import torch
 import trl
+from closeness import EXACT, same
 from datasets import Dataset
 from integration.conftest import TINY, assert_trains_as_plain_torch, builder, token_logps, updates
 from peft import LoraConfig
@@ -12,6 +13,8 @@ from transformers import BitsAndBytesConfig
 from trl_dpo_ext import PreferredFTConfig, PreferredFTTrainer
 from trl_dpo_ext.objectives import preferred_ft_loss
 
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 LORA = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
 
@@ -72,10 +75,10 @@ def test_token_mean_is_trl_s_sft(make, tmp_path, per_device):
     theirs.train()
     assert len(updates(ours)) == len(updates(theirs)) == 3
     for one, two in zip(updates(ours), updates(theirs), strict=True):
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
-        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-3)
+        assert one["loss"] == same(two["loss"])
+        assert one["grad_norm"] == same(two["grad_norm"])
     for (name, mine), other in zip(ours.model.named_parameters(), theirs.model.parameters(), strict=True):
-        assert (mine - other).norm() <= 1e-4 * other.norm(), name
+        assert (mine - other).norm() <= EXACT * other.norm(), name
 
 
 class TestWork:
@@ -99,7 +102,7 @@ class TestWork:
         trainer.train()
         assert trainer.ref_model is None
         logged = updates(trainer)[0]
-        assert logged["rewards/chosen"] == pytest.approx(trainer.beta * logged["logps/chosen"], rel=1e-6)
+        assert logged["rewards/chosen"] == same(trainer.beta * logged["logps/chosen"])
         assert "rewards/rejected" not in logged
 
 
@@ -216,7 +219,7 @@ class TestSameNumbers:
         assert len(updates(straight)) == len(updates(other)) == 3
         for one, two in zip(updates(straight), updates(other), strict=True):
             for name in ("loss", "grad_norm", "logps/chosen", "entropy"):
-                assert two[name] == pytest.approx(one[name], rel=1e-4), name
+                assert two[name] == same(one[name]), name
 
     def test_resumed(self, make, tmp_path):
         straight = make(save_strategy="steps", save_steps=1)
@@ -232,7 +235,7 @@ class TestSameNumbers:
         trainer.train()
         predictions = trainer.predict(rows).predictions
         assert predictions.shape == (7, 1)
-        assert trainer.evaluate()["eval_rewards/chosen"] == pytest.approx(predictions.mean(), rel=1e-5)
+        assert trainer.evaluate()["eval_rewards/chosen"] == same(predictions.mean())
 
     def test_cached_reference_is_the_live_one(self, make, tmp_path):
         cache = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(tmp_path / "cache")}
@@ -240,7 +243,7 @@ class TestSameNumbers:
         for trainer in (live, cached):
             trainer.train()
         for one, two in zip(updates(live), updates(cached), strict=True):
-            assert two["rewards/chosen"] == pytest.approx(one["rewards/chosen"], rel=1e-4, abs=1e-5)
+            assert two["rewards/chosen"] == same(one["rewards/chosen"])
 
     def test_lora(self, make):
         trainer = make(peft_config=LORA, reference_free=False, max_steps=2)
@@ -248,6 +251,7 @@ class TestSameNumbers:
         assert updates(trainer)[0]["rewards/chosen"] == 0.0 < updates(trainer)[1]["rewards/chosen"]
 
     @pytest.mark.slow
+    @pytest.mark.float32
     def test_quantised(self, make, llama_folder):
         quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
         trainer = make(llama_folder, peft_config=LORA, quantization_config=quantized, max_steps=2, learning_rate=1e-2)

@@ -1,9 +1,11 @@
 """Architecture by architecture: log-probabilities and gradients on a layout of distinct tokens equal separate rows."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
+from closeness import EXACT, assert_within_rounding, drawn_in_float32, in_float64
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
@@ -11,6 +13,8 @@ from trl_dpo_ext.logps import completion_logps, existing_completions, find_group
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
 from trl_dpo_ext.shared_prompt.support import BLOCK_MASK, DENSE_MASK, TESTED
 
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -80,7 +84,7 @@ def build(name: str, attention: str | None) -> PreTrainedModel:
     kind, options = MODELS[name]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **options)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
+    model = drawn_in_float32(lambda: AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval())
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
     return model
 
@@ -113,20 +117,18 @@ def run(model: PreTrainedModel, batch: dict[str, torch.Tensor], with_groups: boo
     return scored, gradients
 
 
-def assert_same(model: PreTrainedModel, batch: dict[str, torch.Tensor], tolerance: float = 1e-5) -> None:
-    """Runs a model both ways."""
+def assert_same(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
+    """Runs a model both ways, in float64."""
     expected, expected_gradients = run(model, batch, with_groups=False)
     found, gradients = run(model, batch, with_groups=True)
     assert torch.equal(found.mask, expected.mask)
-    torch.testing.assert_close(found.logps, expected.logps, rtol=tolerance, atol=tolerance)
-    for name in ("entropy", "mean_logits"):
-        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-4, atol=1e-5)
+    for name in ("logps", "entropy", "mean_logits"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=EXACT, atol=EXACT)
     assert torch.equal(found.is_top1, expected.is_top1)
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in expected_gradients.items():
         # Key biases of softmax attention have a gradient of 0 but for rounding
-        distance = (gradients[name] - gradient).norm()
-        assert distance <= tolerance * gradient.norm() + 1e-6 * len(expected.logps), name
+        assert (gradients[name] - gradient).norm() <= EXACT * gradient.norm() + EXACT, name
 
 
 def test_every_tested_type_is_tested():
@@ -151,7 +153,58 @@ def test_dense_mask_of_sdpa_as_on_a_gpu(name, packs):
     assert_same(model, ragged_batch())
 
 
+@pytest.mark.float32
+@pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3", "granite", "smollm3", "qwen2_moe", "gpt2"])
+def test_float32(name):
+    """The layout is as near to float64 as separate rows are, in log-probabilities and gradients."""
+    batch, results = ragged_batch(), {}
+    for way, shares in (("separate", False), ("laid out", True)):
+        model = build(name, "sdpa")
+        if shares:
+            GroupedForward(model, LayoutOptions(share_prompt=True), CPU)
+        scored, gradients = run(model, batch, with_groups=shares)
+        results[way] = ({"logps": scored.logps}, gradients)
+    with in_float64():
+        scored, gradients = run(build(name, "sdpa"), batch, with_groups=False)
+    exact = ({"logps": scored.logps}, gradients)
+    for found, trusted, of_float64 in zip(results["laid out"], results["separate"], exact, strict=True):
+        assert_within_rounding(found, trusted, of_float64)
+
+
+@pytest.mark.parametrize("weight", ["model.embed_tokens", "model.layers.1.mlp.down_proj", "lm_head"])
+@pytest.mark.parametrize("precision", ["float64", pytest.param("float32", marks=pytest.mark.float32)])
+def test_a_difference_is_seen(weight, precision, monkeypatch):
+    """A weight that is larger by 1e-4 where rows are separate fails both comparisons."""
+    model = build("llama", "sdpa")
+    GroupedForward(model, LayoutOptions(share_prompt=True), CPU)
+    straight = globals()["run"]
+
+    def perturbed(model: PreTrainedModel, batch: dict[str, torch.Tensor], with_groups: bool):
+        tensor = model.get_parameter(f"{weight}.weight").data
+        tensor *= 1.0 + 1e-4 * with_groups
+        try:
+            return straight(model, batch, with_groups)
+        finally:
+            tensor /= 1.0 + 1e-4 * with_groups
+
+    if precision == "float64":
+        monkeypatch.setitem(globals(), "run", perturbed)
+        with pytest.raises(AssertionError):
+            assert_same(model, ragged_batch())
+        return
+    trusted, found = (way(model, ragged_batch(), True)[0].logps for way in (straight, perturbed))
+    with in_float64():
+        exact = straight(build("llama", "sdpa"), ragged_batch(), with_groups=False)[0].logps
+    assert_within_rounding({"logps": trusted}, {"logps": trusted}, {"logps": exact})
+    with pytest.raises(AssertionError, match="from float64"):
+        assert_within_rounding({"logps": found}, {"logps": trusted}, {"logps": exact})
+
+
 @pytest.mark.slow
+@pytest.mark.float32  # flex attention has no other on a CPU
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch.compile needs vector instructions on a CPU"
+)
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma2", "gemma3"])
 def test_forward_of_flex_attention(name):
     """Its backward needs a GPU (torch 2.13). What a token sees is tested in `unit/test_layouts.py`."""
@@ -163,19 +216,20 @@ def test_forward_of_flex_attention(name):
     with torch.no_grad():
         expected = completion_logps(model, rows).logps
         found = completion_logps(flex, rows | {"prompt_groups": groups}).logps
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        with in_float64():
+            exact = completion_logps(build(name, "eager" if name == "gemma2" else "sdpa"), rows).logps
+    assert_within_rounding({"logps": found}, {"logps": expected}, {"logps": exact})
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3"])
 def test_bfloat16(name):
-    """Weights in bfloat16: the two ways are as far from each other as each is from float32."""
-    model = build(name, "sdpa")
+    """Weights in bfloat16: the layout is as near to float64 as separate rows are."""
     batch = ragged_batch()
-    exact = run(model, batch, with_groups=False)[0].logps
-    half = model.bfloat16()
+    half = build(name, "sdpa").bfloat16()
+    with in_float64():
+        exact = run(copy.deepcopy(half).double(), batch, with_groups=False)[0].logps
     separate = run(half, batch, with_groups=False)[0].logps
     GroupedForward(half, LayoutOptions(), CPU)
     laid_out = run(half, batch, with_groups=True)[0].logps
-    rounding = (separate - exact).abs().max()
-    assert (laid_out - separate).abs().max() <= 2 * rounding
-    assert (laid_out - exact).abs().max() <= 2 * rounding
+    assert_within_rounding({"logps": laid_out}, {"logps": separate}, {"logps": exact})

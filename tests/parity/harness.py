@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import trl
+from closeness import EXACT, same
 from tiny import preference_rows
 from transformers import PrinterCallback
 
@@ -26,8 +27,7 @@ class SeparateRows(DPOPaperTrainer):
     """
     Runs every completion with its own prompt, as TRL does: the same kernels on the same shapes.
 
-    With a shared prompt log-probabilities differ in the last bits, which a few updates at a large learning rate make
-    visible; `tests/integration/test_shared_prompt.py` compares that way with this one.
+    `tests/integration/test_shared_prompt.py` compares a shared prompt with this way.
     """
 
     def _layout_options(self):
@@ -36,7 +36,7 @@ class SeparateRows(DPOPaperTrainer):
 
 TRAINERS = {"trl": trl.DPOTrainer, "ours": SeparateRows}
 
-# One process, float32, and a rate at which the second and third loss depend visibly on the first updates.
+# One process, float64 (see `closeness`), and a rate at which later losses depend visibly on the first updates.
 CONFIG = {
     "bf16": False,
     "use_cpu": True,
@@ -50,11 +50,6 @@ CONFIG = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
-# In float32. A sum over an answer's tokens is about 200 nats here, whose last bit is 1.5e-5; rewards are 0.1 of it.
-LOSS_RTOL = LOSS_ATOL = 1e-6
-FIGURES_RTOL, FIGURES_ATOL = 1e-6, 5e-6
-GRAD_NORM_RTOL = 1e-5
-WEIGHTS_RTOL = 1e-5  # norm of the difference over the norm, tensor by tensor
 
 # Means over tokens, which TRL averages over micro-batches: equal where an entry of the log is one micro-batch.
 _TOKEN_FIGURES = re.compile(r"entropy|logits/|mean_token_accuracy|aux_loss")
@@ -83,10 +78,10 @@ class Case:
             From the model's folder and a tag for data to arguments of the trainer. They replace the defaults.
         finish (`Callable`, *optional*):
             From the trained trainer and a tag to further figures to compare.
-        loss_atol (`float`, *optional*, defaults to `1e-6`):
+        loss_atol (`float`, *optional*, defaults to `EXACT`):
             Absolute tolerance of losses, for losses that are not of the order of one.
         tolerance (`float`, *optional*):
-            Relative and absolute tolerance of everything, where float32's do not apply.
+            Relative and absolute tolerance of everything, where it is not computed in float64.
         slow (`bool`, *optional*, defaults to `False`):
             Whether it is marked `slow`.
     """
@@ -97,7 +92,7 @@ class Case:
     rows: str = "plain"
     build: Callable[[str, str], dict[str, Any]] = lambda folder, tag: {}
     finish: Callable[[trl.DPOTrainer, str], dict[str, float]] = lambda trainer, tag: {}
-    loss_atol: float = LOSS_ATOL
+    loss_atol: float = EXACT
     tolerance: float | None = None
     slow: bool = False
 
@@ -144,7 +139,7 @@ def train_both(case: Case, folder: str, output_dir: Path) -> tuple[Run, Run]:
     theirs, ours = (train(which, case, folder, output_dir) for which in TRAINERS)
     assert_trained(theirs)
     assert_same_figures(theirs.history, ours.history, case)
-    assert_same_weights(theirs.weights, ours.weights, rtol=case.tolerance or WEIGHTS_RTOL)
+    assert_same_weights(theirs.weights, ours.weights, rtol=case.tolerance or EXACT)
     return theirs, ours
 
 
@@ -195,9 +190,8 @@ def _approximately(name: str, value: float, case: Case):
     if case.tolerance is not None:
         return pytest.approx(value, rel=case.tolerance, abs=case.tolerance)
     if name.endswith("loss"):
-        return pytest.approx(value, rel=LOSS_RTOL, abs=case.loss_atol)
-    rtol = GRAD_NORM_RTOL if name == "grad_norm" else FIGURES_RTOL
-    return pytest.approx(value, rel=rtol, abs=FIGURES_ATOL)
+        return pytest.approx(value, rel=EXACT, abs=case.loss_atol)
+    return same(value)
 
 
 def _our_name(name: str, entry: dict[str, float]) -> str:

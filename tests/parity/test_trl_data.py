@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from closeness import EXACT
 from datasets import DatasetDict
 from harness import Case, cases, make_trainer, train_both
 from tiny import preference_rows, tiny_llama, tiny_tokenizer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 # Rows
 
@@ -126,10 +129,10 @@ def test_compute_metrics(llama_folder, tmp_path):
     np.testing.assert_array_equal(prediction.label_ids, np.tile([0, 1], (8, 1)))
     chosen, rejected = prediction.predictions.T
     assert last["eval_own"] == 0.5
-    assert last["eval_rewards/chosen"] == pytest.approx(chosen.mean(), rel=1e-5)
-    assert last["eval_rewards/rejected"] == pytest.approx(rejected.mean(), rel=1e-5)
+    assert last["eval_rewards/chosen"] == pytest.approx(chosen.mean(), rel=EXACT)
+    assert last["eval_rewards/rejected"] == pytest.approx(rejected.mean(), rel=EXACT)
     assert last["eval_rewards/accuracies"] == pytest.approx((chosen > rejected).mean())
-    assert last["eval_loss"] == pytest.approx(np.log1p(np.exp(rejected - chosen)).mean(), rel=1e-5)
+    assert last["eval_loss"] == pytest.approx(np.log1p(np.exp(rejected - chosen)).mean(), rel=EXACT)
 
 
 # Cached log-probabilities of the reference
@@ -161,4 +164,4 @@ def test_evaluate_before_training(llama_folder, tmp_path):
     case = Case("before", {"precompute_ref_log_probs": True})
     for which in ("trl", "ours"):
         figures = make_trainer(which, case, llama_folder, tmp_path).evaluate(preference_rows(8, start=20, tag=which))
-        assert figures["eval_loss"] == pytest.approx(np.log(2), abs=1e-6)
+        assert figures["eval_loss"] == pytest.approx(np.log(2), abs=EXACT)

@@ -1,7 +1,10 @@
 """Every objective of `trl.DPOConfig`, trained three updates by both trainers."""
 
+import pytest
 from harness import Case, cases, train_both
 
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 _PLAIN_LOSSES = (
     "sigmoid",

@@ -9,6 +9,9 @@ from tiny import preference_rows, tiny_llama, tiny_processor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 
+pytestmark = pytest.mark.usefixtures("float64")
+
+
 # Architectures
 
 
@@ -146,6 +149,7 @@ def test_prompt_learning(case, llama_folder, tmp_path):
     assert theirs.history[0]["rewards/chosen"] != 0  # virtual tokens change the policy before the first update
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize("double", [False, True], ids=["nf4", "double"])
 def test_4bit_lora(double, llama_folder, tmp_path):
     pytest.importorskip("bitsandbytes")
@@ -156,7 +160,7 @@ def test_4bit_lora(double, llama_folder, tmp_path):
         )
         return {"quantization_config": quantization, "peft_config": lora()}
 
-    train_both(Case("4bit", build=build), llama_folder, tmp_path)
+    train_both(Case("4bit", build=build, tolerance=1e-6), llama_folder, tmp_path)
 
 
 # References
@@ -246,6 +250,7 @@ def test_dropout(gpt2_folder, tmp_path):
 
 
 # bfloat16 keeps 8 bits: a figure may move by 2^-8 of its terms, and a weight of the policy by one rounding.
+@pytest.mark.float32
 @cases(
     Case("autocast", {"bf16": True}, tolerance=1e-3),
     Case(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import EXACT, assert_within_rounding, in_float64, same
 from tiny import MODELS, tiny_llama
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -13,6 +14,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from trl_dpo_ext.logps import completion_logps, from_fused_output, stacked_to_pairs
 
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 FUSED = ("log_probs", "entropy", "mean_logits", "is_top1")
@@ -54,8 +57,20 @@ class TestAgainstALoop:
         model = fused(MODELS[name]())
         scored = completion_logps(model, collate(ROWS))
         expected = torch.tensor([sum(tokens) for tokens in by_hand(model, ROWS)])
+        torch.testing.assert_close(scored.logps.detach(), expected, rtol=EXACT, atol=EXACT)
+
+    @pytest.mark.float32
+    @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen3", "mistral", "gemma2"])
+    def test_float32(self, name):
+        """As near to float64 as the logits of the model are, a sequence at a time and added up in float64."""
+        scored = completion_logps(fused(MODELS[name]()), collate(ROWS))
         assert scored.logps.dtype == torch.float32
-        torch.testing.assert_close(scored.logps.detach(), expected, rtol=1e-5, atol=1e-5)
+        trusted = torch.tensor([sum(tokens) for tokens in by_hand(MODELS[name](), ROWS)])
+        with in_float64():
+            exact = torch.tensor([sum(tokens) for tokens in by_hand(MODELS[name](), ROWS)])
+        assert_within_rounding({"logps": scored.logps}, {"logps": trusted}, {"logps": exact})
+        with pytest.raises(AssertionError, match="from float64"):
+            assert_within_rounding({"logps": scored.logps * (1 + 1e-4)}, {"logps": trusted}, {"logps": exact})
 
     def test_positions_that_count_are_the_answers(self):
         scored = completion_logps(fused(tiny_llama()), collate(ROWS))
@@ -77,9 +92,9 @@ class TestAgainstALoop:
         probabilities = logits.softmax(dim=-1)
         entropy = -(probabilities * probabilities.log()).sum(dim=-1)
         top = logits.argmax(dim=-1) == batch["input_ids"][:, 1:]
-        torch.testing.assert_close(scored.entropy[scored.mask], entropy[scored.mask], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(scored.entropy[scored.mask], entropy[scored.mask], rtol=EXACT, atol=EXACT)
         torch.testing.assert_close(
-            scored.mean_logits.detach()[scored.mask], logits.mean(dim=-1)[scored.mask], rtol=1e-5, atol=1e-5
+            scored.mean_logits.detach()[scored.mask], logits.mean(dim=-1)[scored.mask], rtol=EXACT, atol=EXACT
         )
         assert torch.equal(scored.is_top1[scored.mask].bool(), top[scored.mask])
         assert not scored.entropy.requires_grad
@@ -91,7 +106,7 @@ class TestAgainstALoop:
         with torch.no_grad():
             expected = model(input_ids=torch.tensor([[7]])).logits[0, 0].log_softmax(dim=-1)[[9, 2]]
         assert scored.mask.tolist() == [[True], [True]]
-        torch.testing.assert_close(scored.logps.detach(), expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(scored.logps.detach(), expected, rtol=EXACT, atol=EXACT)
 
     def test_the_gradient_flows_to_every_weight(self):
         model = fused(tiny_llama())
@@ -104,14 +119,14 @@ class TestInvariance:
         model = fused(tiny_llama())
         short = completion_logps(model, collate(ROWS)).logps
         padded = completion_logps(model, collate(ROWS, pad_token_id=5, pad_to_multiple_of=32)).logps
-        torch.testing.assert_close(padded, short, rtol=1e-6, atol=1e-5)
+        torch.testing.assert_close(padded, short, rtol=EXACT, atol=EXACT)
 
     def test_a_neighbour_changes_nothing(self):
         model = fused(tiny_llama())
         together = stacked_to_pairs(completion_logps(model, collate(ROWS)).logps)
         for row, expected in zip(ROWS, together, strict=True):
             alone = completion_logps(model, collate([row])).logps
-            torch.testing.assert_close(alone, expected, rtol=1e-6, atol=1e-5)
+            torch.testing.assert_close(alone, expected, rtol=EXACT, atol=EXACT)
 
     def test_only_the_answer_is_scored(self):
         # A prompt twice as long adds a context, not a term: the sum is that of the answer's tokens
@@ -119,7 +134,7 @@ class TestInvariance:
         rows = [dict(ROWS[0], prompt_ids=ROWS[0]["prompt_ids"] * 2)]
         scored = completion_logps(model, collate(rows))
         expected = [sum(tokens) for tokens in by_hand(model, rows)]
-        assert scored.logps.tolist() == pytest.approx(expected, rel=1e-5)
+        assert scored.logps.tolist() == same(expected)
         assert scored.mask.sum(dim=1).tolist() == [5, 1]
 
     def test_reference_columns_and_mask_do_not_reach_the_model(self):
@@ -158,10 +173,10 @@ class TestLengthDesensitised:
             sum(tokens[:shared]) + alpha * sum(tokens[shared:])
             for tokens, shared in zip(by_hand(model, ROWS), self.SHARED, strict=True)
         ]
-        assert self.scored(model, alpha).logps.tolist() == pytest.approx(expected, rel=1e-5)
+        assert self.scored(model, alpha).logps.tolist() == same(expected)
 
     def test_without_alpha_every_token_counts_once(self, model):
-        assert torch.equal(self.scored(model, None).logps, self.scored(model, 1.0).logps)
+        assert self.scored(model, None).logps.tolist() == same(self.scored(model, 1.0).logps.tolist())
 
 
 def test_stacked_to_pairs():
@@ -172,6 +187,7 @@ def test_stacked_to_pairs():
     ]
 
 
+@pytest.mark.float32
 class TestGolden:
     """The authors' logits and labels, as hidden states under an identity for an LM head."""
 

@@ -42,12 +42,14 @@ def load_model(name: str, *args: Any, **kwargs: Any) -> Any:
         ValueError: If a weight is missing, is of another shape, is none of the model's, or cannot be read.
     """
     others = kwargs.get("ignore_mismatched_sizes", False)
+    loaded: Any
     try:
-        model, found = create_model_from_path(
+        loaded = create_model_from_path(
             name, *args, **{**kwargs, "ignore_mismatched_sizes": True, "output_loading_info": True}
         )
     except SafetensorError as error:
         raise ValueError(f"The weights in {name} cannot be read: {error}. Copy or save them again.") from error
+    model, found = loaded
     if found["mismatched_keys"] and not others:
         key, in_folder, in_model = sorted(found["mismatched_keys"])[0]
         raise ValueError(
