@@ -6,8 +6,8 @@ transformers is one clear `ImportError` and not a wrong number.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import transformers
@@ -15,7 +15,6 @@ import trl
 from packaging.version import Version
 from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
-from trl.trainer import dpo_trainer as trl_dpo_trainer
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import (
     add_fused_lm_head,
@@ -34,7 +33,6 @@ __all__ = [
     "get_config_model_id",
     "lm_head_tiles_for",
     "prepare_deepspeed",
-    "turns_in_preparation",
     "unwrap_model_for_generation",
     "use_adapter",
 ]
@@ -118,17 +116,6 @@ def lm_head_tiles_for(device: torch.device) -> Iterator[None]:
         yield
     finally:
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = given
-
-
-@contextmanager
-def turns_in_preparation(main_first: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Makes processes take turns by `main_first` where TRL prepares a data set, in place of TRL's own barriers."""
-    given = trl_dpo_trainer.global_then_local_main_first
-    trl_dpo_trainer.global_then_local_main_first = main_first  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        trl_dpo_trainer.global_then_local_main_first = given
 
 
 check_seams()

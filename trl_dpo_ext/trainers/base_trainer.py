@@ -14,11 +14,11 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollator
 from transformers.trainer_utils import PredictionOutput, has_length
 
-from trl_dpo_ext.compat import turns_in_preparation
+from trl_dpo_ext.data.columns import opened
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
-from trl_dpo_ext.processes import check_same, get_logger, main_first, together
+from trl_dpo_ext.processes import check_same, get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.choice import choose_reference
 from trl_dpo_ext.reference.identity import hash_weights
@@ -30,6 +30,7 @@ from trl_dpo_ext.trainers.arguments import (
     check_reference_model,
     config_from,
     has_images,
+    opened_sets,
 )
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
@@ -82,6 +83,7 @@ class BaseDPOTrainer(WithSamples):
         # A non-finite loss is an error here; the filter would replace it by an average, at one synchronisation a
         # micro-batch
         args.logging_nan_inf_filter = False
+        train_dataset, eval_dataset = opened_sets(train_dataset, eval_dataset)
         check_data_loading(args, train_dataset, eval_dataset)
         check_reference_model(ref_model)
         if not self.takes_images and has_images(train_dataset):
@@ -320,6 +322,11 @@ class BaseDPOTrainer(WithSamples):
             logger.warning(
                 f"{report.dropped} rows of the {dataset_name} dataset are left out (first: {report.first_dropped})."
             )
+        if report.prompts_repeated:
+            logger.warning(
+                f"The answers of {report.prompts_repeated} rows of the {dataset_name} dataset begin with their "
+                "prompt, which is taken once."
+            )
         if args.train_sampling_strategy in SAMPLED_BY_LENGTH and dataset_name == "train":
             if isinstance(dataset, Dataset):
                 dataset = add_lengths(dataset, args.length_column_name, self.token_columns)
@@ -339,7 +346,8 @@ class BaseDPOTrainer(WithSamples):
         self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
         # Each machine may have a copy of its own
-        with together(), turns_in_preparation(main_first):
+        with together():
+            dataset = opened(dataset, dataset_name)
             if isinstance(dataset, IterableDataset) and dataset_name != "train" and args.world_size > 1:
                 # A stream cannot be split over processes without repeating rows or leaving some out
                 dataset = Dataset.from_list(list(dataset))
@@ -352,12 +360,4 @@ class BaseDPOTrainer(WithSamples):
         self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
         """Turns raw rows into token ids; with `keep_all`, for prediction, none is left out."""
-
-        def prepare_as_trl(rows: Any) -> Any:
-            given, args.max_length = args.max_length, None
-            try:
-                return super(BaseDPOTrainer, self)._prepare_dataset(rows, processing_class, args, dataset_name)
-            finally:
-                args.max_length = given
-
-        return prepare_preferences(dataset, self._tokenizer, args, dataset_name, prepare_as_trl, keep_all)
+        return prepare_preferences(dataset, processing_class, args, dataset_name, keep_all)
