@@ -147,7 +147,7 @@ class TestTRLsTokens:
         rows = preference_rows(6, kind)
         assert prepare(rows, tokenization="joint").rows == prepared_by_trl(rows)
 
-    @pytest.mark.parametrize(("kind", "max_length", "left"), [("plain", 36, 4), ("chat", 50, 3), ("chat", None, 6)])
+    @pytest.mark.parametrize(("kind", "max_length", "left"), [("plain", 37, 4), ("chat", 50, 3), ("chat", None, 6)])
     def test_joint_leaves_out_the_rows_that_trl_leaves_out(self, prepare, prepared_by_trl, kind, max_length, left):
         rows = preference_rows(6, kind)
         ours = prepare(rows, tokenization="joint", max_length=max_length)

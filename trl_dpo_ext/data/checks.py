@@ -191,14 +191,15 @@ def settle_prompt(
                 )
             return prompt, values, False
     named = {"prompt": prompt, **completions} if prompt is not None else completions
-    kinds = ", ".join(f"`{name}` {'text' if isinstance(value, str) else 'messages'}" for name, value in named.items())
+    text = next(name for name, value in named.items() if isinstance(value, str))
+    messages = next(name for name, value in named.items() if not isinstance(value, str))
     fix = "Use one of the two."
-    if not any(are_text):
-        fix = (
-            "Text goes with messages if it is a user's message that all of them start with. Make it a list of "
+    if text == "prompt":
+        fix += (
+            " (Text is taken with conversations that all start with it as a user's message.) Make it a list of "
             "messages with `dataset.map`, or remove it if the messages hold the prompt."
         )
-    raise ValueError(f"In {where} some columns are text and some are messages ({kinds}). {fix}")
+    raise ValueError(f"In {where} `{text}` is text and `{messages}` is messages. {fix}")
 
 
 def check_split_prompt(row: Mapping[str, Any], prompt: Any, where: str, dataset_name: str) -> None:

@@ -6,15 +6,14 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 from PIL.Image import Image as Picture
-
-from trl_dpo_ext.processes import get_logger
+from transformers.utils import logging
 
 
 __all__ = ["IMAGE_COLUMNS", "columns_of", "holds_images", "is_image", "opened", "plain"]
 
 IMAGE_COLUMNS = ("image", "images")
 
-logger = get_logger(__name__)
+logger = logging.get_logger(__name__)
 
 
 def columns_of(dataset: Dataset | IterableDataset) -> list[str]:

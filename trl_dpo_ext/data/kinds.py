@@ -1,6 +1,7 @@
 """What a data set is, by its columns, where it holds no pairs and no rankings, and how pairs are made of it."""
 
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 
 __all__ = ["other_kind"]
@@ -75,7 +76,8 @@ def other_kind(columns: Sequence[str]) -> str:
 
     ```
     """
+    misspelt = any(get_close_matches(name, ("chosen", "rejected", "completions"), cutoff=0.6) for name in columns)
     for names, what, advice in _KINDS:
-        if set(names) <= set(columns):
+        if set(names) <= set(columns) and not (misspelt and names in (("prompt",), ("text",))):
             return f"It holds {what}. {advice}"
     return ""

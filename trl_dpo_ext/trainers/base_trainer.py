@@ -15,6 +15,7 @@ from transformers import DataCollator
 from transformers.trainer_utils import PredictionOutput, has_length
 
 from trl_dpo_ext.data.columns import opened
+from trl_dpo_ext.data.image_collator import NO_ANSWER_LEFT, ImageCollator
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
@@ -123,6 +124,8 @@ class BaseDPOTrainer(WithSamples):
         if without_reference:
             self.precompute_ref_logps = False
         self.check_samples()
+        if self._is_vision_dataset and args.max_length is not None:
+            self.data_collator = ImageCollator(self.data_collator)
         reference_policy.mark_ref_adapter(self.model)
         check_attention(self.model.config._attn_implementation, self.compute_dtype(self.model))
         self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
@@ -187,6 +190,7 @@ class BaseDPOTrainer(WithSamples):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         rows = num_rows(inputs)
         real = inputs.pop(NUM_REAL_ROWS, rows)
+        no_answer_left = inputs.pop(NO_ANSWER_LEFT, False)
         if real < rows and not self._is_vision_dataset:
             inputs = first_rows(inputs, max(real, 1))
         weights = (torch.arange(num_rows(inputs), device=inputs["input_ids"].device) < real).float()  # (B,)
@@ -202,6 +206,11 @@ class BaseDPOTrainer(WithSamples):
                     "Please increase `max_length` or set it to `None` to disable truncation."
                 ) from error
             raise
+        if no_answer_left:
+            raise ValueError(
+                f"`max_length={self.args.max_length}` leaves a row with images no token of an answer to learn from. "
+                "Raise it above what an image with its prompt takes, or set it to `None` to disable truncation."
+            )
         self.record(scored, inputs)
         if self.model.training:
             self._guard.add(scored, self.divergence_of(scored))
