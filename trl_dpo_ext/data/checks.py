@@ -27,6 +27,7 @@ __all__ = [
     "check_columns",
     "check_number",
     "check_one_kind",
+    "check_present",
     "check_ref_logps",
     "check_split_prompt",
     "preference_problem",
@@ -139,6 +140,7 @@ def preference_problem(row: Mapping[str, Any], index: int, dataset_name: str) ->
         ValueError: If a value is missing or of the wrong kind.
     """
     where = f"row {index} of the {dataset_name} dataset"
+    check_present(row, ("chosen", "rejected"), where)
     for name in PREFERENCE_COLUMNS:
         if name in row:
             check_text(row[name], name, where, " For several ranked answers use a ranking, not a preference pair.")
@@ -159,7 +161,7 @@ def settle_prompt(
         prompt (`str` or `list`, *optional*):
             Prompt; `None` of a row without one.
         completions (`Mapping[str, Any]`):
-            Completions with text, by their columns.
+            Completions, by their columns.
         where (`str`):
             The row's name, for messages.
         repeats (`bool`):
@@ -181,8 +183,11 @@ def settle_prompt(
             return prompt, [value[len(prompt) :] for value in values], True
         return prompt, values, False
     if prompt is not None and not any(are_text):
-        if once := prompt_once(prompt, values):
-            return *once, True
+        filled = [place for place, value in enumerate(values) if not is_empty(value)]
+        if once := prompt_once(prompt, [values[place] for place in filled]):
+            for place, value in zip(filled, once[1], strict=True):
+                values[place] = value
+            return once[0], values, True
         if not isinstance(prompt, str):
             if not prompt:
                 raise ValueError(
@@ -234,6 +239,13 @@ def check_split_prompt(row: Mapping[str, Any], prompt: Any, where: str, dataset_
             f"The {dataset_name} dataset has no column `prompt`{unused}, and the answers of {where} share no "
             "start that could be one. Rename the column that holds it with `dataset.rename_column`."
         )
+
+
+def check_present(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Raises a `ValueError` if a row lacks a column, which rows of a stream can."""
+    for name in names:
+        if name not in row:
+            raise ValueError(f"`{name}` in {where} is missing; it has {', '.join(map(str, row))}. Fill it in.")
 
 
 def check_ref_logps(row: Mapping[str, Any], where: str) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from trl_dpo_ext.data.checks import check_columns, check_number, check_one_kind, settle_prompt
+from trl_dpo_ext.data.checks import check_columns, check_number, check_one_kind, check_present, settle_prompt
 from trl_dpo_ext.data.kinds import other_kind
-from trl_dpo_ext.data.messages import check_text, is_empty
+from trl_dpo_ext.data.messages import check_text
 from trl_dpo_ext.data.token_ids import check_ids, check_list
 
 
@@ -92,6 +92,7 @@ def check_ranking(row: Mapping[str, Any], where: str, max_completions: int | Non
     """
     if "completion_ids" in row:
         column = "completion_ids"
+        check_present(row, ("prompt_ids",), where)
         check_ids(row["prompt_ids"], "prompt_ids", where)
         check_list(row[column], column, where, "a list of token id lists")
         for place, ids in enumerate(row[column]):
@@ -133,7 +134,7 @@ def _check_texts(row: Mapping[str, Any], where: str) -> None:
     for name, value in entries.items():
         _check_text(value, name, where)
     prompt = entries.pop("prompt", None)
-    settle_prompt(prompt, {name: value for name, value in entries.items() if not is_empty(value)}, where, False)
+    settle_prompt(prompt, entries, where, repeats=False)
 
 
 def _check_text(value: Any, name: str, where: str) -> None:

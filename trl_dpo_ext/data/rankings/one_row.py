@@ -15,6 +15,7 @@ from trl_dpo_ext.data.checks import (
     PROMPT_REPEATED,
     TOKENIZED_COLUMNS,
     WHY_DROPPED,
+    check_present,
     check_ref_logps,
     check_split_prompt,
     preference_problem,
@@ -200,6 +201,7 @@ def checked_ranking(
     tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
     is_pair = not {"completions", "completion_ids"} & row.keys()
     if is_pair:  # these errors name `chosen` and `rejected`
+        check_present(row, TOKENIZED_COLUMNS if tokenized else (), where)
         for name in TOKENIZED_COLUMNS if tokenized else ():
             check_ids(row[name], name, where)
         if not tokenized:
@@ -208,14 +210,14 @@ def checked_ranking(
     ranking = as_ranking(row)
     if tokenized or not is_pair:
         check_ranking(ranking, where, max_completions)
-    if tokenized or "prompt" not in ranking:
+    if tokenized:
         return ranking, tokenized, False
     given = ranking["completions"]
     names = PAIR if is_pair else [f"completions[{place}]" for place in range(len(given))]
-    filled = {name: value for name, value in zip(names, given, strict=True) if not is_empty(value)}
-    ranking["prompt"], values, repeated = settle_prompt(row["prompt"], filled, where, repeats)
-    left = dict(zip(filled, values, strict=True))
-    ranking["completions"] = [left.get(name, value) for name, value in zip(names, given, strict=True)]
+    completions = dict(zip(names, given, strict=True))
+    prompt, ranking["completions"], repeated = settle_prompt(row.get("prompt"), completions, where, repeats)
+    if "prompt" in row:
+        ranking["prompt"] = prompt
     return ranking, tokenized, repeated
 
 
