@@ -243,7 +243,7 @@ class TestColumns:
             ),
             (
                 ["prompt", "text"],
-                "no column `completions`. A ranking data set needs .* found prompt, text. It holds prompts without answers",
+                "no column `completions`.* It holds prompts without answers",
             ),
             (["prompt", "completions", "rank"], "no column `ranks`, but one named `rank`. .* best first"),
             (["prompt", "completions", "rankings"], "no column `ranks`, but one named `rankings`"),

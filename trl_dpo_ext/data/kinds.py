@@ -76,7 +76,7 @@ def other_kind(columns: Sequence[str]) -> str:
 
     ```
     """
-    misspelt = any(get_close_matches(name, ("chosen", "rejected", "completions"), cutoff=0.6) for name in columns)
+    misspelt = any(get_close_matches(name, ("chosen", "rejected", "completions"), cutoff=0.75) for name in columns)
     for names, what, advice in _KINDS:
         if set(names) <= set(columns) and not (misspelt and names in (("prompt",), ("text",))):
             return f"It holds {what}. {advice}"

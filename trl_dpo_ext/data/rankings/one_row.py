@@ -208,8 +208,9 @@ def checked_ranking(
             preference_problem(row, index, dataset_name)
         check_ref_logps(row, where)
     ranking = as_ranking(row)
-    if tokenized or not is_pair:
-        check_ranking(ranking, where, max_completions)
+    if is_pair and not tokenized:
+        settle_prompt(row.get("prompt"), {name: row[name] for name in PAIR}, where, repeats)
+    check_ranking(ranking, where, max_completions)
     if tokenized:
         return ranking, tokenized, False
     given = ranking["completions"]

@@ -132,7 +132,8 @@ def as_ranking(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "completions" in row or "completion_ids" in row:
         return dict(row)
-    ranking = {name: value for name, value in row.items() if name not in PAIR_COLUMNS}
+    # A pair is in order; `scores` beside it are no column of its completions
+    ranking = {name: value for name, value in row.items() if name not in (*PAIR_COLUMNS, "scores")}
     if "chosen" in row:
         ranking["completions"] = [row["chosen"], row["rejected"]]
     if "chosen_ids" in row:
