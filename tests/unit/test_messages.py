@@ -154,7 +154,7 @@ KIND_ERRORS = {
         CHAT | {"rejected": "No."},
         (
             "In row 0 of the train dataset",
-            "`prompt` messages, `chosen` messages, `rejected` text",
+            "`rejected` is text and `prompt` is messages",
             "Use one of the two",
         ),
     ),
