@@ -128,6 +128,8 @@ def _is_usable(row: dict[str, Any]) -> bool:
 
 
 def _nothing_left(dataset_name: str, first_dropped: str) -> str:
+    if "prompt fills" in first_dropped:
+        return f"No row of the {dataset_name} dataset is usable ({first_dropped}): no answer is left. Raise it."
     return (
         f"No row of the {dataset_name} dataset is usable ({first_dropped}). It needs pairs of two different answers."
     )
