@@ -100,12 +100,6 @@ class TestColumns:
             build(rows)
 
     @pytest.mark.parametrize("sets", ["eval", {"books": None}], ids=["one", "named"])
-    @cases(ROW_ERRORS)
-    def test_rows_are_numbered_as_the_user_passed_them(self, build, row, parts):
-        # Row 0 is left out, which must not shift the others
-        with says(*(part.replace("row 1", "row 2") for part in parts)):
-            build([SAME, GOOD, row])
-
     def test_the_evaluation_set_is_named(self, build, sets):
         wrong = preference_rows(2).rename_column("chosen", "chosn")
         name = "eval" if sets == "eval" else "books"
