@@ -6,8 +6,8 @@ transformers is one clear `ImportError` and not a wrong number.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import transformers
@@ -37,7 +37,6 @@ __all__ = [
     "lm_head_tiles_for",
     "loading_models_by",
     "prepare_deepspeed",
-    "turns_in_preparation",
     "unwrap_model_for_generation",
     "use_adapter",
 ]
@@ -144,17 +143,6 @@ def loading_models_by(load: Callable[..., torch.nn.Module]) -> Iterator[None]:
         yield
     finally:
         trl_dpo_trainer.create_model_from_path = given
-
-
-@contextmanager
-def turns_in_preparation(main_first: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
-    """Makes processes take turns by `main_first` where TRL prepares a data set, in place of TRL's own barriers."""
-    given = trl_dpo_trainer.global_then_local_main_first
-    trl_dpo_trainer.global_then_local_main_first = main_first  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        trl_dpo_trainer.global_then_local_main_first = given
 
 
 check_seams()

@@ -13,7 +13,7 @@ from tokenizers import processors
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
 from trl_dpo_ext.data.prompts import split_prompt
 from trl_dpo_ext.data.report import DataReport
-from trl_dpo_ext.data.tokenization import cut_pair, leading_special_ids
+from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
 
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -147,7 +147,7 @@ class TestTRLsTokens:
         rows = preference_rows(6, kind)
         assert prepare(rows, tokenization="joint").rows == prepared_by_trl(rows)
 
-    @pytest.mark.parametrize(("kind", "max_length", "left"), [("plain", 36, 4), ("chat", 50, 3), ("chat", None, 6)])
+    @pytest.mark.parametrize(("kind", "max_length", "left"), [("plain", 37, 4), ("chat", 50, 3), ("chat", None, 6)])
     def test_joint_leaves_out_the_rows_that_trl_leaves_out(self, prepare, prepared_by_trl, kind, max_length, left):
         rows = preference_rows(6, kind)
         ours = prepare(rows, tokenization="joint", max_length=max_length)
@@ -260,12 +260,14 @@ class TestAuthorsCut:
             max_length = draw.randint(2, 60)
             max_prompt_length = draw.randint(1, max_length - 1)
             expected = authors_cut(row, max_length, max_prompt_length, mode)
-            cut = cut_pair(row, max_length, max_prompt_length, mode == "keep_end", leading_ids=[])
-            prompt_cut, answer_cut = cut.pop("prompt_cut"), cut.pop("answer_cut")
+            result = Cut(False, max_length, max_prompt_length, mode == "keep_end")(
+                row["prompt_ids"], [row[name] for name in IDS[1:]]
+            )
+            cut = dict(zip(IDS, (result.prompt_ids, *result.completion_ids), strict=True))
             assert cut == expected
-            assert prompt_cut == (cut["prompt_ids"] != row["prompt_ids"])
-            assert answer_cut == any(cut[name] != row[name] for name in IDS[1:])
-            seen.add((prompt_cut, answer_cut))
+            assert result.prompt_cut == (cut["prompt_ids"] != row["prompt_ids"])
+            assert result.completions_cut == any(cut[name] != row[name] for name in IDS[1:])
+            seen.add((result.prompt_cut, result.completions_cut))
         assert len(seen) == 4  # every way of cutting was met
 
 

@@ -178,7 +178,10 @@ class TestErrors:
         rows = [chat(("user:Is it?",)), chat(("system:Be brief.", "user:Is it?"))]
         finding = found(look(rows, tokenizer), "malformed-row")
         assert finding.rows == [1]
-        assert "The chat template cannot render row 1 of the train dataset: No system role." in finding.meaning
+        assert (
+            "The chat template cannot render `prompt` in row 1 of the train dataset: No system role."
+            in finding.meaning
+        )
 
     def test_reference_log_probabilities(self):
         logps = {"ref_chosen_logps": -1.0, "ref_rejected_logps": -2.0}
@@ -188,9 +191,8 @@ class TestErrors:
 
     def test_text_and_messages_in_one_data_set(self):
         rows = IterableDataset.from_generator(lambda: iter([GOOD, chat(("user:Is it?",)), GOOD]))
-        finding = found(look(rows), "malformed-row")
-        assert finding.rows == [1]
-        assert "starts with text, but row 1 of the train dataset is messages" in finding.meaning
+        report = look(rows)
+        assert report.preparation.rows == 3 and report.healthy
 
     def test_no_eos(self):
         tokenizer = tiny_tokenizer()
@@ -530,7 +532,7 @@ class TestReport:
 
     def test_images(self):
         with pytest.raises(ValueError, match="has the column `images`. Only text and chat is examined"):
-            look([GOOD | {"images": [1]}])
+            look([GOOD | {"images": ["https://example.org/cat.png"]}])
 
 
 @pytest.fixture(scope="module")

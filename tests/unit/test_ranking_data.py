@@ -14,7 +14,7 @@ from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
 from trl_dpo_ext.data.rankings.preparation import prepare_rankings
 from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.report import DataReport
-from trl_dpo_ext.data.tokenization import cut_completions, cut_pair, leading_special_ids, tokenize_pair
+from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids, tokenize_apart
 
 
 TOKENIZER = tiny_tokenizer()
@@ -156,16 +156,16 @@ class TestTokens:
     def test_two_completions_are_a_pair(self, kind):
         pairs = preference_rows(9, "plain")
         leading = leading_special_ids(TOKENIZER)
-        expected = [tokenize_pair(row, i, TOKENIZER, leading, "train") for i, row in enumerate(pairs)]
+        apart = pairs
         if kind == "implicit":  # the prompt ends where the two turn apart
             pairs = preference_rows(9, "implicit")
-            expected = [
-                tokenize_pair(trl.extract_prompt(row), i, TOKENIZER, leading, "train") for i, row in enumerate(pairs)
-            ]
+            apart = [trl.extract_prompt(row) for row in pairs]
+        tokenized = [
+            tokenize_apart(row["prompt"], (row["chosen"], row["rejected"]), TOKENIZER, leading, "a row")
+            for row in apart
+        ]
         expected = [
-            {"prompt_ids": row["prompt_ids"], "completion_ids": [row["chosen_ids"], row["rejected_ids"]]}
-            | {"ranks": [0, 1]}
-            for row in expected
+            {"prompt_ids": prompt, "completion_ids": completions, "ranks": [0, 1]} for prompt, completions in tokenized
         ]
         assert prepare(as_rankings(pairs)).rows == expected
         assert prepare(pairs).rows == expected
@@ -252,7 +252,9 @@ class TestTokens:
         )
         rows = preference_rows(2, "chat").to_list()
         rows[1]["prompt"][0]["role"] = "tool"
-        with pytest.raises(ValueError, match="chat template cannot render row 1 of the train dataset: No role tool"):
+        with pytest.raises(
+            ValueError, match="chat template cannot render `prompt` in row 1 of the train dataset: No role tool"
+        ):
             prepare(rows, tokenizer)
 
     def test_a_border_that_moves_is_told_once(self, caplog):
@@ -299,26 +301,19 @@ class TestCut:
         assert prepare([{"prompt": "z" * 700, "completions": ["z" * 900, "q"]}]).lengths() == [(700, 901, 2)]
 
     @pytest.mark.parametrize("keep_end", [False, True])
-    def test_two_completions_are_cut_as_a_pair(self, keep_end):
+    def test_a_shorter_completion_changes_nothing(self, keep_end):
         draw = random.Random(0)
         for _ in range(300):
             prompt, chosen, rejected = ([draw.randrange(99) for _ in range(draw.randint(1, 40))] for _ in range(3))
             max_length = draw.randint(2, 60)
             options = {"max_length": max_length, "max_prompt_length": draw.randint(1, max_length - 1)}
             options |= {"keep_end": keep_end, "leading_ids": []}
-            pair = cut_pair({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}, **options)
             cut = cut_completions(prompt, [chosen, rejected], **options)
-            assert cut == (
-                pair["prompt_ids"],
-                [pair["chosen_ids"], pair["rejected_ids"]],
-                pair["prompt_cut"],
-                pair["answer_cut"],
-            )
             # A third completion, no longer than the others, changes nothing for them
             third = draw.choice([chosen, rejected])[: draw.randint(1, 40)]
             assert cut_completions(prompt, [chosen, rejected, third], **options)[1][:2] == cut[1]
 
-    @pytest.mark.parametrize(("max_length", "left"), [(36, 4), (50, 6)])
+    @pytest.mark.parametrize(("max_length", "left"), [(37, 4), (50, 6)])
     def test_joint_leaves_the_cut_to_the_collator_as_trl_does(self, max_length, left):
         pairs = preference_rows(6)
         prepared = prepare(pairs, tokenization="joint", max_length=max_length)
@@ -397,7 +392,7 @@ class TestTokensThatTheUserBrings:
 
     def test_a_number_that_is_no_token(self):
         row = {"prompt_ids": [5], "completion_ids": [[1.5], [2.0]]}
-        with pytest.raises(ValueError, match=r"`completion_ids\[0\]` in row 0 .* something else than whole numbers"):
+        with pytest.raises(ValueError, match=r"`completion_ids\[0\]\[0\]` in row 0 .* is 1.5, of type float"):
             prepare([row])
 
 

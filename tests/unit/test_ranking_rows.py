@@ -237,8 +237,14 @@ class TestColumns:
     @pytest.mark.parametrize(
         ("columns", "message"),
         [
-            (["prompt", "completion"], "no column `completions`.* found prompt, completion. Is it `completion`?"),
-            (["prompt", "text"], "no column `completions`. A ranking data set needs .* found prompt, text.$"),
+            (
+                ["prompt", "completion"],
+                "no column `completions`.* found prompt, completion. It holds one answer for each prompt",
+            ),
+            (
+                ["prompt", "text"],
+                "no column `completions`.* It holds prompts without answers",
+            ),
             (["prompt", "completions", "rank"], "no column `ranks`, but one named `rank`. .* best first"),
             (["prompt", "completions", "rankings"], "no column `ranks`, but one named `rankings`"),
             (["prompt", "completions", "score"], "no column `scores`, but one named `score`. Rename"),

@@ -1,25 +1,53 @@
 """Checks of raw rows: one error that names the row and the fix, and the rows that carry no preference."""
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
+
+from trl_dpo_ext.data.kinds import other_kind
+from trl_dpo_ext.data.messages import check_text, is_empty, text_of
+from trl_dpo_ext.data.prompts import prompt_once
 
 
 __all__ = [
+    "COMPLETIONS_CUT",
+    "COUNTED",
+    "DROPPED",
+    "EMPTY_ANSWER",
+    "IDENTICAL",
     "PREFERENCE_COLUMNS",
+    "PROBLEM",
+    "PROMPT_CUT",
+    "PROMPT_REPEATED",
     "REF_LOGPS_COLUMNS",
     "TOKENIZED_COLUMNS",
+    "WHY_DROPPED",
     "check_columns",
-    "check_text",
+    "check_number",
+    "check_one_kind",
+    "check_present",
+    "check_ref_logps",
+    "check_split_prompt",
     "preference_problem",
+    "settle_prompt",
 ]
 
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")  # `prompt` may be left out: it is then the common start
 TOKENIZED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 REF_LOGPS_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
 
-_EMPTY_ANSWER = "an answer is empty"
-_IDENTICAL = "both answers are the same"
+# Columns of a prepared row that are only counted. A user's cannot have these names.
+PROBLEM, DROPPED, WHY_DROPPED = "__problem", "__dropped", "__why_dropped"
+PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED = "__prompt_cut", "__completions_cut", "__prompt_repeated"
+COUNTED = (PROBLEM, DROPPED, WHY_DROPPED, PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED)
+
+# Columns that hold the prompt in data sets without `prompt`
+_PROMPT_NAMES = ("question", "instruction", "query", "problem", "input")
+
+EMPTY_ANSWER = "an answer is empty"
+IDENTICAL = "both answers are the same"
 
 
 def check_columns(columns: Sequence[str], dataset_name: str) -> None:
@@ -33,8 +61,10 @@ def check_columns(columns: Sequence[str], dataset_name: str) -> None:
             Name used in messages.
 
     Raises:
-        ValueError: If `chosen` or `rejected` is missing, or only one of the two reference columns is there.
+        ValueError: If `chosen` or `rejected` is missing, only one of the two reference columns is there, or the data
+            set is a preference and a ranking data set at once.
     """
+    check_one_kind(columns, dataset_name)
     tokens = [name for name in TOKENIZED_COLUMNS if name in columns]
     if tokens and len(tokens) < len(TOKENIZED_COLUMNS) and "chosen" not in columns:
         missing = next(name for name in TOKENIZED_COLUMNS if name not in columns)
@@ -45,8 +75,10 @@ def check_columns(columns: Sequence[str], dataset_name: str) -> None:
     if not set(TOKENIZED_COLUMNS) <= set(columns):
         for name in ("chosen", "rejected"):
             if name not in columns:
-                similar = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
+                kind = other_kind(columns)
+                similar = [] if kind else difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
                 hint = f" Is it `{similar[0]}`? Rename it with `dataset.rename_column`." if similar else ""
+                hint += f" {kind}" if kind else ""
                 raise ValueError(
                     f"The {dataset_name} dataset has no column `{name}`. A preference data set needs `chosen`, "
                     f"`rejected` and, unless both start with it, `prompt`; found {', '.join(columns)}.{hint}"
@@ -64,6 +96,28 @@ def check_columns(columns: Sequence[str], dataset_name: str) -> None:
         raise ValueError(
             f"The {dataset_name} dataset has the column `{present[0]}` but not `{missing}`. Bring both reference "
             "log-probabilities, or neither."
+        )
+
+
+def check_one_kind(columns: Sequence[str], dataset_name: str) -> None:
+    """
+    Checks that columns are those of pairs or of rankings, and have no name that preparation uses itself.
+
+    Raises:
+        ValueError: If they are both.
+    """
+    if taken := [name for name in COUNTED if name in columns]:
+        raise ValueError(
+            f"The {dataset_name} dataset has a column `{taken[0]}`, a name that preparation uses itself. Rename "
+            "it with `dataset.rename_column`."
+        )
+    ranking = [name for name in ("completions", "completion_ids") if name in columns]
+    pair = [name for name in ("chosen", "rejected", *TOKENIZED_COLUMNS[1:]) if name in columns]
+    if ranking and pair:
+        raise ValueError(
+            f"The {dataset_name} dataset has the column `{ranking[0]}` of a ranking and "
+            f"{' and '.join(f'`{name}`' for name in pair)} of a preference pair. Remove one of the two kinds with "
+            "`dataset.remove_columns`."
         )
 
 
@@ -86,59 +140,123 @@ def preference_problem(row: Mapping[str, Any], index: int, dataset_name: str) ->
         ValueError: If a value is missing or of the wrong kind.
     """
     where = f"row {index} of the {dataset_name} dataset"
-    names = [name for name in PREFERENCE_COLUMNS if name in row]
-    for name in names:
-        check_text(row[name], name, where, " For several ranked answers use a ranking, not a preference pair.")
-    if len({isinstance(row[name], str) for name in names}) > 1:
-        kinds = ", ".join(f"`{name}` {'text' if isinstance(row[name], str) else 'messages'}" for name in names)
-        raise ValueError(f"In {where} some columns are text and some are messages ({kinds}). Use one of the two.")
-    if _is_empty(row["chosen"]) or _is_empty(row["rejected"]):
-        return _EMPTY_ANSWER
+    check_present(row, ("chosen", "rejected"), where)
+    for name in PREFERENCE_COLUMNS:
+        if name in row:
+            check_text(row[name], name, where, " For several ranked answers use a ranking, not a preference pair.")
+    if is_empty(row["chosen"]) or is_empty(row["rejected"]):
+        return EMPTY_ANSWER
     if row["chosen"] == row["rejected"]:
-        return _IDENTICAL
+        return IDENTICAL
     return None
 
 
-def check_text(value: Any, name: str, where: str, hint: str = "") -> None:
+def settle_prompt(
+    prompt: Any, completions: Mapping[str, Any], where: str, repeats: bool
+) -> tuple[Any, list[Any], bool]:
     """
-    Checks that a value is text, or a list of messages with `role` and `content` (or `tool_calls`).
+    The prompt of a row, and its completions without it.
 
     Args:
-        value (`Any`):
-            Prompt or answer.
-        name (`str`):
-            Its column, for the message.
+        prompt (`str` or `list`, *optional*):
+            Prompt; `None` of a row without one.
+        completions (`Mapping[str, Any]`):
+            Completions, by their columns.
         where (`str`):
-            Its row, for the message.
-        hint (`str`, *optional*):
-            What else a list may have been meant to be.
+            The row's name, for messages.
+        repeats (`bool`):
+            Whether completions of text repeat the prompt, see
+            [`~trl_dpo_ext.data.prompts.answers_repeat_prompts`].
+
+    Returns:
+        `tuple[Any, list, bool]`: Prompt, completions, and whether they repeated it.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If some are text and some are messages, and the text is not a user's message of all others.
     """
-    if value is None:
-        raise ValueError(f"`{name}` in {where} is None. Fill it in, or drop such rows with `dataset.filter`.")
-    if isinstance(value, str):
-        return
-    if not isinstance(value, list):
-        raise ValueError(
-            f"`{name}` in {where} is of type {type(value).__name__}. Expected text, or a list of messages."
+    values = list(completions.values())
+    are_text = [isinstance(value, str) for value in values]
+    if not values or prompt is None and len(set(are_text)) < 2:
+        return None, values, False
+    if isinstance(prompt, str) and all(are_text):
+        if repeats and prompt and all(value.startswith(prompt) for value in values):
+            return prompt, [value[len(prompt) :] for value in values], True
+        return prompt, values, False
+    if prompt is not None and not any(are_text):
+        filled = [place for place, value in enumerate(values) if not is_empty(value)]
+        if once := prompt_once(prompt, [values[place] for place in filled]):
+            for place, value in zip(filled, once[1], strict=True):
+                values[place] = value
+            return once[0], values, True
+        if not isinstance(prompt, str):
+            if not prompt:
+                raise ValueError(
+                    f"`prompt` in {where} is empty, so nothing predicts the first token of an answer. Give every row "
+                    "a prompt."
+                )
+            return prompt, values, False
+    named = {"prompt": prompt, **completions} if prompt is not None else completions
+    text = next(name for name, value in named.items() if isinstance(value, str))
+    messages = next(name for name, value in named.items() if not isinstance(value, str))
+    fix = "Use one of the two."
+    if text == "prompt":
+        fix += (
+            " (Text is taken with conversations that all start with it as a user's message.) Make it a list of "
+            "messages with `dataset.map`, or remove it if the messages hold the prompt."
         )
-    for message in value:
-        if not (isinstance(message, Mapping) and "role" in message):
-            found = f"keys {sorted(message)}" if isinstance(message, Mapping) else type(message).__name__
-            raise ValueError(
-                f"`{name}` in {where} is a list with an entry of {found}. Expected text, or a list of messages with "
-                f"`role` and `content`.{hint}"
-            )
-        if message.get("content") is None and not message.get("tool_calls"):
-            raise ValueError(
-                f"`{name}` in {where} has a message without `content` (keys {sorted(message)}). Give every message "
-                "its text, or its `tool_calls`."
-            )
+    raise ValueError(f"In {where} `{text}` is text and `{messages}` is messages. {fix}")
 
 
-def _is_empty(answer: Any) -> bool:
-    if isinstance(answer, str):
-        return not answer
-    return not any(message.get("content") or message.get("tool_calls") for message in answer)
+def check_split_prompt(row: Mapping[str, Any], prompt: Any, where: str, dataset_name: str) -> None:
+    """
+    Checks the prompt that was split off the answers of a row without one.
+
+    Args:
+        row (`Mapping`):
+            Row, with its other columns.
+        prompt (`str` or `list`):
+            Common start of its answers.
+        where (`str`):
+            The row's name, for messages.
+        dataset_name (`str`):
+            That of the data set.
+
+    Raises:
+        ValueError: If there is none, or another column seems to hold it.
+    """
+    text = text_of(prompt)
+    for name, value in row.items():
+        if name.lower() in _PROMPT_NAMES and isinstance(value, str) and value.strip() not in text:
+            raise ValueError(
+                f"The {dataset_name} dataset has no column `prompt`, and the common start of the answers of {where} "
+                f"does not hold the text of `{name}`. Rename that column to `prompt` with `dataset.rename_column`, or "
+                "remove it."
+            )
+    if not prompt:
+        others = [name for name in row if name not in PREFERENCE_COLUMNS and name != "completions"]
+        unused = f" (columns not used: {', '.join(f'`{name}`' for name in others)})" if others else ""
+        raise ValueError(
+            f"The {dataset_name} dataset has no column `prompt`{unused}, and the answers of {where} share no "
+            "start that could be one. Rename the column that holds it with `dataset.rename_column`."
+        )
+
+
+def check_present(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
+    """Raises a `ValueError` if a row lacks a column, which rows of a stream can."""
+    for name in names:
+        if name not in row:
+            raise ValueError(f"`{name}` in {where} is missing; it has {', '.join(map(str, row))}. Fill it in.")
+
+
+def check_ref_logps(row: Mapping[str, Any], where: str) -> None:
+    """Raises a `ValueError` if a pair brings reference log-probabilities that are no finite numbers."""
+    if set(REF_LOGPS_COLUMNS) <= row.keys():
+        for name in REF_LOGPS_COLUMNS:
+            advice = "Reference log-probabilities must be finite; compute them again, or remove both columns."
+            check_number(row[name], name, where, advice)
+
+
+def check_number(value: Any, name: str, where: str, advice: str) -> None:
+    """Raises a `ValueError` if a value is no finite number."""
+    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"`{name}` in {where} is {value!r}. {advice}")

@@ -17,6 +17,7 @@ class DataReport:
         first_dropped (`str`): Number of the first such row, and why.
         prompts_cut (`int` or `None`): Rows with a cut prompt.
         answers_cut (`int` or `None`): Rows with a cut answer.
+        prompts_repeated (`int` or `None`): Rows left whose answers repeated their prompt, which is taken once.
     """
 
     rows: int | None
@@ -24,6 +25,7 @@ class DataReport:
     first_dropped: str = ""
     prompts_cut: int | None = 0
     answers_cut: int | None = 0
+    prompts_repeated: int | None = 0
 
     @property
     def share_cut(self) -> float:
@@ -37,5 +39,11 @@ class DataReport:
             return "streaming, not counted"
         return (
             f"{self.rows:,} rows ({self.dropped:,} dropped), {self.prompts_cut:,} prompts and "
-            f"{self.answers_cut:,} answers cut"
+            f"{self.answers_cut:,} answers cut{self._repeated}"
         )
+
+    @property
+    def _repeated(self) -> str:
+        if not self.prompts_repeated:
+            return ""
+        return f", {self.prompts_repeated:,} prompts taken once that the answers repeated"

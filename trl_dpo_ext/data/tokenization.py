@@ -1,12 +1,113 @@
 """Tokens as the paper's authors make them: prompt and answers apart, the EOS id appended, the prompt cut first."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 
-__all__ = ["cut_completions", "cut_pair", "leading_special_ids", "tokenize_apart", "tokenize_pair"]
+__all__ = ["Cut", "CutResult", "cut_completions", "leading_special_ids", "tokenize_apart"]
+
+
+@dataclass(frozen=True)
+class CutResult:
+    """
+    A prompt with its completions after the cut.
+
+    Args:
+        prompt_ids (`list[int]`): Prompt. With `"joint"` the collator has yet to cut, here and below.
+        completion_ids (`list[list[int]]`): Completions.
+        prompt_cut (`bool`): Whether the prompt is cut.
+        completions_cut (`bool`): Whether a completion is cut; with `"joint"`, or the prompt.
+        left (`list[Hashable]`): Equal where what is left of two completions is equal.
+        problem (`str`): Why nothing is left to learn from, or `""`.
+    """
+
+    prompt_ids: list[int]
+    completion_ids: list[list[int]]
+    prompt_cut: bool
+    completions_cut: bool
+    left: list[Hashable]
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """
+    How rows are cut that are too long: options of the trainers, see [`~trl_dpo_ext.data.row_options.RowOptions`].
+
+    Args:
+        joint (`bool`, *optional*, defaults to `False`): Whether the collator cuts, each completion with its prompt, as
+            TRL's does, or preparation by the authors' rule.
+        max_length (`int`, *optional*): Most tokens of a prompt with a completion; `None`: no cut.
+        max_prompt_length (`int`, *optional*): Tokens that an over-long row's prompt is cut to; by default half.
+        keep_end (`bool`, *optional*, defaults to `True`): Which end is kept, of the prompt or, with `joint`, of both.
+        leading_ids (`tuple[int, ...]`, *optional*): Special ids that stay in front of a cut prompt.
+    """
+
+    joint: bool = False
+    max_length: int | None = None
+    max_prompt_length: int | None = None
+    keep_end: bool = True
+    leading_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        tokenization: str,
+        max_length: int | None,
+        max_prompt_length: int | None,
+        prompt_truncation_mode: str | None,
+        truncation_mode: str,
+        leading_ids: Sequence[int],
+    ) -> "Cut":
+        """The cut of the options of the same names."""
+        joint = tokenization == "joint"
+        mode = truncation_mode if joint else prompt_truncation_mode or "keep_end"
+        return cls(joint, max_length, max_prompt_length, mode == "keep_end", tuple(leading_ids))
+
+    def __call__(self, prompt_ids: list[int], completion_ids: Sequence[list[int]]) -> CutResult:
+        """Cuts a prompt with its completions, or says what the collator will cut."""
+        completion_ids = list(completion_ids)
+        if self.max_length is None:
+            return CutResult(prompt_ids, completion_ids, False, False, [tuple(ids) for ids in completion_ids])
+        if self.joint:
+            return self._by_collator(prompt_ids, completion_ids, self.max_length)
+        prompt_ids, completion_ids, prompt_cut, completions_cut = cut_completions(
+            prompt_ids,
+            completion_ids,
+            max_length=self.max_length,
+            max_prompt_length=self.max_prompt_length or self.max_length // 2,
+            keep_end=self.keep_end,
+            leading_ids=list(self.leading_ids),
+        )
+        left: list[Hashable] = [tuple(ids) for ids in completion_ids]
+        return CutResult(prompt_ids, completion_ids, prompt_cut, completions_cut, left)
+
+    def is_full(self, prompt_ids: list[int]) -> bool:
+        """Whether the collator will keep the start of a row, and its prompt leaves no room for a completion."""
+        return self.joint and not self.keep_end and self.max_length is not None and len(prompt_ids) >= self.max_length
+
+    def cuts_end(self, prompt_ids: list[int], ids: list[int], kept: list[int]) -> bool:
+        """Whether a completion that the cut made `kept` of loses its last token."""
+        if self.joint and self.max_length is not None:
+            return not self.keep_end and len(prompt_ids) + len(ids) > self.max_length
+        return len(kept) < len(ids)
+
+    def _by_collator(self, prompt_ids: list[int], completion_ids: list[list[int]], max_length: int) -> CutResult:
+        num_prompt = len(prompt_ids)
+        excess = [max(num_prompt + len(ids) - max_length, 0) for ids in completion_ids]
+        left: list[Hashable]
+        if self.keep_end:
+            # Of the prompt each completion leaves as much as it has room for
+            left = [
+                (max(num_prompt - over, 0), *ids[max(over - num_prompt, 0) :])
+                for ids, over in zip(completion_ids, excess, strict=True)
+            ]
+        else:
+            left = [tuple(ids[: max(max_length - num_prompt, 0)]) for ids in completion_ids]
+        problem = f"its prompt fills `max_length={max_length}`" if self.is_full(prompt_ids) else ""
+        return CutResult(prompt_ids, completion_ids, False, any(excess), left, problem)
 
 
 def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -20,7 +121,7 @@ def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def tokenize_apart(
-    prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase, leading_ids: list[int], where: str
+    prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase, leading_ids: Sequence[int], where: str
 ) -> tuple[list[int], list[list[int]]]:
     """
     Tokenises a prompt and its completions apart and appends the EOS id to each completion that lacks it.
@@ -35,7 +136,7 @@ def tokenize_apart(
             Any number of completions.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer with an EOS token.
-        leading_ids (`list[int]`):
+        leading_ids (`Sequence[int]`):
             Result of [`leading_special_ids`].
         where (`str`):
             The row's name in messages.
@@ -47,7 +148,7 @@ def tokenize_apart(
         ValueError: If the prompt has no token, so that nothing predicts a completion's first token.
     """
     prompt_ids, *completion_ids = tokenizer([prompt, *completions], add_special_tokens=False)["input_ids"]
-    prompt_ids = leading_ids + prompt_ids
+    prompt_ids = [*leading_ids, *prompt_ids]
     if not prompt_ids:
         raise ValueError(
             f"`prompt` in {where} is empty and the tokenizer adds no BOS token, so nothing predicts the first token "
@@ -55,40 +156,6 @@ def tokenize_apart(
         )
     eos = [tokenizer.eos_token_id]
     return prompt_ids, [ids if ids[-1:] == eos else ids + eos for ids in completion_ids]
-
-
-def tokenize_pair(
-    row: dict[str, Any],
-    index: int,
-    tokenizer: PreTrainedTokenizerBase,
-    leading_ids: list[int],
-    dataset_name: str,
-) -> dict[str, list[int]]:
-    """
-    Tokenises prompt and answers of a plain-text row apart. See [`tokenize_apart`].
-
-    Args:
-        row (`dict`):
-            `prompt`, `chosen` and `rejected`, text.
-        index (`int`):
-            Number of the row, for messages.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer with an EOS token.
-        leading_ids (`list[int]`):
-            Result of [`leading_special_ids`].
-        dataset_name (`str`):
-            Name used in messages.
-
-    Returns:
-        `dict[str, list[int]]`: `prompt_ids`, `chosen_ids`, `rejected_ids`.
-
-    Raises:
-        ValueError: If the prompt has no token, so that nothing predicts an answer's first token.
-    """
-    where = f"row {index} of the {dataset_name} dataset"
-    answers = (row["chosen"], row["rejected"])
-    prompt_ids, (chosen_ids, rejected_ids) = tokenize_apart(row["prompt"], answers, tokenizer, leading_ids, where)
-    return {"prompt_ids": prompt_ids, "chosen_ids": chosen_ids, "rejected_ids": rejected_ids}
 
 
 def cut_completions(
@@ -139,41 +206,3 @@ def cut_completions(
             completions_cut = longest > room
             completion_ids = [ids[:room] for ids in completion_ids]
     return prompt_ids, completion_ids, prompt_cut, completions_cut
-
-
-def cut_pair(
-    row: dict[str, list[int]], max_length: int, max_prompt_length: int, keep_end: bool, leading_ids: list[int]
-) -> dict[str, Any]:
-    """
-    Cuts an over-long pair by the authors' rule. See [`cut_completions`].
-
-    Args:
-        row (`dict`):
-            `prompt_ids`, `chosen_ids`, `rejected_ids`.
-        max_length (`int`):
-            Most tokens a prompt with its answer may have.
-        max_prompt_length (`int`):
-            Tokens an over-long row's prompt is cut to.
-        keep_end (`bool`):
-            Whether the prompt's end is kept, or its start.
-        leading_ids (`list[int]`):
-            Special ids that stay in front of a cut prompt.
-
-    Returns:
-        `dict`: The three id lists, and `prompt_cut` and `answer_cut`.
-    """
-    prompt_ids, (chosen_ids, rejected_ids), prompt_cut, answer_cut = cut_completions(
-        row["prompt_ids"],
-        (row["chosen_ids"], row["rejected_ids"]),
-        max_length=max_length,
-        max_prompt_length=max_prompt_length,
-        keep_end=keep_end,
-        leading_ids=leading_ids,
-    )
-    return {
-        "prompt_ids": prompt_ids,
-        "chosen_ids": chosen_ids,
-        "rejected_ids": rejected_ids,
-        "prompt_cut": prompt_cut,
-        "answer_cut": answer_cut,
-    }

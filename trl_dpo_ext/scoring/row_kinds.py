@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trl import extract_prompt
-
+from trl_dpo_ext.data.columns import IMAGE_COLUMNS, is_image
+from trl_dpo_ext.data.prompts import without_repeated_prompt
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 
 
@@ -32,7 +32,7 @@ def reward_columns(columns: Sequence[str]) -> tuple[str, ...]:
     return ("score",) if "completion" in columns else ("score_chosen", "score_rejected")
 
 
-def completions_of(row: Mapping[str, Any], name: str, *, splits_pairs: bool = False) -> dict[str, Any]:
+def completions_of(row: Mapping[str, Any], name: str, *, repeats: bool = False) -> dict[str, Any]:
     """
     What of a row [`ImplicitRewardModel.score_rows`] takes.
 
@@ -41,15 +41,18 @@ def completions_of(row: Mapping[str, Any], name: str, *, splits_pairs: bool = Fa
             Row with `completions`, `completion`, or `chosen` and `rejected`.
         name (`str`):
             Name of the rows in messages.
-        splits_pairs (`bool`, *optional*, defaults to `False`):
-            Leave a pair's implicit prompt to TRL, as the trainers do with `tokenization="joint"`.
+        repeats (`bool`, *optional*, defaults to `False`):
+            Whether completions of text begin with the prompt of their row, see
+            [`~trl_dpo_ext.data.prompts.answers_repeat_prompts`].
 
     Raises:
         ValueError: If a column is missing, or the row has images.
     """
-    for images in ("image", "images"):
-        if row.get(images):
+    for images in IMAGE_COLUMNS:
+        if is_image(row.get(images)):
             raise ValueError(f"the row has `{images}`, and rewards are computed of text and chat only.")
+    if repeats:
+        row = without_repeated_prompt(row)
     context = {column: row[column] for column in _CONTEXT if column in row}
     if "completion" in row and "completions" not in row:
         return {"completions": [row["completion"]], **context}
@@ -58,8 +61,7 @@ def completions_of(row: Mapping[str, Any], name: str, *, splits_pairs: bool = Fa
         return {"completions": row["completions"], **context}
     if not {"chosen", "rejected"} <= row.keys():
         raise ValueError("the row has token ids but no text, and rewards are computed from the text.")
-    pair = {"chosen": row["chosen"], "rejected": row["rejected"], **context}
-    return pair | extract_prompt(pair) if splits_pairs and "prompt" not in row else pair
+    return {"chosen": row["chosen"], "rejected": row["rejected"], **context}
 
 
 def as_columns(rewards: Sequence[float], names: Sequence[str]) -> dict[str, Any]:

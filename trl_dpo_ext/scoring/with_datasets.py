@@ -6,6 +6,8 @@ from typing import Any
 from datasets import Dataset
 
 from trl_dpo_ext.data.checks import check_columns
+from trl_dpo_ext.data.columns import holds_images, opened, plain
+from trl_dpo_ext.data.prompts import answers_repeat_prompts
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 from trl_dpo_ext.data.row_options import RowOptions
 from trl_dpo_ext.scoring.results import PreferenceAccuracy, PreferenceReport
@@ -71,6 +73,7 @@ class WithDatasets:
             ValueError: If a column is missing or already there, or a row is malformed.
         """
         _check_dataset(dataset)
+        dataset = plain(dataset, "scored")
         _check_no_columns(dataset.column_names, [_CHOSEN, _REJECTED, _SWAPPED])
         chosen, rejected = self._score_pairs(dataset)
         swapped = [a < b for a, b in zip(chosen, rejected, strict=True)]
@@ -125,8 +128,9 @@ class WithDatasets:
         return [pair[0] for pair in rewards], [pair[1] for pair in rewards]
 
     def _score(self, dataset: Dataset) -> list[list[float]]:
-        joint = self.row_options.joint
-        return self.score_rows(completions_of(row, "scored", splits_pairs=joint) for row in dataset)
+        dataset = opened(dataset, "scored")
+        repeats = answers_repeat_prompts(dataset, dataset.column_names)
+        return self.score_rows(completions_of(row, "scored", repeats=repeats) for row in dataset)
 
 
 def _swap(row: Mapping[str, Any], sides: Mapping[str, str]) -> dict[str, Any]:
@@ -143,9 +147,8 @@ def _check_dataset(dataset: Any) -> None:
         )
     if not len(dataset):
         raise ValueError("The dataset has no row.")
-    images = {"image", "images"}.intersection(dataset.column_names)
-    if images:
-        raise ValueError(f"The dataset has the column `{images.pop()}`. Rewards are computed of text and chat only.")
+    if images := holds_images(dataset):
+        raise ValueError(f"The dataset has the column `{images[0]}`. Rewards are computed of text and chat only.")
 
 
 def _check_no_columns(columns: Sequence[str], names: Sequence[str]) -> None:

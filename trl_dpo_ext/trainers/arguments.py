@@ -10,7 +10,7 @@ from torch import nn
 from trl import DPOConfig
 
 from trl_dpo_ext.compat import get_config_model_id
-from trl_dpo_ext.data.preparation import columns_of
+from trl_dpo_ext.data.columns import holds_images, opened
 from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
@@ -23,6 +23,7 @@ __all__ = [
     "check_trainable",
     "config_from",
     "has_images",
+    "opened_sets",
 ]
 
 logger = get_logger(__name__)
@@ -165,6 +166,13 @@ def check_trainable(model: nn.Module, learning_rate: float, optimizer: torch.opt
 
 def has_images(dataset: Any) -> bool:
     """Whether rows hold images."""
-    if not isinstance(dataset, (Dataset, IterableDataset)):
-        return False
-    return not {"image", "images"}.isdisjoint(columns_of(dataset))
+    return isinstance(dataset, (Dataset, IterableDataset)) and bool(holds_images(dataset))
+
+
+def opened_sets(train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:
+    """Training and evaluation rows (or a dict of them) as preparation reads them, see [`opened`]."""
+    if isinstance(eval_dataset, dict):
+        evaluation = {name: opened(rows, name) for name, rows in eval_dataset.items()}
+    else:
+        evaluation = opened(eval_dataset, "eval")
+    return opened(train_dataset, "train"), evaluation

@@ -14,13 +14,14 @@ from torch.utils.data import Sampler, SequentialSampler
 from transformers import DataCollator
 from transformers.trainer_utils import PredictionOutput, has_length
 
-from trl_dpo_ext.compat import turns_in_preparation
+from trl_dpo_ext.data.columns import opened
+from trl_dpo_ext.data.image_collator import NO_ANSWER_LEFT, ImageCollator
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
 from trl_dpo_ext.models.limits import check_is_causal_lm
 from trl_dpo_ext.models.loading import whole_models
-from trl_dpo_ext.processes import check_same, get_logger, main_first, together
+from trl_dpo_ext.processes import check_same, get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.choice import choose_reference
 from trl_dpo_ext.reference.identity import hash_weights
@@ -32,6 +33,7 @@ from trl_dpo_ext.trainers.arguments import (
     check_reference_model,
     config_from,
     has_images,
+    opened_sets,
 )
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
@@ -83,6 +85,7 @@ class BaseDPOTrainer(WithSamples):
         # A non-finite loss is an error here; the filter would replace it by an average, at one synchronisation a
         # micro-batch
         args.logging_nan_inf_filter = False
+        train_dataset, eval_dataset = opened_sets(train_dataset, eval_dataset)
         check_data_loading(args, train_dataset, eval_dataset)
         check_reference_model(ref_model)
         check_overwrites_nothing(args, model, ref_model, train_dataset)
@@ -130,6 +133,8 @@ class BaseDPOTrainer(WithSamples):
             self.precompute_ref_logps = False
         self.check_samples()
         self.check_rows_fit()
+        if self._is_vision_dataset and args.max_length is not None:
+            self.data_collator = ImageCollator(self.data_collator)
         reference_policy.mark_ref_adapter(self.model)
         check_attention(self.model.config._attn_implementation, self.compute_dtype(self.model))
         self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
@@ -199,6 +204,7 @@ class BaseDPOTrainer(WithSamples):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         rows = num_rows(inputs)
         real = inputs.pop(NUM_REAL_ROWS, rows)
+        no_answer_left = inputs.pop(NO_ANSWER_LEFT, False)
         if real < rows and not self._is_vision_dataset:
             inputs = first_rows(inputs, max(real, 1))
         weights = (torch.arange(num_rows(inputs), device=inputs["input_ids"].device) < real).float()  # (B,)
@@ -214,6 +220,11 @@ class BaseDPOTrainer(WithSamples):
                     "Please increase `max_length` or set it to `None` to disable truncation."
                 ) from error
             raise
+        if no_answer_left:
+            raise ValueError(
+                f"`max_length={self.args.max_length}` leaves a row with images no token of an answer to learn from. "
+                "Raise it above what an image with its prompt takes, or set it to `None` to disable truncation."
+            )
         self.record(scored, inputs)
         if self.model.training:
             self._guard.add(scored, self.divergence_of(scored))
@@ -345,6 +356,11 @@ class BaseDPOTrainer(WithSamples):
             )
         if dataset_name == "train":
             warn_of_text(raw, self._tokenizer, args.tokenization)
+        if report.prompts_repeated:
+            logger.warning(
+                f"The answers of {report.prompts_repeated} rows of the {dataset_name} dataset begin with their "
+                "prompt, which is taken once."
+            )
         if args.train_sampling_strategy in SAMPLED_BY_LENGTH and dataset_name == "train":
             if isinstance(dataset, Dataset):
                 dataset = add_lengths(dataset, args.length_column_name, self.token_columns)
@@ -364,7 +380,8 @@ class BaseDPOTrainer(WithSamples):
         self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
         # Each machine may have a copy of its own
-        with together(), turns_in_preparation(main_first):
+        with together():
+            dataset = opened(dataset, dataset_name)
             if isinstance(dataset, IterableDataset) and dataset_name != "train" and args.world_size > 1:
                 # A stream cannot be split over processes without repeating rows or leaving some out
                 dataset = Dataset.from_list(list(dataset))
@@ -377,12 +394,4 @@ class BaseDPOTrainer(WithSamples):
         self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
         """Turns raw rows into token ids; with `keep_all`, for prediction, none is left out."""
-
-        def prepare_as_trl(rows: Any) -> Any:
-            given, args.max_length = args.max_length, None
-            try:
-                return super(BaseDPOTrainer, self)._prepare_dataset(rows, processing_class, args, dataset_name)
-            finally:
-                args.max_length = given
-
-        return prepare_preferences(dataset, self._tokenizer, args, dataset_name, prepare_as_trl, keep_all)
+        return prepare_preferences(dataset, processing_class, args, dataset_name, keep_all)

@@ -1,6 +1,7 @@
 """Preferred-FT: supervised fine-tuning on the preferred answer (Sec. 4 and 6)."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -120,8 +121,9 @@ class PreferredFTTrainer(GroupTrainer):
         self, dataset: Any, processing_class: Any, args: PreferredFTConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
         # First, so that each is tokenised and cut by itself, whatever it was compared with
-        best = only_best(dataset, dataset_name, args.score_tie_gap, args.dataset_num_proc)
-        dataset, report = self.prepare_groups(best, args, dataset_name, keep_all=True)
+        best, repeated = only_best(dataset, dataset_name, args.score_tie_gap, args.dataset_num_proc)
+        dataset, report = self.prepare_groups(best, args, dataset_name, keep_all=True, repeats=False)
+        report = replace(report, prompts_repeated=repeated)
         if keep_all:
             return dataset, report
         joint = args.tokenization == "joint" and args.truncation_mode == "keep_start"

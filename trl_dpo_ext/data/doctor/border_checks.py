@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, Check, Finding
 from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
-from trl_dpo_ext.data.doctor.template_checks import template_arguments
+from trl_dpo_ext.data.messages import template_arguments
 
 
 __all__ = ["BorderOfJointTokens", "BorderOfSeparateTokens"]
@@ -91,6 +91,6 @@ class BorderOfJointTokens(Check):
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            **template_arguments(row.raw),
+            **template_arguments(row.raw, f"row {row.index}"),
         )
         return rendered["input_ids"]

@@ -10,6 +10,7 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from trl_dpo_ext.data.columns import IMAGE_COLUMNS, columns_of, opened
 from trl_dpo_ext.data.doctor.border_checks import BorderOfJointTokens, BorderOfSeparateTokens
 from trl_dpo_ext.data.doctor.chat_checks import AnswerEndsWithOther, PromptEndsWithAssistant, RolesDoNotAlternate
 from trl_dpo_ext.data.doctor.column_checks import columns_read
@@ -33,7 +34,7 @@ from trl_dpo_ext.data.doctor.length_checks import (
     fitting_length,
 )
 from trl_dpo_ext.data.doctor.meaning_checks import meaning_checks
-from trl_dpo_ext.data.doctor.prepared_row import FULL_PROMPT, PreparedRow, RowPreparation, key_of
+from trl_dpo_ext.data.doctor.prepared_row import PreparedRow, RowPreparation, key_of
 from trl_dpo_ext.data.doctor.report import DoctorReport
 from trl_dpo_ext.data.doctor.text_checks import (
     BosTwice,
@@ -47,7 +48,8 @@ from trl_dpo_ext.data.doctor.text_checks import (
     TurnSplitInAnswers,
     WordsRunTogether,
 )
-from trl_dpo_ext.data.preparation import columns_of
+from trl_dpo_ext.data.kinds import other_kind
+from trl_dpo_ext.data.prompts import answers_repeat_prompts
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.report import DataReport
@@ -102,20 +104,23 @@ def examine(
         ValueError: If an option has a value that does not exist, or rows hold images.
         TypeError: If there is no such option.
     """
+    dataset = opened(dataset, dataset_name)
     columns = columns_of(dataset)
-    if images := {"image", "images"}.intersection(columns):
-        raise ValueError(
-            f"The {dataset_name} dataset has the column `{images.pop()}`. Only text and chat is examined."
-        )
-    preparation = RowPreparation(tokenizer, columns, dataset_name, **options)
+    if images := sorted(set(IMAGE_COLUMNS).intersection(columns)):
+        raise ValueError(f"The {dataset_name} dataset has the column `{images[0]}`. Only text and chat is examined.")
+    repeats = answers_repeat_prompts(dataset, columns)
+    preparation = RowPreparation(tokenizer, columns, dataset_name, repeats=repeats, **options)
     problems = [problem for problem in (_column_problem(columns, dataset_name),) if problem]
     held_out_prompts: set[int] = set()
     if held_out is not None:
-        problem = _column_problem(columns_of(held_out), "held-out")
+        held_out = opened(held_out, "held-out")
+        held_out_columns = columns_of(held_out)
+        problem = _column_problem(held_out_columns, "held-out")
         if problem:
             problems.append(problem)
         else:
-            held_out_preparation = RowPreparation(tokenizer, columns_of(held_out), "held-out", **options)
+            repeats = answers_repeat_prompts(held_out, held_out_columns)
+            held_out_preparation = RowPreparation(tokenizer, held_out_columns, "held-out", repeats=repeats, **options)
             held_out_prompts = set(_prompt_keys(held_out, held_out_preparation))
 
     examination = _Examination(preparation, columns, held_out_prompts)
@@ -144,10 +149,14 @@ def worst_of_first(
         [`~trl_dpo_ext.data.doctor.findings.Finding`] or `None`: A warning that most of these rows have or, of several,
         the gravest.
     """
+    dataset = opened(dataset, dataset_name)
     columns = columns_of(dataset)
-    examination = _Examination(RowPreparation(tokenizer, columns, dataset_name, **options), columns, set())
+    first = list(islice(dataset, _FIRST_LOOK if isinstance(dataset, Dataset) else _FIRST_OF_STREAM))
+    repeats = answers_repeat_prompts(first, columns)
+    preparation = RowPreparation(tokenizer, columns, dataset_name, repeats=repeats, **options)
+    examination = _Examination(preparation, columns, set())
     examination.checks = meaning_checks(tokenizer, columns)
-    examination.run(islice(dataset, _FIRST_LOOK if isinstance(dataset, Dataset) else _FIRST_OF_STREAM))
+    examination.run(first)
     found = [finding for check in examination.checks for finding in check.findings() if finding.severity == WARNING]
     return max(found, key=lambda finding: 2 * finding.count >= examination.tally.examined, default=None)
 
@@ -243,7 +252,7 @@ class _Examination:
             if prepared.completion_ids:
                 self.lengths.add(prepared)
             if prepared.problem:
-                fix = "Raise `max_length` (see the lengths)." if prepared.step == FULL_PROMPT else ""
+                fix = "Raise `max_length` (see the lengths)." if prepared.full_prompt else ""
                 self.left_out.add(prepared.problem, index, fix)
                 continue
             if prepared.left_out:
@@ -278,17 +287,19 @@ class _Tally:
         self.sizes: list[int] = []
         self.completions_dropped = self.tied = 0
         self.first_completion_dropped = ""
-        self.first_dropped: dict[int, str] = {}  # by steps: a trainer takes all rows through one after the other
+        self.first_dropped = ""
+        self.prompts_repeated = 0
 
     def add(self, row: PreparedRow) -> None:
         if row.problem:
             self.dropped += 1
-            self.first_dropped.setdefault(row.step, f"row {row.index}, {row.problem}")
+            self.first_dropped = self.first_dropped or f"row {row.index}, {row.problem}"
             return
         self.has_chat = self.has_chat or row.is_chat
         self.sizes.append(len(row.completion_ids))
         self.prompts_cut += row.prompt_cut
         self.answers_cut += row.completions_cut
+        self.prompts_repeated += row.prompt_repeated
         self.completions_dropped += row.left_out
         self.tied += max(row.ranks) + 1 < len(row.ranks)
         if row.left_out and not self.first_completion_dropped:
@@ -298,9 +309,10 @@ class _Tally:
         counts: dict[str, Any] = {
             "rows": len(self.sizes),
             "dropped": self.dropped,
-            "first_dropped": self.first_dropped[min(self.first_dropped)] if self.first_dropped else "",
+            "first_dropped": self.first_dropped,
             "prompts_cut": self.prompts_cut,
             "answers_cut": self.answers_cut,
+            "prompts_repeated": self.prompts_repeated,
         }
         if not self.is_ranking:
             return DataReport(**counts)
@@ -324,8 +336,9 @@ def _column_problem(columns: list[str], dataset_name: str) -> Finding | None:
             ERROR,
             f"Training stops: The {dataset_name} dataset holds neither pairs nor rankings; found "
             f"{', '.join(columns)}.",
-            "Pairs need `chosen`, `rejected` and, unless both start with it, `prompt`; rankings need `completions`, "
-            "best first or with `ranks` or `scores`, and `prompt` likewise. Rename yours with "
+            other_kind(columns)
+            or "Pairs need `chosen`, `rejected` and, unless both start with it, `prompt`; rankings need "
+            "`completions`, best first or with `ranks` or `scores`, and `prompt` likewise. Rename yours with "
             "`dataset.rename_column`.",
         )
     try:
@@ -338,5 +351,5 @@ def _column_problem(columns: list[str], dataset_name: str) -> Finding | None:
 
 def _prompt_keys(held_out: Dataset | IterableDataset, preparation: RowPreparation) -> Iterator[int]:
     for row in held_out:
-        with suppress(TypeError, AttributeError):  # a malformed row, which an examination of this split finds
+        with suppress(ValueError):  # a malformed row, which an examination of this split finds
             yield key_of(preparation.prompt_of(row))

@@ -11,9 +11,10 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, ChatCheck, Finding
 from trl_dpo_ext.data.doctor.prepared_row import PreparedRow, text_of
+from trl_dpo_ext.data.messages import template_arguments
 
 
-__all__ = ["EndOfAnswer", "RenderedMessages", "template_arguments", "without_nulls"]
+__all__ = ["EndOfAnswer", "RenderedMessages", "without_nulls"]
 
 _RENDERED = 8  # rows of one form that are rendered before the others of the form count as they do
 _SHOWN = 40  # characters of an example
@@ -74,15 +75,6 @@ _FINDINGS = {
         "Nothing, unless white space matters in these texts.",
     ),
 }
-
-
-def template_arguments(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of the chat template that a row has beside its messages."""
-    tools = raw.get("tools")
-    return {
-        "tools": json.loads(tools) if isinstance(tools, str) else tools,
-        **(raw.get("chat_template_kwargs") or {}),
-    }
 
 
 def without_nulls(value: Any) -> Any:
@@ -200,7 +192,7 @@ class RenderedMessages(ChatCheck):
         return [finding for finding in self.by_name.values() if finding.count]
 
     def _compare(self, row: PreparedRow) -> Iterator[tuple[str, str]]:
-        arguments = template_arguments(row.raw)
+        arguments = template_arguments(row.raw, f"row {row.index}")
         prompt = self._render(row.prompt, arguments, add_generation_prompt=True)
         for completion in row.completions:
             messages = [*row.prompt, *completion]

@@ -5,7 +5,10 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from trl_dpo_ext.data.preparation import columns_of
+from trl_dpo_ext.data.checks import PROMPT_REPEATED, check_split_prompt
+from trl_dpo_ext.data.columns import columns_of
+from trl_dpo_ext.data.messages import is_empty
+from trl_dpo_ext.data.prompts import answers_repeat_prompts
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 from trl_dpo_ext.data.rankings.one_row import checked_ranking
 from trl_dpo_ext.data.rankings.report import RankingReport
@@ -22,7 +25,7 @@ __all__ = ["drop_rows", "only_best", "unique_prompts"]
 
 def only_best(
     dataset: Dataset | IterableDataset, dataset_name: str, score_tie_gap: float = 0.0, num_proc: int | None = None
-) -> Dataset | IterableDataset:
+) -> tuple[Dataset | IterableDataset, int | None]:
     """
     Keeps the best completion of every row, of several that tie the first.
 
@@ -37,7 +40,8 @@ def only_best(
             Processes to use.
 
     Returns:
-        `Dataset` or `IterableDataset`: Rankings of one completion.
+        `tuple`: Rankings of one completion, and how many repeated their prompt, which is taken once (`None` of a
+        stream).
 
     Raises:
         ValueError: If a column is wrong, or a row is malformed.
@@ -45,25 +49,37 @@ def only_best(
     columns = columns_of(dataset)
     check_ranking_columns(columns, dataset_name)
     streaming = isinstance(dataset, IterableDataset)
-    return dataset.map(
+    best = dataset.map(
         _best_of_row,
         with_indices=True,
-        fn_kwargs={"dataset_name": dataset_name, "score_tie_gap": score_tie_gap},
+        fn_kwargs={
+            "dataset_name": dataset_name,
+            "score_tie_gap": score_tie_gap,
+            "repeats": answers_repeat_prompts(dataset, columns),
+        },
         remove_columns=[name for name in columns if name in PAIR_COLUMNS],
         # `IterableDataset.map` takes neither
         **({} if streaming else {"num_proc": num_proc, "desc": f"Taking the best answers of {dataset_name} dataset"}),
     )
+    repeated = sum(best[PROMPT_REPEATED]) if isinstance(best, Dataset) else None
+    return best.remove_columns(PROMPT_REPEATED), repeated
 
 
-def _best_of_row(row: dict[str, Any], index: int, dataset_name: str, score_tie_gap: float) -> dict[str, Any]:
-    ranking, tokenized = checked_ranking(row, index, dataset_name)
+def _best_of_row(
+    row: dict[str, Any], index: int, dataset_name: str, score_tie_gap: float, repeats: bool
+) -> dict[str, Any]:
+    where = f"row {index} of the {dataset_name} dataset"
+    ranking, tokenized, repeated = checked_ranking(row, index, dataset_name, repeats=repeats)
     column = "completion_ids" if tokenized else "completions"
     if not ranking[column]:
-        raise ValueError(f"`{column}` in row {index} of the {dataset_name} dataset is empty. Drop such rows.")
+        raise ValueError(f"`{column}` in {where} is empty. Drop such rows.")
     (best, *_), _ = best_first(ranking, len(ranking[column]), score_tie_gap)
     if not tokenized and "prompt" not in ranking:
+        several = sum(not is_empty(value) for value in ranking[column]) > 1
         ranking["prompt"], ranking[column] = split_shared_prompt(ranking[column])
-    return select_completions(ranking, [best])
+        if several:
+            check_split_prompt(ranking, ranking["prompt"], where, dataset_name)
+    return select_completions(ranking, [best]) | {PROMPT_REPEATED: repeated}
 
 
 def drop_rows(

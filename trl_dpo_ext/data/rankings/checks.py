@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from trl_dpo_ext.data.checks import check_columns, check_text
+from trl_dpo_ext.data.checks import check_columns, check_number, check_one_kind, check_present, settle_prompt
+from trl_dpo_ext.data.kinds import other_kind
+from trl_dpo_ext.data.messages import check_text
+from trl_dpo_ext.data.token_ids import check_ids, check_list
 
 
 __all__ = [
@@ -36,15 +39,13 @@ def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
     Raises:
         ValueError: If a column is missing or misspelt, or the data set is a ranking and a preference data set at once.
     """
+    check_one_kind(columns, dataset_name)
     found = set(columns)
     if {"prompt_ids", "completion_ids"} <= found:
         return
     if "completions" in found:
-        if both := found & {"chosen", "rejected"}:
-            raise ValueError(
-                f"The {dataset_name} dataset has the column `completions` of a ranking and {_names(sorted(both))} of "
-                "a preference pair. Remove one of the two kinds with `dataset.remove_columns`."
-            )
+        if "labels" in found:
+            raise ValueError(f"The {dataset_name} dataset has `completions` and `labels`. {other_kind(columns)}")
         names = ["prompt"] + ([] if found & {"ranks", "scores"} else ["ranks", "scores"])
         for name in names:
             similar = [] if name in found else difflib.get_close_matches(name, columns, n=1, cutoff=0.75)
@@ -62,8 +63,10 @@ def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
             f"{', '.join(columns)}. A tokenised ranking needs both."
         )
     else:
-        similar = difflib.get_close_matches("completions", columns, n=1, cutoff=0.75)
+        kind = other_kind(columns)
+        similar = [] if kind else difflib.get_close_matches("completions", columns, n=1, cutoff=0.75)
         hint = f" Is it `{similar[0]}`? Rename it with `dataset.rename_column`." if similar else ""
+        hint += f" {kind}" if kind else ""
         raise ValueError(
             f"The {dataset_name} dataset has no column `completions`. A ranking data set needs `completions`, "
             "optionally `ranks` or `scores` and, unless all completions start with it, `prompt`; a preference data "
@@ -89,15 +92,17 @@ def check_ranking(row: Mapping[str, Any], where: str, max_completions: int | Non
     """
     if "completion_ids" in row:
         column = "completion_ids"
-        _check_ids(row["prompt_ids"], "prompt_ids", where)
-        _check_list(row[column], column, where, "a list of token id lists")
+        check_present(row, ("prompt_ids",), where)
+        check_ids(row["prompt_ids"], "prompt_ids", where)
+        check_list(row[column], column, where, "a list of token id lists")
         for place, ids in enumerate(row[column]):
-            _check_ids(ids, f"{column}[{place}]", where)
+            check_ids(ids, f"{column}[{place}]", where)
         if row.get("completions") is not None:  # carried along
+            check_list(row["completions"], "completions", where, "a list of texts or of message lists, best first")
             _check_size(row["completions"], "completions", column, len(row[column]), where)
     else:
         column = "completions"
-        _check_list(row[column], column, where, "a list of texts or of message lists, best first")
+        check_list(row[column], column, where, "a list of texts or of message lists, best first")
         _check_texts(row, where)
 
     size = len(row[column])
@@ -128,10 +133,8 @@ def _check_texts(row: Mapping[str, Any], where: str) -> None:
         entries = {"prompt": row["prompt"], **entries}
     for name, value in entries.items():
         _check_text(value, name, where)
-    texts = [name for name, value in entries.items() if isinstance(value, str)]
-    messages = [name for name, value in entries.items() if not isinstance(value, str)]
-    if texts and messages:
-        raise ValueError(f"In {where} `{texts[0]}` is text and `{messages[0]}` is messages. Use one of the two.")
+    prompt = entries.pop("prompt", None)
+    settle_prompt(prompt, entries, where, repeats=False)
 
 
 def _check_text(value: Any, name: str, where: str) -> None:
@@ -148,22 +151,6 @@ def _check_text(value: Any, name: str, where: str) -> None:
     check_text(value, name, where)
 
 
-def _check_list(value: Any, name: str, where: str, expected: str) -> None:
-    if value is None:
-        raise ValueError(f"`{name}` in {where} is None. Fill it in, or drop such rows with `dataset.filter`.")
-    if not isinstance(value, list):
-        found = "text" if isinstance(value, str) else f"of type {type(value).__name__}"
-        raise ValueError(f"`{name}` in {where} is {found}. Expected {expected}.")
-
-
-def _check_ids(value: Any, name: str, where: str) -> None:
-    _check_list(value, name, where, "a list of token ids")
-    if not value:
-        raise ValueError(f"`{name}` in {where} is empty. Drop such rows with `dataset.filter`.")
-    if not all(isinstance(token, Integral) for token in value):
-        raise ValueError(f"`{name}` in {where} holds something else than whole numbers. Expected token ids.")
-
-
 def _check_order(row: Mapping[str, Any], column: str, size: int, where: str) -> None:
     # A data set put together of two kinds has both columns, and None in one of them
     ranks, scores = row.get("ranks"), row.get("scores")
@@ -174,7 +161,7 @@ def _check_order(row: Mapping[str, Any], column: str, size: int, where: str) -> 
             "or remove the column if completions are best first."
         )
     if ranks is not None:
-        _check_list(ranks, "ranks", where, "a list of whole numbers, one for each completion")
+        check_list(ranks, "ranks", where, "a list of whole numbers, one for each completion")
         _check_size(ranks, "ranks", column, size, where)
         for place, rank in enumerate(ranks):
             if rank is not None and (not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 0):
@@ -189,14 +176,14 @@ def _check_order(row: Mapping[str, Any], column: str, size: int, where: str) -> 
 
 
 def _check_numbers(values: Any, name: str, column: str, size: int, where: str) -> None:
-    _check_list(values, name, where, "a list of numbers, one for each completion")
+    check_list(values, name, where, "a list of numbers, one for each completion")
     _check_size(values, name, column, size, where)
     for place, value in enumerate(values):
-        if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-            raise ValueError(
-                f"`{name}[{place}]` in {where} is {value!r}. Expected a finite number for every completion. Leave out "
-                "the completions without one, or drop such rows with `dataset.filter`."
-            )
+        advice = (
+            "Expected a finite number for every completion. Leave out the completions without one, or drop such rows "
+            "with `dataset.filter`."
+        )
+        check_number(value, f"{name}[{place}]", where, advice)
 
 
 def _check_size(values: list[Any], name: str, column: str, size: int, where: str) -> None:

@@ -7,7 +7,21 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from trl_dpo_ext.data.checks import preference_problem
+from trl_dpo_ext.data.checks import (
+    COMPLETIONS_CUT,
+    DROPPED,
+    PROBLEM,
+    PROMPT_CUT,
+    PROMPT_REPEATED,
+    TOKENIZED_COLUMNS,
+    WHY_DROPPED,
+    check_present,
+    check_ref_logps,
+    check_split_prompt,
+    preference_problem,
+    settle_prompt,
+)
+from trl_dpo_ext.data.messages import is_empty
 from trl_dpo_ext.data.rankings.checks import check_ranking, check_tie_gap
 from trl_dpo_ext.data.rankings.rows import (
     as_ranking,
@@ -19,28 +33,21 @@ from trl_dpo_ext.data.rankings.rows import (
     select_completions,
     split_shared_prompt,
 )
-from trl_dpo_ext.data.rankings.tokenization import tokenize_ranking
-from trl_dpo_ext.data.tokenization import cut_completions
+from trl_dpo_ext.data.rankings.tokenization import PAIR, tokenize_ranking
+from trl_dpo_ext.data.token_ids import check_ids
+from trl_dpo_ext.data.tokenization import Cut
 
 
 __all__ = [
-    "COMPLETIONS_CUT",
-    "DROPPED",
-    "PROBLEM",
-    "PROMPT_CUT",
-    "WHY_DROPPED",
+    "PreparedRanking",
     "check_options",
     "checked_ranking",
-    "cut_options",
     "prepare_counted",
+    "prepare_ranking",
     "prepare_row",
 ]
 
 logger = logging.get_logger(__name__)
-
-# Columns of a prepared row that are only counted. A user's cannot have these names.
-PROBLEM, DROPPED, WHY_DROPPED = "__problem", "__dropped", "__why_dropped"
-PROMPT_CUT, COMPLETIONS_CUT = "__prompt_cut", "__completions_cut"
 
 
 def prepare_row(
@@ -79,35 +86,56 @@ def prepare_row(
     Raises:
         ValueError: If the row is malformed.
     """
-    joint = tokenization == "joint"
-    prepared = prepare_counted(
+    cut = Cut.of(
+        tokenization, max_length, max_prompt_length, prompt_truncation_mode, truncation_mode, tuple(leading_ids)
+    )
+    prepared = prepare_ranking(
         dict(row),
         index,
         dataset_name=dataset_name,
         tokenizer=tokenizer,
-        joint=joint,
-        cut=None if joint else cut_options(max_length, max_prompt_length, prompt_truncation_mode),
-        max_length=max_length,
-        collator_keeps_start=truncation_mode == "keep_start",
-        score_tie_gap=0.0,
-        max_completions=None,
+        cut=cut,
         keep_all=True,
-        leading_ids=leading_ids,
-        streaming=False,
+        by_turn="chosen" not in row or not cut.joint,  # as `DPOPaperTrainer` does
     )
-    return prepared["prompt_ids"], prepared["completion_ids"], prepared[PROMPT_CUT] or prepared[COMPLETIONS_CUT]
+    prompt_ids, *completion_ids = prepared.cut_ids
+    return prompt_ids, completion_ids, prepared.prompt_cut or prepared.completions_cut
 
 
-def cut_options(
-    max_length: int | None, max_prompt_length: int | None, prompt_truncation_mode: str | None
-) -> dict[str, Any] | None:
-    """Arguments of [`~trl_dpo_ext.data.tokenization.cut_completions`]; `None` to cut nothing."""
-    if max_length is None:
-        return None
-    if max_prompt_length is None:
-        max_prompt_length = max_length // 2
-    keep_end = prompt_truncation_mode == "keep_end"
-    return {"max_length": max_length, "max_prompt_length": max_prompt_length, "keep_end": keep_end}
+@dataclass
+class PreparedRanking:
+    """
+    A ranking as it is trained on; lists of completions are best first, without those left out.
+
+    Args:
+        row (`dict`): The row as a ranking, with its other columns.
+        tokenized (`bool`): Whether it came as token ids.
+        problem (`str`): Why training leaves the row out; what is below is then known up to there.
+        full_prompt (`bool`): Whether that is because its prompt leaves no room for a completion.
+        completions (`list`): Texts or message lists.
+        ranks (`list[int]`): 0 for the best, equal for ties.
+        prompt_ids (`list[int]`): Tokens of the prompt, uncut.
+        completion_ids (`list[list[int]]`): Tokens of the completions, uncut.
+        cut_ids (`list[list[int]]`): Tokens of the prompt and of the completions after the cut.
+        prompt_cut (`bool`): Whether the prompt is cut.
+        completions_cut (`bool`): Whether a completion is cut (by the collator: or the prompt).
+        prompt_repeated (`bool`): Whether the completions repeated the prompt, which is taken once.
+        dropped (`dict[int, str]`): Why completions are left out, by their places.
+    """
+
+    row: dict[str, Any]
+    tokenized: bool
+    problem: str = ""
+    full_prompt: bool = False
+    completions: list[Any] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    prompt_ids: list[int] = field(default_factory=list)
+    completion_ids: list[list[int]] = field(default_factory=list)
+    cut_ids: list[list[int]] = field(default_factory=list)
+    prompt_cut: bool = False
+    completions_cut: bool = False
+    prompt_repeated: bool = False
+    dropped: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -141,10 +169,14 @@ class _Completions:
 
 
 def checked_ranking(
-    row: Mapping[str, Any], index: int, dataset_name: str, max_completions: int | None = None
-) -> tuple[dict[str, Any], bool]:
+    row: Mapping[str, Any],
+    index: int,
+    dataset_name: str,
+    max_completions: int | None = None,
+    repeats: bool = False,
+) -> tuple[dict[str, Any], bool, bool]:
     """
-    Checks a row of any kind and returns it as a ranking, and whether it already is token ids.
+    Checks a row of any kind and returns it as a ranking, its prompt taken once.
 
     Args:
         row (`Mapping`):
@@ -155,103 +187,171 @@ def checked_ranking(
             Name used in messages.
         max_completions (`int`, *optional*):
             Most completions that a row may have.
-
-    Raises:
-        ValueError: If the row is malformed.
-    """
-    tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
-    if not tokenized and "completions" not in row:
-        preference_problem(row, index, dataset_name)  # its errors name `chosen` and `rejected`
-    ranking = as_ranking(row)
-    check_ranking(ranking, f"row {index} of the {dataset_name} dataset", max_completions)
-    return ranking, tokenized
-
-
-def prepare_counted(
-    row: dict[str, Any],
-    index: int,
-    *,
-    dataset_name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    joint: bool,
-    cut: dict[str, Any] | None,
-    max_length: int | None,
-    collator_keeps_start: bool,
-    score_tie_gap: float,
-    max_completions: int | None,
-    keep_all: bool,
-    leading_ids: list[int],
-    streaming: bool,
-) -> dict[str, Any]:
-    """
-    Prepares one row by the options of [`~trl_dpo_ext.data.rankings.preparation.prepare_rankings`].
+        repeats (`bool`, *optional*, defaults to `False`):
+            Whether completions of text begin with the prompt of their row.
 
     Returns:
-        `dict`: The row with `prompt_ids`, `completion_ids` and `ranks`, and beside them why it is left out
-        (`PROBLEM`), how many completions are and why the first (`DROPPED`, `WHY_DROPPED`), and what is cut
-        (`PROMPT_CUT`, `COMPLETIONS_CUT`).
+        `tuple[dict, bool, bool]`: The ranking, whether it already is token ids, and whether completions repeated the
+        prompt.
 
     Raises:
         ValueError: If the row is malformed.
     """
     where = f"row {index} of the {dataset_name} dataset"
-    ranking, tokenized = checked_ranking(row, index, dataset_name, max_completions)
+    tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
+    is_pair = not {"completions", "completion_ids"} & row.keys()
+    if is_pair:  # these errors name `chosen` and `rejected`
+        check_present(row, TOKENIZED_COLUMNS if tokenized else (), where)
+        for name in TOKENIZED_COLUMNS if tokenized else ():
+            check_ids(row[name], name, where)
+        if not tokenized:
+            preference_problem(row, index, dataset_name)
+        check_ref_logps(row, where)
+    ranking = as_ranking(row)
+    if is_pair and not tokenized:
+        settle_prompt(row.get("prompt"), {name: row[name] for name in PAIR}, where, repeats)
+    check_ranking(ranking, where, max_completions)
+    if tokenized:
+        return ranking, tokenized, False
+    given = ranking["completions"]
+    names = PAIR if is_pair else [f"completions[{place}]" for place in range(len(given))]
+    completions = dict(zip(names, given, strict=True))
+    prompt, ranking["completions"], repeated = settle_prompt(row.get("prompt"), completions, where, repeats)
+    if "prompt" in row:
+        ranking["prompt"] = prompt
+    return ranking, tokenized, repeated
+
+
+def prepare_counted(row: dict[str, Any], index: int, *, streaming: bool, **options: Any) -> dict[str, Any]:
+    """
+    The columns of a prepared row, and beside them what is counted: why it is left out (`PROBLEM`), how many of its
+    completions are and why the first (`DROPPED`, `WHY_DROPPED`), and what is cut or repeated.
+
+    Args:
+        row (`dict`):
+            Row.
+        index (`int`):
+            Its number, for messages.
+        streaming (`bool`):
+            Whether to say, once, that something is left out.
+        options:
+            Those of [`prepare_ranking`].
+    """
+    ranking = prepare_ranking(row, index, **options)
+    if streaming and (ranking.problem or ranking.dropped):
+        logger.warning_once(
+            f"Rows of the {options['dataset_name']} stream that say nothing are left out, and so are empty "
+            "completions and copies. In a stream they are not counted."
+        )
+    columns = ranking.row
+    if ranking.problem:  # the row is filtered out; these keep the columns' types
+        columns = columns | {"prompt_ids": [0], "completion_ids": [[0]], "ranks": [0]}
+    else:
+        prompt_ids, *completion_ids = ranking.cut_ids
+        columns = columns | {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "ranks": ranking.ranks}
+    return columns | {
+        PROBLEM: ranking.problem,
+        DROPPED: len(ranking.dropped),
+        WHY_DROPPED: next(iter(ranking.dropped.values()), ""),
+        PROMPT_CUT: ranking.prompt_cut,
+        COMPLETIONS_CUT: ranking.completions_cut,
+        PROMPT_REPEATED: ranking.prompt_repeated,
+    }
+
+
+def prepare_ranking(
+    row: dict[str, Any],
+    index: int,
+    *,
+    dataset_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    cut: Cut,
+    score_tie_gap: float = 0.0,
+    max_completions: int | None = None,
+    keep_all: bool = False,
+    repeats: bool = False,
+    by_turn: bool = True,
+) -> PreparedRanking:
+    """
+    Prepares one row by the options of [`~trl_dpo_ext.data.rankings.preparation.prepare_rankings`].
+
+    Args:
+        row (`dict`): Row of any kind.
+        index (`int`): Its number, for messages.
+        dataset_name (`str`): Name of the data set, for messages.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
+        cut ([`~trl_dpo_ext.data.tokenization.Cut`]): How text is tokenised, and rows are cut that are too long.
+        score_tie_gap (`float`, *optional*): Difference up to which scores tie.
+        max_completions (`int`, *optional*): Most completions that a row may have.
+        keep_all (`bool`, *optional*): Leave nothing out.
+        repeats (`bool`, *optional*): Whether completions of text begin with the prompt of their row.
+        by_turn (`bool`, *optional*): Whether an implicit prompt of dialogue is split off after a turn.
+
+    Raises:
+        ValueError: If the row is malformed.
+    """
+    where = f"row {index} of the {dataset_name} dataset"
+    ranking, tokenized, repeated = checked_ranking(row, index, dataset_name, max_completions, repeats)
     given = ranking["completion_ids" if tokenized else "completions"]
     if keep_all and not given:
         raise ValueError(f"`completions` in {where} is empty. Drop such rows with `dataset.filter`.")
     order, ranks = best_first(ranking, len(given), score_tie_gap)
     completions = _Completions({place: given[place] for place in order}, ranks, keep_all)
+    prepared = PreparedRanking(ranking, tokenized, prompt_repeated=repeated, dropped=completions.dropped)
 
+    texts: dict[int, Any] = {}
+    prompt_ids = ranking.get("prompt_ids")
     if not tokenized:
-        _split_prompt(ranking, completions)
+        _split_prompt(ranking, completions, where, dataset_name, by_turn)
         texts = completions.left
         if completions.problem is None:
             left = ranking | {"completions": completions.values}
-            ranking["prompt_ids"], completions.values = tokenize_ranking(
-                left, tokenizer, leading_ids, where, joint=joint
+            prompt_ids, completions.values = tokenize_ranking(
+                left,
+                tokenizer,
+                cut.leading_ids,
+                where,
+                joint=cut.joint,
+                names=[_name_of(place, row) for place in texts],
             )
-    problem = completions.problem
-    prompt_cut = completions_cut = False
-    if problem is None:
+    uncut = completions.left
+    if completions.problem is None:
         completions.drop(repeated_completions({place: tuple(ids) for place, ids in completions.left.items()}, ranks))
-        problem = completions.problem
-    if problem is None and cut is not None:
-        ranking["prompt_ids"], completions.values, prompt_cut, completions_cut = cut_completions(
-            ranking["prompt_ids"], completions.values, leading_ids=leading_ids, **cut
-        )
-    elif problem is None and max_length is not None:  # the collator cuts
-        num_prompt = len(ranking["prompt_ids"])
-        completions_cut = num_prompt + max(map(len, completions.values)) > max_length
-        if num_prompt >= max_length and collator_keeps_start and not keep_all:
-            problem = f"its prompt fills `max_length={max_length}`"
-
-    if streaming and (problem or completions.dropped):
-        logger.warning_once(
-            f"Rows of the {dataset_name} stream that say nothing are left out, and so are empty completions and "
-            "copies. In a stream they are not counted."
-        )
-    if problem is None:
-        ranking = select_completions(ranking, list(completions.left))
+    if completions.problem is None:
+        result = cut(prompt_ids, completions.values)
+        completions.values = result.completion_ids
+        prepared.prompt_cut, prepared.completions_cut = result.prompt_cut, result.completions_cut
+        if result.problem and not keep_all:
+            prepared.problem, prepared.full_prompt = result.problem, True
+        else:
+            again = repeated_completions(dict(zip(completions.left, result.left, strict=True)), ranks)
+            completions.drop({place: f"{why} after the cut" for place, why in again.items()})
+        places = list(completions.left)
+        prepared.row = select_completions(ranking, places)
+        prepared.ranks = dense_ranks([ranks[place] for place in places])
+        prepared.prompt_ids, prepared.completion_ids = prompt_ids, [uncut[place] for place in places]
+        prepared.cut_ids = [result.prompt_ids, *completions.values]
         if not tokenized:
-            ranking["completions"] = [texts[place] for place in completions.left]
-        ranking["completion_ids"] = completions.values
-        ranking["ranks"] = dense_ranks([ranks[place] for place in completions.left])
-    else:  # the row is filtered out; these keep the columns' types
-        ranking |= {"prompt_ids": [0], "completion_ids": [[0]], "ranks": [0]}
-    return ranking | {
-        PROBLEM: problem or "",
-        DROPPED: len(completions.dropped),
-        WHY_DROPPED: next(iter(completions.dropped.values()), ""),
-        PROMPT_CUT: prompt_cut,
-        COMPLETIONS_CUT: completions_cut,
-    }
+            prepared.completions = prepared.row["completions"] = [texts[place] for place in places]
+    prepared.problem = prepared.problem or completions.problem or ""
+    prepared.dropped = completions.dropped
+    return prepared
 
 
-def _split_prompt(ranking: dict[str, Any], completions: _Completions) -> None:
+def _split_prompt(
+    ranking: dict[str, Any], completions: _Completions, where: str, dataset_name: str, by_turn: bool
+) -> None:
     completions.drop(empty_completions(completions.left))
     if "prompt" not in ranking:
-        ranking["prompt"], completions.values = split_shared_prompt(completions.values)
+        several = sum(not is_empty(value) for value in completions.values) > 1
+        ranking["prompt"], completions.values = split_shared_prompt(completions.values, by_turn=by_turn)
+        if several:
+            check_split_prompt(ranking, ranking["prompt"], where, dataset_name)
         completions.drop(empty_completions(completions.left))  # what was no more than the prompt
+
+
+def _name_of(place: int, row: Mapping[str, Any]) -> str:
+    return f"completions[{place}]" if "completions" in row else PAIR[place]
 
 
 def check_options(

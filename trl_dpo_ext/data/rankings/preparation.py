@@ -6,26 +6,27 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from trl_dpo_ext.data.preparation import columns_of
-from trl_dpo_ext.data.rankings.checks import check_ranking_columns
-from trl_dpo_ext.data.rankings.one_row import (
+from trl_dpo_ext.data.checks import (
     COMPLETIONS_CUT,
+    COUNTED,
     DROPPED,
     PROBLEM,
     PROMPT_CUT,
+    PROMPT_REPEATED,
     WHY_DROPPED,
-    check_options,
-    cut_options,
-    prepare_counted,
 )
+from trl_dpo_ext.data.columns import columns_of
+from trl_dpo_ext.data.prompts import answers_repeat_prompts
+from trl_dpo_ext.data.rankings.checks import check_ranking_columns
+from trl_dpo_ext.data.rankings.one_row import check_options, prepare_counted
 from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.rankings.rows import PAIR_COLUMNS
-from trl_dpo_ext.data.tokenization import leading_special_ids
+from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
 
 
 __all__ = ["prepare_rankings"]
 
-_COUNTED = [PROBLEM, DROPPED, WHY_DROPPED, PROMPT_CUT, COMPLETIONS_CUT]
+_COUNTED = list(COUNTED)
 
 
 def prepare_rankings(
@@ -40,6 +41,7 @@ def prepare_rankings(
     score_tie_gap: float = 0.0,
     max_completions: int | None = None,
     keep_all: bool = False,
+    repeats: bool | None = None,
     dataset_name: str = "train",
     num_proc: int | None = None,
 ) -> tuple[Dataset | IterableDataset, RankingReport]:
@@ -49,7 +51,7 @@ def prepare_rankings(
 
     Rows come out best first, with ranks without gaps. Left out, and counted, are
     - empty completions;
-    - completions whose tokens another one has as well, see
+    - completions whose tokens another one has as well, before or after the cut, see
         [`~trl_dpo_ext.data.rankings.rows.repeated_completions`]: one stays if their place is clear, else none;
     - rows that then say nothing: fewer than two completions, or all tied;
     - with `tokenization="joint"` and `truncation_mode="keep_start"`, rows whose prompt fills `max_length`, as in TRL.
@@ -77,6 +79,9 @@ def prepare_rankings(
             Most completions a row may have; a longer row is an error.
         keep_all (`bool`, *optional*, defaults to `False`):
             Whether nothing is left out, for prediction: as many rows come out as go in, with all their completions.
+        repeats (`bool`, *optional*):
+            Whether completions of text begin with the prompt of their row, which is then taken once. By default where
+            they do so in every row.
         dataset_name (`str`, *optional*, defaults to `"train"`):
             Name used in messages.
         num_proc (`int`, *optional*):
@@ -95,22 +100,27 @@ def prepare_rankings(
     if isinstance(dataset, Dataset) and not len(dataset):
         raise ValueError(f"The {dataset_name} dataset has no row.")
 
-    joint, streaming = tokenization == "joint", isinstance(dataset, IterableDataset)
-    cut = None if joint else cut_options(max_length, max_prompt_length, prompt_truncation_mode)
+    streaming = isinstance(dataset, IterableDataset)
+    if repeats is None:
+        repeats = answers_repeat_prompts(dataset, columns)
     prepared = dataset.map(
         prepare_counted,
         with_indices=True,
         fn_kwargs={
             "dataset_name": dataset_name,
             "tokenizer": tokenizer,
-            "joint": joint,
-            "cut": cut,
-            "max_length": max_length,
-            "collator_keeps_start": truncation_mode == "keep_start",
+            "cut": Cut.of(
+                tokenization,
+                max_length,
+                max_prompt_length,
+                prompt_truncation_mode,
+                truncation_mode,
+                leading_special_ids(tokenizer),
+            ),
             "score_tie_gap": score_tie_gap,
             "max_completions": max_completions,
             "keep_all": keep_all,
-            "leading_ids": leading_special_ids(tokenizer),
+            "repeats": repeats,
             "streaming": streaming,
         },
         remove_columns=[name for name in columns if name in PAIR_COLUMNS],
@@ -146,6 +156,7 @@ def _count(prepared: Dataset, dataset_name: str) -> tuple[Dataset, RankingReport
         first_dropped=first_dropped,
         prompts_cut=sum(counted[PROMPT_CUT]),
         answers_cut=sum(counted[COMPLETIONS_CUT]),
+        prompts_repeated=sum(counted[PROMPT_REPEATED]),
         completions=sum(sizes),
         completions_dropped=sum(counted[DROPPED]),
         first_completion_dropped=next((f"row {number}, {why}" for number, why in whys if why), ""),

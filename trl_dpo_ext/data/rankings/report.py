@@ -20,6 +20,7 @@ class RankingReport(DataReport):
         first_dropped (`str`): Number of the first such row, and why.
         prompts_cut (`int` or `None`): Rows with a cut prompt.
         answers_cut (`int` or `None`): Rows with a cut completion.
+        prompts_repeated (`int` or `None`): Rows left whose completions repeated their prompt, which is taken once.
         completions (`int` or `None`): Completions left, over all rows.
         completions_dropped (`int` or `None`): Completions left out of the rows left: empty ones, and copies.
         first_completion_dropped (`str`): Number of the row of the first such completion, and why.
@@ -48,5 +49,5 @@ class RankingReport(DataReport):
         return (
             f"{self.rows:,} rows of {size} completions ({self.dropped:,} rows and {self.completions_dropped:,} single "
             f"completions dropped), {self.tied:,} rows with ties, {self.prompts_cut:,} prompts and "
-            f"{self.answers_cut:,} answers cut"
+            f"{self.answers_cut:,} answers cut{self._repeated}"
         )

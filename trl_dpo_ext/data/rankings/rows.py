@@ -4,7 +4,8 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
-from trl_dpo_ext.data.prompts import split_prompt
+from trl_dpo_ext.data.messages import is_empty
+from trl_dpo_ext.data.prompts import split_messages, split_prompt
 from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, check_tie_gap
 
 
@@ -131,7 +132,8 @@ def as_ranking(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "completions" in row or "completion_ids" in row:
         return dict(row)
-    ranking = {name: value for name, value in row.items() if name not in PAIR_COLUMNS}
+    # A pair is in order; `scores` beside it are no column of its completions
+    ranking = {name: value for name, value in row.items() if name not in (*PAIR_COLUMNS, "scores")}
     if "chosen" in row:
         ranking["completions"] = [row["chosen"], row["rejected"]]
     if "chosen_ids" in row:
@@ -142,9 +144,10 @@ def as_ranking(row: Mapping[str, Any]) -> dict[str, Any]:
     return ranking
 
 
-def split_shared_prompt(completions: Sequence[Any]) -> tuple[Any, list[Any]]:
+def split_shared_prompt(completions: Sequence[Any], *, by_turn: bool = True) -> tuple[Any, list[Any]]:
     r"""
-    Splits the common start off completions. Empty ones stay empty, and one that stands alone is not split.
+    Splits the common start off completions. Empty ones stay empty. Text that stands alone is not split, of messages
+    that do the last one is the completion.
 
     The rule is that of [`~trl_dpo_ext.data.prompts.split_prompt`], over all completions: text in the format of
     `Anthropic/hh-rlhf` is split after the last `"\n\nAssistant:"` that all share, anything else as TRL does.
@@ -152,6 +155,8 @@ def split_shared_prompt(completions: Sequence[Any]) -> tuple[Any, list[Any]]:
     Args:
         completions (`Sequence`):
             All text, or all message lists.
+        by_turn (`bool`, *optional*, defaults to `True`):
+            Whether dialogue is split after a turn.
 
     Returns:
         `tuple`: The prompt (`None` if there is no completion), and the completions without it.
@@ -168,11 +173,12 @@ def split_shared_prompt(completions: Sequence[Any]) -> tuple[Any, list[Any]]:
     if not completions:
         return None, []
     first, *others = [completion for completion in completions if completion] or [completions[0]]
+    if not isinstance(first, str):
+        prompt, _ = split_messages([first, *others])
+        return prompt, [completion[len(prompt) :] for completion in completions]
     # Of the starts that the first completion shares with each of the others, the shortest is shared by all
-    prompts = [split_prompt({"chosen": first, "rejected": other})["prompt"] for other in others]
+    prompts = [split_prompt({"chosen": first, "rejected": other}, by_turn=by_turn)["prompt"] for other in others]
     end = min(map(len, prompts), default=0)
-    if any(other[:end] != first[:end] for other in others):
-        end = 0  # `trl.extract_prompt` counts from the end where nothing is shared and the first ends with a space
     return first[:end], [completion[end:] for completion in completions]
 
 
@@ -187,7 +193,7 @@ def empty_completions(completions: Mapping[int, Any]) -> dict[int, str]:
     Returns:
         `dict[int, str]`
     """
-    return {place: f"completion {place} is empty" for place, value in completions.items() if _is_empty(value)}
+    return {place: f"completion {place} is empty" for place, value in completions.items() if is_empty(value)}
 
 
 def repeated_completions(completions: Mapping[int, Hashable], ranks: Sequence[int]) -> dict[int, str]:
@@ -261,9 +267,3 @@ def ranking_problem(ranks: Sequence[int], left_out: Mapping[int, str] | None = N
     if len(set(ranks)) < 2:
         return f"all completions tie{because}"
     return None
-
-
-def _is_empty(completion: Any) -> bool:
-    if isinstance(completion, str):
-        return not completion
-    return not any(message.get("content") or message.get("tool_calls") for message in completion)

@@ -1,28 +1,32 @@
 """Tokens of one prompt with its K completions, as the paper's authors make them or as TRL does for two."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import logging
+from trl import prepare_multimodal_messages
 
+from trl_dpo_ext.data.messages import template_arguments
 from trl_dpo_ext.data.tokenization import tokenize_apart
 
 
-__all__ = ["tokenize_jointly", "tokenize_ranking"]
+__all__ = ["PAIR", "tokenize_jointly", "tokenize_ranking"]
 
 logger = logging.get_logger(__name__)
+
+PAIR = ("chosen", "rejected")
 
 
 def tokenize_ranking(
     row: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
     leading_ids: list[int],
     where: str,
     *,
     joint: bool = False,
+    names: Sequence[str] = (),
 ) -> tuple[list[int], list[list[int]]]:
     """
     Token ids of a prompt and of its completions.
@@ -32,14 +36,16 @@ def tokenize_ranking(
     Args:
         row (`Mapping`):
             `prompt` and `completions`, text or messages, and optionally `tools` and `chat_template_kwargs`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer with an EOS token (text) or a chat template (messages).
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer with an EOS token (text) or a chat template (messages), or a processor with such a tokenizer.
         leading_ids (`list[int]`):
             Result of [`~trl_dpo_ext.data.tokenization.leading_special_ids`].
         where (`str`):
             The row's name in messages.
         joint (`bool`, *optional*, defaults to `False`):
             Whether text is tokenised by [`tokenize_jointly`] as well.
+        names (`Sequence[str]`, *optional*):
+            Columns of the completions, for messages; by default their places in `completions`.
 
     Returns:
         `tuple[list[int], list[list[int]]]`: Ids of the prompt, and of each completion.
@@ -48,17 +54,23 @@ def tokenize_ranking(
         ValueError: If the tokenizer has no EOS token for text, no token is left of the prompt, so that nothing
             predicts a completion's first token, or a completion has none.
     """
+    tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
     if isinstance(row["prompt"], str) and tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has no EOS token, so a completion's end has no probability. Set `tokenizer.eos_token`."
         )
     if isinstance(row["prompt"], str) and not joint:
         return tokenize_apart(row["prompt"], row["completions"], tokenizer, leading_ids, where)
-    return tokenize_jointly(row, tokenizer, where)
+    names = names or [f"completions[{place}]" for place in range(len(row["completions"]))]
+    return tokenize_jointly(row, processing_class, where, tokenizer.eos_token, names)
 
 
 def tokenize_jointly(
-    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, where: str
+    row: Mapping[str, Any],
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    where: str,
+    eos_token: str | None,
+    names: Sequence[str],
 ) -> tuple[list[int], list[list[int]]]:
     """
     Token ids as TRL makes them for pairs: the prompt alone, then with each completion; they part where the first
@@ -70,10 +82,14 @@ def tokenize_jointly(
     Args:
         row (`Mapping`):
             `prompt` and `completions`, text or messages, and optionally `tools` and `chat_template_kwargs`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer with an EOS token (text) or a chat template (messages).
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
+            Tokenizer or processor, of messages with a chat template.
         where (`str`):
             The row's name in messages.
+        eos_token (`str`, *optional*):
+            Token that ends text.
+        names (`Sequence[str]`):
+            Columns of the completions, for messages.
 
     Returns:
         `tuple[list[int], list[list[int]]]`: Ids of the prompt, and of each completion.
@@ -84,23 +100,21 @@ def tokenize_jointly(
     """
     prompt, completions = row["prompt"], row["completions"]
     if isinstance(prompt, str):
-        eos = tokenizer.eos_token
-        texts = [prompt + (text if text.endswith(eos) else text + eos) for text in completions]
-        prompt_ids, *whole = tokenizer([prompt, *texts])["input_ids"]
+        assert eos_token is not None, "checked by `tokenize_ranking`"
+        texts = [prompt + (text if text.endswith(eos_token) else text + eos_token) for text in completions]
+        prompt_ids, *whole = processing_class(text=[prompt, *texts])["input_ids"]
     else:
-        tools = row.get("tools")
-        kwargs = {
-            "tools": json.loads(tools) if isinstance(tools, str) else tools,
-            **(row.get("chat_template_kwargs") or {}),
-        }
-        try:
-            prompt_ids = _apply_template(tokenizer, prompt, add_generation_prompt=True, **kwargs)
-            whole = [_apply_template(tokenizer, prompt + completion, **kwargs) for completion in completions]
-        except TemplateError as error:
+        kwargs = template_arguments(row, where)
+        if processing_class.chat_template is None and "chat_template" not in kwargs:
             raise ValueError(
-                f"The chat template cannot render {where}: {error}. Drop such rows with `dataset.filter`, or use a "
-                "template that can."
-            ) from error
+                "The rows are conversations and the tokenizer has no chat template. Use the tokenizer of a model that "
+                "was trained on conversations, or set `tokenizer.chat_template`."
+            )
+        prompt_ids = _render(processing_class, prompt, "prompt", where, add_generation_prompt=True, **kwargs)
+        whole = [
+            _render(processing_class, prompt + completion, name, where, **kwargs)
+            for name, completion in zip(names, completions, strict=True)
+        ]
 
     start = min(_shared_length(prompt_ids, ids) for ids in whole)
     if not start:
@@ -119,15 +133,33 @@ def tokenize_jointly(
     for place, ids in enumerate(whole):
         if len(ids) == start:
             raise ValueError(
-                f"`completions[{place}]` in {where} adds no token to its prompt: the chat template leaves it out. "
+                f"`{names[place]}` in {where} adds no token to its prompt: the chat template leaves it out. "
                 "Change the template, or drop such rows with `dataset.filter`."
             )
     return prompt_ids[:start], [ids[start:] for ids in whole]
 
 
-def _apply_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
-    rendered: Any = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)
-    return rendered["input_ids"]
+def _render(
+    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+    messages: list[dict[str, Any]],
+    name: str,
+    where: str,
+    **kwargs: Any,
+) -> list[int]:
+    try:
+        if isinstance(processing_class, ProcessorMixin):
+            messages = prepare_multimodal_messages(messages)
+        rendered: Any = processing_class.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)
+    except Exception as error:  # a template raises errors of any class, and none says which row it was
+        kind = "" if isinstance(error, (TemplateError, ValueError)) else f"{type(error).__name__}: "
+        raise ValueError(
+            f"The chat template cannot render `{name}` in {where}: {kind}{error}. Drop such rows with "
+            "`dataset.filter`, or use a template that can."
+        ) from error
+    ids: list[int] = (
+        rendered["input_ids"][0] if isinstance(processing_class, ProcessorMixin) else rendered["input_ids"]
+    )
+    return ids
 
 
 def _shared_length(ids: Sequence[int], other_ids: Sequence[int]) -> int:

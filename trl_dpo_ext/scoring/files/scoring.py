@@ -6,6 +6,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers.utils import logging
 
+from trl_dpo_ext.data.prompts import ANSWERS, answers_repeat_prompts
 from trl_dpo_ext.data.tokenization import leading_special_ids
 from trl_dpo_ext.processes import together
 from trl_dpo_ext.scoring.files.identity import identity_of_run
@@ -110,9 +111,10 @@ def _score_parts(
     )
     with bar as progress:
         with together():
+            repeats = answers_repeat_prompts((record.row for record in source.read(0)), ("prompt", *ANSWERS))
             for part in range(state.process_index, source.num_parts, state.num_processes):
                 if parts.read(part, source.numbers_of(part)) is None:
-                    parts.write(part, _score_part(reward_model, source, part, overwrite_columns))
+                    parts.write(part, _score_part(reward_model, source, part, overwrite_columns, repeats))
                     done = rows_done()  # other processes' rows, too
                     progress.update(done - shown)
                     shown = done
@@ -120,7 +122,7 @@ def _score_parts(
 
 
 def _score_part(
-    reward_model: ImplicitRewardModel, source: RowSource, part: int, overwrite_columns: bool
+    reward_model: ImplicitRewardModel, source: RowSource, part: int, overwrite_columns: bool, repeats: bool
 ) -> list[ScoredRow]:
     options = reward_model.row_options
     leading_ids = leading_special_ids(reward_model.processing_class)
@@ -133,7 +135,7 @@ def _score_part(
             continue
         try:
             of_row = tokenize_row(
-                completions_of(record.row, source.name, splits_pairs=options.joint),
+                completions_of(record.row, source.name, repeats=repeats),
                 record.number,
                 reward_model.processing_class,
                 options,
