@@ -6,7 +6,7 @@ transformers is one clear `ImportError` and not a wrong number.
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch

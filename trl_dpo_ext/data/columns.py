@@ -73,7 +73,7 @@ def holds_images(dataset: Dataset | IterableDataset) -> list[str]:
         return []
     declared = {name for name in names if "Image(" in repr((dataset.features or {}).get(name))}
     if isinstance(dataset, IterableDataset):
-        first = next(iter(dataset), {})
+        first: dict[str, Any] = next(iter(dataset), {})
         return [name for name in names if name in declared or is_image(first.get(name))]
     found = []
     for name in names:

@@ -137,8 +137,10 @@ def answers_repeat_prompts(dataset: Iterable[Mapping[str, Any]], columns: Sequen
     names = [name for name in ANSWERS if name in columns]
     if "prompt" not in columns or not names:
         return False
-    whole = isinstance(dataset, Dataset)
-    rows = dataset.select_columns(["prompt", *names]) if whole else islice(dataset, _STREAMED)
+    if isinstance(dataset, Dataset):
+        rows: Iterable[Any] = dataset.select_columns(["prompt", *names])
+    else:
+        rows = islice(dataset, _STREAMED)
     return all(_repeats(row, names) for row in rows)
 
 

@@ -165,7 +165,7 @@ def cut_completions(
     max_length: int,
     max_prompt_length: int,
     keep_end: bool,
-    leading_ids: list[int],
+    leading_ids: Sequence[int],
 ) -> tuple[list[int], list[list[int]], bool, bool]:
     """
     Cuts an over-long prompt with its completions by the authors' rule.
@@ -185,7 +185,7 @@ def cut_completions(
             Tokens an over-long row's prompt is cut to.
         keep_end (`bool`):
             Whether the prompt's end is kept, or its start.
-        leading_ids (`list[int]`):
+        leading_ids (`Sequence[int]`):
             Special ids that stay in front of a cut prompt.
 
     Returns:

@@ -300,7 +300,7 @@ def prepare_ranking(
     prepared = PreparedRanking(ranking, tokenized, prompt_repeated=repeated, dropped=completions.dropped)
 
     texts: dict[int, Any] = {}
-    prompt_ids = ranking.get("prompt_ids")
+    prompt_ids: list[int] = ranking.get("prompt_ids", [])
     if not tokenized:
         _split_prompt(ranking, completions, where, dataset_name, by_turn)
         texts = completions.left

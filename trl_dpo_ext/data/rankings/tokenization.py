@@ -22,7 +22,7 @@ PAIR = ("chosen", "rejected")
 def tokenize_ranking(
     row: Mapping[str, Any],
     processing_class: PreTrainedTokenizerBase | ProcessorMixin,
-    leading_ids: list[int],
+    leading_ids: Sequence[int],
     where: str,
     *,
     joint: bool = False,
@@ -38,7 +38,7 @@ def tokenize_ranking(
             `prompt` and `completions`, text or messages, and optionally `tools` and `chat_template_kwargs`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
             Tokenizer with an EOS token (text) or a chat template (messages), or a processor with such a tokenizer.
-        leading_ids (`list[int]`):
+        leading_ids (`Sequence[int]`):
             Result of [`~trl_dpo_ext.data.tokenization.leading_special_ids`].
         where (`str`):
             The row's name in messages.
