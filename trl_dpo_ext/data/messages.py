@@ -2,7 +2,7 @@
 
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -141,7 +141,7 @@ def _check_entries(entries: Any, at: str, where: str, expected: str, *, callable
     if not isinstance(entries, list):
         raise ValueError(f"`{at}` in {where} is of type {type(entries).__name__}. Expected a list of {expected}.")
     for number, entry in enumerate(entries):
-        if callables and isinstance(entry, Callable):
+        if callables and callable(entry):
             continue
         function = entry.get("function") if isinstance(entry, Mapping) else None
         named = entry if function is None else function
