@@ -169,10 +169,11 @@ class WithCheckpoints(WithSavedState):
             reference, folder = self.accelerator.unwrap_model(self.ref_model), Path(resume_from_checkpoint)
             load_converted(reference, folder / REFERENCE_FOLDER)
             check_restored(reference, folder / REFERENCE_FOLDER)
-        self._epoch_start.start_by(partial(self._go_on_with_window, resume_from_checkpoint))
+        state = read_state(resume_from_checkpoint)
+        if state.get("processes") == self.accelerator.num_processes:  # each goes on with its own
+            self._epoch_start.start_by(partial(self._go_on_with_window, resume_from_checkpoint))
         if self.args.ignore_data_skip:
             return epochs, batches
-        state = read_state(resume_from_checkpoint)
         has_ended = state.get("epoch_has_ended", True)
         if has_ended and self.state.global_step >= max_steps:
             return num_train_epochs, 0
@@ -196,10 +197,7 @@ class WithCheckpoints(WithSavedState):
         return {"updates": updates, "loss": self._tr_loss.cpu(), "figures": self._meters["train"].held()}
 
     def _go_on_with_window(self, checkpoint: str | Path) -> None:
-        path = Path(checkpoint, self._window_file)
-        if not path.is_file():
-            return
-        window = torch.load(path, weights_only=True)
+        window = torch.load(Path(checkpoint, self._window_file), weights_only=True)
         loss = window["loss"].to(self._tr_loss)
         self._tr_loss += loss
         # The mean loss of a run is that of its own updates
