@@ -34,7 +34,10 @@ def folder(tmp_path_factory) -> Path:
         ),
         (
             {"dataset_name": "broken.jsonl"},
-            ["`dataset_name`: /", "/broken.jsonl cannot be read: JSON parse error: Invalid encoding in string."],
+            [
+                "`dataset_name`: /",
+                "/broken.jsonl cannot be read: line 1 is not JSON: Invalid control character at at column 24.",
+            ],
         ),
         ({"dataset_name": "bad.jsonl"}, ["`rejected` in row 0 of the train dataset is None"]),
         ({"dataset_name": "columns.jsonl"}, ["no column `rejected`", "Is it `rejcted`?"]),

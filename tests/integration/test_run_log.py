@@ -275,7 +275,7 @@ class TestSamples:
             )
 
     def test_a_number_below_0(self, config):
-        with pytest.raises(ValueError, match="log_samples=-1` must be 0 or more"):
+        with pytest.raises(ValueError, match="`log_samples=-1` must be at least 0"):
             config(log_samples=-1)
 
 
