@@ -190,7 +190,7 @@ BAD = [
     ('{"prompt": "Q ", "completions": ["a", null]}', "`completions[1]` in row 8 of the rows.jsonl dataset is None"),
     (
         '{"prompt": "Q\\ud800 ", "completion": "a"}',
-        "`prompt` in row 9 of the rows.jsonl dataset has half of a surrogate pair at character 1",
+        "`prompt` in row 9 of the rows.jsonl dataset has half of a surrogate pair",
     ),
     ('{"prompt": "Q ", "completion": "a", "images": ["x.png"]}', "the row has `images`"),
     ('{"prompt": "Q ", "prompt_ids": [1], "completion_ids": [[2]]}', "the row has token ids but no text"),
@@ -465,7 +465,10 @@ def test_a_process_that_fails_ends_both(score, model):
         (["rows.jsonl", "--rows_per_prat", "3"], "there is no option --rows_per_prat. Did you mean --rows_per_part?"),
         (["rows.jsonl", "--rows_per_part=0"], "argument --rows_per_part: 0 is not a whole number above 0"),
         (["rows.jsonl", "--output", "out.csv"], "argument --output: out.csv must end in .jsonl or .parquet"),
-        (["rows.jsonl", "--beta", "-1"], "Expected `beta` to be a finite number above 0"),
+        (["rows.jsonl", "--beta", "-1"], "argument --beta: -1 is not a finite number above 0"),
+        (["rows.jsonl", "--beta", "nan"], "argument --beta: nan is not a finite number above 0"),
+        (["rows.jsonl", "--beta", "1e300"], "argument --beta: 1e300 is not a finite number above 0, and at most 1e8"),
+        (["rows.jsonl", "--max_length", "9" * 5000], "is not a whole number above 0, and at most 2147483647"),
     ],
 )
 def test_messages(score, capsys, words, message):
