@@ -46,6 +46,10 @@ def folder(tmp_path_factory) -> Path:
         ({"beta": "-1"}, ["`beta=-1.0` must be a finite number above 0"]),
         ({"bata": "1"}, ["there is no option `bata`. Did you mean `beta`?"]),
         (
+            {"model_init_kwargs": '{"atn_implementation": "eager"}'},
+            ["`model_init_kwargs` holds `atn_implementation`, which LlamaForCausalLM does not take. Leave it out."],
+        ),
+        (
             {"dataset_train_split": "trian"},
             ["`dataset_train_split`: /", "/rows.jsonl has no split `trian`, only train."],
         ),
