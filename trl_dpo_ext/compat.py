@@ -15,6 +15,7 @@ import trl
 from packaging.version import Version
 from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
+from trl.scripts.utils import DatasetConfig
 from trl.trainer import dpo_trainer as trl_dpo_trainer
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import (
@@ -29,6 +30,7 @@ from trl.trainer.utils import (
 __all__ = [
     "RESUMES_ADAPTER_COPY",
     "SEAMS",
+    "DatasetConfig",
     "FusedCausalLMOutput",
     "add_fused_lm_head",
     "check_seams",

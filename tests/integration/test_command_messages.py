@@ -34,7 +34,10 @@ def folder(tmp_path_factory) -> Path:
         ),
         (
             {"dataset_name": "broken.jsonl"},
-            ["`dataset_name`: /", "/broken.jsonl cannot be read: JSON parse error: Invalid encoding in string."],
+            [
+                "`dataset_name`: /",
+                "/broken.jsonl cannot be read: line 1 is not JSON: Invalid control character at at column 24.",
+            ],
         ),
         ({"dataset_name": "bad.jsonl"}, ["`rejected` in row 0 of the train dataset is None"]),
         ({"dataset_name": "columns.jsonl"}, ["no column `rejected`", "Is it `rejcted`?"]),
@@ -42,6 +45,10 @@ def folder(tmp_path_factory) -> Path:
         ({"log_samples": "2"}, ["`log_samples=2` has no effect with `eval_strategy='no'`"]),
         ({"beta": "-1"}, ["`beta=-1.0` must be a finite number above 0"]),
         ({"bata": "1"}, ["there is no option `bata`. Did you mean `beta`?"]),
+        (
+            {"model_init_kwargs": '{"atn_implementation": "eager"}'},
+            ["`model_init_kwargs` holds `atn_implementation`, which LlamaForCausalLM does not take. Leave it out."],
+        ),
         (
             {"dataset_train_split": "trian"},
             ["`dataset_train_split`: /", "/rows.jsonl has no split `trian`, only train."],

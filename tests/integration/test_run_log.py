@@ -250,6 +250,16 @@ class TestSamples:
                 assert sample[f"{who}_reward"] == same(0.1 * (policy - reference).item())
         assert samples[0]["policy"] != samples[0]["reference"]
 
+    def test_a_streamed_evaluation_set(self, trained, llama_folder):
+        # The first rows of the stream are answered, as those of the same rows in memory
+        rows = preference_rows(5, start=20)
+        options = EVALUATES | {"log_samples": 2, "accelerator_config": {"dispatch_batches": False}}
+        held, streamed = (
+            trained(llama_folder, options | {"folder": f"samples_{name}"}, eval_dataset=each)
+            for name, each in {"held": rows, "streamed": rows.to_iterable_dataset()}.items()
+        )
+        assert lines(streamed, "samples") == lines(held, "samples") != []
+
     def test_training_is_the_same_with_and_without(self, trained, llama_folder):
         rows = preference_rows(5, start=20)
         runs = [
@@ -275,7 +285,7 @@ class TestSamples:
             )
 
     def test_a_number_below_0(self, config):
-        with pytest.raises(ValueError, match="log_samples=-1` must be 0 or more"):
+        with pytest.raises(ValueError, match="`log_samples=-1` must be at least 0"):
             config(log_samples=-1)
 
 

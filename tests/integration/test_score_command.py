@@ -188,7 +188,10 @@ BAD = [
     ('{"prompt": "", "completion": "a"}', "`prompt` in row 6 of the rows.jsonl dataset is empty"),
     ('{"prompt": "Q ", "completions": []}', "`completions` in row 7 of the rows.jsonl dataset is empty"),
     ('{"prompt": "Q ", "completions": ["a", null]}', "`completions[1]` in row 8 of the rows.jsonl dataset is None"),
-    ('{"prompt": "Q\\ud800 ", "completion": "a"}', "it cannot be tokenized: TypeError"),
+    (
+        '{"prompt": "Q\\ud800 ", "completion": "a"}',
+        "`prompt` in row 9 of the rows.jsonl dataset has half of a surrogate pair",
+    ),
     ('{"prompt": "Q ", "completion": "a", "images": ["x.png"]}', "the row has `images`"),
     ('{"prompt": "Q ", "prompt_ids": [1], "completion_ids": [[2]]}', "the row has token ids but no text"),
     ('{"question": "Q"}', "no column `completions`"),
@@ -436,7 +439,7 @@ def test_a_process_that_fails_ends_both(score, model):
     write_lines("rows.jsonl", rows[:3] + [rows[3] | {"score": 1}] + rows[4:])  # the second process's second part
     status, printed = launch([*model, "rows.jsonl", "--output", "out.jsonl", "--rows_per_part", "1"])
     assert status == 1
-    assert "trl-dpo-ext score: Line 4 of rows.jsonl already has a column `score`." in printed
+    assert "trl-dpo-ext score: Row 3 (line 4) of rows.jsonl already has a column `score`." in printed
     assert not Path("out.jsonl").exists()
     # One process goes on where the two ended
     write = ("--rows_per_part", "1", "--overwrite_columns")
@@ -462,7 +465,10 @@ def test_a_process_that_fails_ends_both(score, model):
         (["rows.jsonl", "--rows_per_prat", "3"], "there is no option --rows_per_prat. Did you mean --rows_per_part?"),
         (["rows.jsonl", "--rows_per_part=0"], "argument --rows_per_part: 0 is not a whole number above 0"),
         (["rows.jsonl", "--output", "out.csv"], "argument --output: out.csv must end in .jsonl or .parquet"),
-        (["rows.jsonl", "--beta", "-1"], "Expected `beta` to be a finite number above 0"),
+        (["rows.jsonl", "--beta", "-1"], "argument --beta: -1 is not a finite number above 0"),
+        (["rows.jsonl", "--beta", "nan"], "argument --beta: nan is not a finite number above 0"),
+        (["rows.jsonl", "--beta", "1e300"], "argument --beta: 1e300 is not a finite number above 0, and at most 1e8"),
+        (["rows.jsonl", "--max_length", "9" * 5000], "is not a whole number above 0, and at most 2147483647"),
     ],
 )
 def test_messages(score, capsys, words, message):

@@ -55,7 +55,9 @@ WRONG_LINES = {
     ROW + ROW.replace(b'"chosen"', b'"prompt"'): "line 2 is not JSON that can be read: it has `prompt` twice",
     ROW + b'{"prompt": ' + b"[" * 100_000 + b"\n": "line 2 is not JSON that can be read: ",
     b"{\n" + ROW[1:-2] + b",\n}\n": "line 3 is not JSON: ",
-    ROW.strip() + ROW.strip() + b"null": "line 1 is a JSON value of type NoneType",
+    ROW.strip() + ROW.strip() + b"null": "line 1 holds several objects. End each by a line feed.",
+    ROW + ROW.strip() + b" \t" + ROW: "line 2 holds several objects",
+    ROW.replace(b"\n", b"\r") * 3: "line 1 holds several objects",
     ROW + ROW.replace(b'"Q "', b'{"x": 1}'): "`prompt` is text in line 1 and an object in line 2",
     b"\x1f\x8b\x08" + ROW: "is compressed, and damaged: ",
     b"": "has no row.",
@@ -251,6 +253,23 @@ def test_fuzzed_lines():
             assert str(error).startswith("line 2 is ")
         else:
             assert problem is None or line.startswith(b"{") or not line.strip()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_dates_of_several_files_stay_text(streaming):
+    dates = GOOD | {"chosen": "2024-01-02", "rejected": "2024-01-03T04:05:06"}
+    Path("folder").mkdir()
+    for name, count in {"train": 2, "test": 1}.items():
+        Path("folder", f"{name}.jsonl").write_text(f"{json.dumps(dates)}\n" * count)
+    splits = load_splits("folder", option="rows", streaming=streaming)
+    assert {split: list(rows) for split, rows in splits.items()} == {"train": [dates] * 2, "test": [dates]}
+    assert loaded("folder/t*.jsonl", streaming=streaming) == [dates] * 3
+
+
+def test_text_that_looks_like_several_objects():
+    row = GOOD | {"chosen": "if (a) {b} {c}", "rejected": "}{"}
+    Path("rows.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    assert loaded("rows.jsonl") == [row] * 2
 
 
 def test_arrays_and_lines_name_rows_alike():

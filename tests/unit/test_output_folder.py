@@ -11,7 +11,7 @@ from trl_dpo_ext.trainers.output_folder import check_output_dir
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch) -> Path:
-    for name in ("model/reference", "run/checkpoint-3", "run/merged", "run/base"):
+    for name in ("model/reference", "run/checkpoint-3", "run/run_log", "run/merged", "run/base"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "model")
     monkeypatch.chdir(tmp_path)
@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
         ("model", "link"),
         ("model/reference", "model"),
         ("run", "run/checkpoint-3"),
-        ("run", "run/merged"),
+        ("run", "run/run_log"),
     ],
 )
 def test_refused(folder, output_dir, source):
@@ -41,7 +41,14 @@ def test_refused(folder, output_dir, source):
 
 @pytest.mark.parametrize(
     ("output_dir", "source"),
-    [("model/run-1", "model"), ("run", "run/base"), ("new", "model"), ("gpt2", "gpt2"), ("run", "run/checkpoint-4")],
+    [
+        ("model/run-1", "model"),
+        ("run", "run/base"),
+        ("run", "run/merged"),
+        ("new", "model"),
+        ("gpt2", "gpt2"),
+        ("run", "run/checkpoint-4"),
+    ],
 )
 def test_taken(folder, output_dir, source):
     check_output_dir(output_dir, {"the model": source})

@@ -2,9 +2,9 @@
 
 import argparse
 import json
-from pathlib import Path
 
 from trl_dpo_ext.cli.failure import fail
+from trl_dpo_ext.cli.words import WordParser, count, file_path, number
 
 
 __all__ = ["run"]
@@ -51,16 +51,18 @@ def run(argv: list[str]) -> int:
         return fail("doctor", error)
     print(report)
     if options.json:
-        options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        try:
+            options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+        except OSError as error:
+            return fail("doctor", f"`json`: {options.json} cannot be written: {error.strerror}.")
     return 0 if report.healthy else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="trl-dpo-ext doctor",
+    parser = WordParser(
+        "doctor",
         description="Examine a preference or ranking data set: what training would stop at, leave out or cut.",
         epilog="Exit status: 0, training would take every row; 1, it would not; 2, nothing could be examined.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "rows", metavar="ROWS", help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub data set"
@@ -69,28 +71,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="train", help="split to examine; `train` by default")
     parser.add_argument("--test_split", metavar="SPLIT", help="held-out split: prompts that both have are found")
     parser.add_argument("--dataset_config", metavar="NAME", help="configuration, of a data set that has several")
-    parser.add_argument("--rows", dest="first", type=_positive, metavar="N", help="only the first N rows")
+    parser.add_argument("--rows", dest="first", type=count(), metavar="N", help="only the first N rows")
     parser.add_argument("--tokenization", default="separate", choices=["separate", "joint"], help="as in training")
     parser.add_argument(
         "--max_length", type=_length, default=512, metavar="N", help="as in training: 512 by default, `none`: no cut"
     )
-    parser.add_argument("--max_prompt_length", type=_positive, metavar="N", help="as in training")
+    parser.add_argument("--max_prompt_length", type=count(), metavar="N", help="as in training")
     modes = ["keep_start", "keep_end"]
     parser.add_argument("--prompt_truncation_mode", choices=modes, help="as in training")
     parser.add_argument("--truncation_mode", default="keep_start", choices=modes, help="as in training")
-    parser.add_argument("--score_tie_gap", type=float, default=0.0, metavar="GAP", help="as in training on rankings")
-    parser.add_argument("--max_completions", type=_positive, metavar="K", help="as in training on rankings")
+    parser.add_argument(
+        "--score_tie_gap", type=number(above_0=False), default=0.0, metavar="GAP", help="as in training on rankings"
+    )
+    parser.add_argument("--max_completions", type=count(least=2), metavar="K", help="as in training on rankings")
     parser.add_argument("--trust_remote_code", action="store_true", help="run code that the tokenizer comes with")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to FILE as well")
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="write the report to FILE as well")
     return parser
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
-
-
 def _length(text: str) -> int | None:
-    return None if text.lower() in ("none", "null") else _positive(text)
+    return None if text.lower() in ("none", "null") else count()(text)

@@ -1,8 +1,9 @@
 """`trl-dpo-ext env`: versions and hardware for a bug report."""
 
-import argparse
 import platform
 from importlib.metadata import PackageNotFoundError, version
+
+from trl_dpo_ext.cli.words import WordParser
 
 
 __all__ = ["run"]
@@ -22,9 +23,7 @@ _PACKAGES = (
 
 def run(argv: list[str]) -> int:
     """Prints one line a fact; importing the trainers checks the seams to TRL on the way."""
-    argparse.ArgumentParser(
-        prog="trl-dpo-ext env", description="Print the versions and hardware that a bug report needs."
-    ).parse_args(argv)
+    WordParser("env", description="Print the versions and hardware that a bug report needs.").parse_args(argv)
 
     import torch
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
-from trl.scripts.utils import DatasetConfig
 
 from trl_dpo_ext.cli.options import OptionParser
 from trl_dpo_ext.cli.recipe_file import read_recipe
+from trl_dpo_ext.compat import DatasetConfig
 from trl_dpo_ext.data.spelling import did_you_mean
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.installed import check_package

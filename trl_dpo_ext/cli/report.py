@@ -1,10 +1,10 @@
 """`trl-dpo-ext report RUN_DIR`: one page of a run's figures."""
 
-import argparse
 import sys
 from pathlib import Path
 
 from trl_dpo_ext.cli.failure import fail
+from trl_dpo_ext.cli.words import WordParser
 from trl_dpo_ext.data.spelling import did_you_mean_path
 
 
@@ -13,8 +13,8 @@ __all__ = ["run"]
 
 def run(argv: list[str]) -> int:
     """Writes `report.png` and `report.html`; 2 if there is no run in the folder or no matplotlib."""
-    parser = argparse.ArgumentParser(
-        prog="trl-dpo-ext report",
+    parser = WordParser(
+        "report",
         description="Draw one page of a run's figures: report.png and report.html, also while the run goes on.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run's `output_dir`")

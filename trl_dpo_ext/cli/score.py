@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_dpo_ext.cli.failure import fail
-from trl_dpo_ext.data.spelling import did_you_mean
+from trl_dpo_ext.cli.words import WordParser, count, number
 
 
 __all__ = ["run"]
@@ -60,13 +60,7 @@ _FLAGS = {
 
 def run(argv: list[str]) -> int:
     """Runs the command. Returns 0, 1 if some rows could not be scored, or 2 if nothing was written."""
-    parser = _parser()
-    flags = {flag for action in parser._actions for flag in action.option_strings}
-    for word in argv:
-        flag = word.split("=")[0]
-        if flag.startswith("--") and flag not in flags:
-            return fail("score", f"there is no option {flag}.{did_you_mean(flag, flags, str)}")
-    options = parser.parse_args(argv)
+    options = _parser().parse_args(argv)
     try:
         return _score(options, options.output)
     except (ValueError, OSError) as error:
@@ -77,13 +71,12 @@ def run(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="trl-dpo-ext score",
+    parser = WordParser(
+        "score",
         usage="trl-dpo-ext score MODEL ROWS --output OUTPUT [options]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name of the policy, a model or an adapter")
     parser.add_argument(
@@ -99,22 +92,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="train", help="split of a data set (default: %(default)s)")
     parser.add_argument("--dataset_config", help="configuration, of a data set that has several")
     parser.add_argument(
-        "--rows_per_part", type=_positive, default=512, metavar="N", help="rows of a part (default: %(default)s)"
+        "--rows_per_part", type=count(), default=512, metavar="N", help="rows of a part (default: %(default)s)"
     )
     model = parser.add_argument_group(
         "the model", "What a trainer of this package saved is known. Other models need a reference and beta."
     )
     model.add_argument("--reference", help="folder or hub name of the reference")
-    model.add_argument("--beta", type=float, help="strength of the KL constraint")
+    model.add_argument("--beta", type=number(above_0=True), help="strength of the KL constraint")
     model.add_argument("--reference_free", action="store_true", default=None, help="rewards are beta log pi(y|x)")
     model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of the weights")
     model.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="autocast")
     model.add_argument("--device", help="where to score, for example cpu or cuda:1")
     model.add_argument("--revision", help="revision of the policy on the hub")
     model.add_argument("--tokenization", choices=["separate", "joint"], help="as in training")
-    model.add_argument("--max_length", type=_positive, metavar="N", help="most tokens of a prompt with a completion")
-    model.add_argument("--max_prompt_length", type=_positive, metavar="N", help="tokens a cut row's prompt keeps")
-    model.add_argument("--max_tokens_per_batch", type=_positive, metavar="N", help="most tokens of a forward")
+    model.add_argument("--max_length", type=count(), metavar="N", help="most tokens of a prompt with a completion")
+    model.add_argument("--max_prompt_length", type=count(), metavar="N", help="tokens a cut row's prompt keeps")
+    model.add_argument("--max_tokens_per_batch", type=count(), metavar="N", help="most tokens of a forward")
     model.add_argument(
         "--no_check_reference", action="store_true", help="take a reference that is not the recorded one"
     )
@@ -180,12 +173,6 @@ def _score(options: argparse.Namespace, output: Path) -> int:
     wrote = f"Wrote {result.output}: {result.scored} rows." if result.output else f"Did not write {output}: no row."
     print(wrote, file=sys.stderr)
     return 1 if result.not_scored else 0
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
 
 
 def _output(text: str) -> Path:

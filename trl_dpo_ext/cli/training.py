@@ -158,7 +158,7 @@ def _start_of(recipe: Recipe) -> dict[str, Any]:
 
 def _merged(recipe: Recipe) -> str:
     # In a folder, so that the reference, or the base of a new adapter, can be loaded again
-    folder = Path(recipe.args.output_dir, "merged")
+    folder = _merged_folder(recipe)
     state = PartialState()
     with state.local_main_process_first():
         if state.is_local_main_process:
@@ -170,6 +170,10 @@ def _merged(recipe: Recipe) -> str:
             model.merge_and_unload().save_pretrained(folder)
             AutoTokenizer.from_pretrained(path, trust_remote_code=trust).save_pretrained(folder)
     return str(folder)
+
+
+def _merged_folder(recipe: Recipe) -> Path:
+    return Path(recipe.args.output_dir, "merged")
 
 
 def _check_stage(recipe: Recipe) -> None:
@@ -199,7 +203,10 @@ def _check_stage(recipe: Recipe) -> None:
         raise ValueError("`adapter: keep` with a quantised model is not supported. Merge it, and train another.")
     base = read_adapter_config(path).get("base_model_name_or_path") if has_adapter else None
     rows = {f"rows of `{name}`": name for name in _data_of(recipe)}
-    check_output_dir(recipe.args.output_dir, {"the model": path, "the adapter's base model": base} | rows)
+    sources = {"the model": path, "the adapter's base model": base} | rows
+    check_output_dir(recipe.args.output_dir, sources)
+    if adapter == "merge":
+        check_output_dir(_merged_folder(recipe), sources)
     if has_adapter:
         check_base(path, base)
 

@@ -1,5 +1,6 @@
 """The columns of a data set as preparation sees them: their names, without a format, and whether any holds images."""
 
+import mimetypes
 import os.path
 from collections.abc import Mapping
 from typing import Any
@@ -91,5 +92,6 @@ def is_image(value: Any) -> bool:
     if isinstance(value, Mapping):
         return bool(value.get("bytes") or value.get("path"))
     if isinstance(value, str):
-        return value.startswith(("http://", "https://", "data:image/")) or os.path.isfile(value)
+        is_named_so = (mimetypes.guess_type(value)[0] or "").startswith("image/")  # which may be missing
+        return is_named_so or value.startswith(("http://", "https://", "data:image/")) or os.path.isfile(value)
     return isinstance(value, Picture)

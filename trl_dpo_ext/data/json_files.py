@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ __all__ = [
 
 _BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
+_NEXT_OBJECT = re.compile(rb"\}\s*\{")  # or text that looks like it
 
 # By the first bytes, as `datasets` finds them, and not by the name
 _STARTS = {".gz": b"\x1f\x8b", ".bz2": b"BZh", ".xz": b"\xfd7zXZ\x00", ".zst": b"\x28\xb5\x2f\xfd"}
@@ -131,9 +133,11 @@ def check_json(path: Path) -> None:
             if not line:
                 continue
             if by_line is None:
-                by_line = not line.startswith(b"{") or _is_object(line)
+                by_line = not line.startswith(b"{") or _is_object(line) or _holds_several(line)
             if by_line and not line.startswith(b"{"):
                 raise ValueError(f"line {number} is {_problem_of(line)}.")
+            if by_line and _NEXT_OBJECT.search(line) and _holds_several(line):
+                raise ValueError(f"line {number} holds several objects. End each by a line feed.")
             if not line.isascii():
                 try:
                     line.decode()
@@ -170,6 +174,14 @@ def _text_lines(file: Iterable[bytes]) -> Iterator[bytes]:
     # Without what is around them
     for number, line in enumerate(file):
         yield (line.removeprefix(_BOM) if number == 0 else line).strip(_BLANK)
+
+
+def _holds_several(line: bytes) -> bool:
+    try:
+        _, end = json.JSONDecoder().raw_decode(text := line.decode())
+    except (RecursionError, ValueError):
+        return False
+    return text[end:].lstrip().startswith("{")
 
 
 def _is_object(line: bytes) -> bool:

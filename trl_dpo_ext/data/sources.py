@@ -4,7 +4,8 @@ import glob
 import json
 import lzma
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from datasets import (
     get_dataset_config_names,
     get_dataset_default_config_name,
     load_dataset,
+    load_dataset_builder,
     load_from_disk,
 )
 from datasets.exceptions import DatasetsError
@@ -99,7 +101,12 @@ def load_splits(
             pattern = glob.escape(name) if path.is_file() else name
             options = _AS_TEXT if kind == "csv" else {}
             splits = load_dataset(kind, data_files=pattern, streaming=streaming, **options)
-        return _with_dates_as_text(splits, path, streaming) if json_files == [path] else splits
+        if not json_files:
+            return splits
+        return {
+            split: _with_dates_as_text(rows, partial(_files_of, name, split, path, json_files), streaming)
+            for split, rows in splits.items()
+        }
     except (OSError, ValueError, DatasetsError, StopIteration, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"`{option}`: {name} {_problem(path, error)}") from error
 
@@ -195,27 +202,38 @@ def _is_inside(name: Any) -> bool:
     return isinstance(name, str) and name == Path(name).name and name not in ("", "..")
 
 
-def _with_dates_as_text(splits: Any, path: Path, streaming: bool) -> Mapping[str, Any]:
+def _files_of(name: str, split: str, path: Path, json_files: list[Path]) -> list[Path]:
+    # The files of a split; only `datasets` knows how those of a folder are divided
+    if not path.is_dir():
+        return json_files
+    return [Path(file) for file in load_dataset_builder(name).config.data_files[split]]
+
+
+def _with_dates_as_text(rows: Any, files_of: Callable[[], list[Path]], streaming: bool) -> Any:
     # JSON has no dates: pyarrow makes them of text, and cannot give the text back
-    rows = splits["train"]
     features = rows.features
     if features is None:
         features = Dataset.from_list([next(iter(rows))]).features
     text = _dates_as_text(features)
     if text == features:
-        return splits
-    stat = path.stat()
-    version = f"{stat.st_size} {stat.st_mtime_ns}"  # of the file, for the cache of `datasets`
+        return rows
+    paths = [path.resolve() for path in files_of()]
+    if not all(map(is_json, paths)):
+        return rows
+    stats = [path.stat() for path in paths]
+    version = [f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats]  # of the files, for the cache of `datasets`
     make = IterableDataset.from_generator if streaming else Dataset.from_generator
-    return {"train": make(_rows_of, features=text, gen_kwargs={"path": str(path.resolve()), "version": version})}
+    # In a tuple: `datasets` would divide a list among processes
+    return make(_rows_of, features=text, gen_kwargs={"paths": tuple(map(str, paths)), "version": tuple(version)})
 
 
-def _rows_of(path: str, version: str) -> Iterator[dict[str, Any]]:
-    if is_array(Path(path)):
-        yield from parse_array(Path(path))
-        return
-    with open_bytes(Path(path)) as file:
-        yield from (parse_object(line) for line in file if line.strip())
+def _rows_of(paths: tuple[str, ...], version: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    for path in map(Path, paths):
+        if is_array(path):
+            yield from parse_array(path)
+            continue
+        with open_bytes(path) as file:
+            yield from (parse_object(line) for line in file if line.strip())
 
 
 def _dates_as_text(feature: Any) -> Any:

@@ -49,6 +49,14 @@ def load_model(name: str, *args: Any, **kwargs: Any) -> Any:
         )
     except SafetensorError as error:
         raise ValueError(f"The weights in {name} cannot be read: {error}. Copy or save them again.") from error
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        keyword = str(error).split("argument ")[-1].strip("'")
+        raise ValueError(
+            f"`model_init_kwargs` holds `{keyword}`, which {str(error).split('.__init__')[0]} does not take. Leave it "
+            "out."
+        ) from error
     model, found = loaded
     if found["mismatched_keys"] and not others:
         key, in_folder, in_model = sorted(found["mismatched_keys"])[0]

@@ -136,13 +136,12 @@ def check_attention(attention: str | None, compute_dtype: torch.dtype) -> None:
         )
 
 
-def check_trainable(model: nn.Module, learning_rate: float, optimizer: torch.optim.Optimizer | None) -> None:
+def check_trainable(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
     """
     Checks that an update would change a parameter.
 
     Raises:
-        ValueError: If none requires a gradient, `optimizer` (the user's) holds none that does, or the learning rate is
-            0.
+        ValueError: If none requires a gradient, or `optimizer` (the user's) holds none that does.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
@@ -151,8 +150,6 @@ def check_trainable(model: nn.Module, learning_rate: float, optimizer: torch.opt
         else:
             fix = "Unfreeze what is to be trained with `requires_grad_(True)`, or pass `peft_config`."
         raise ValueError(f"No parameter of the model requires a gradient, so there is nothing to train. {fix}")
-    if optimizer is None and learning_rate == 0:
-        raise ValueError("`learning_rate=0` trains nothing. Set one above 0, or only call `evaluate`.")
     if optimizer is None or isinstance(optimizer, AcceleratedOptimizer):  # the latter's, in a second training
         return
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

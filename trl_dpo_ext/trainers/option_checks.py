@@ -198,6 +198,8 @@ def check_options(options: Any) -> None:
                 _check_number(name, each, kinds)
             elif isinstance(each, dict):
                 _check_keywords(name, each, _KEYWORDS_OF.get(name))
+    if getattr(options, "optim_args", None):
+        _check_pairs("optim_args", options.optim_args)
     if getattr(options, "lr_scheduler_kwargs", None):
         schedule = TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(options.lr_scheduler_type or "constant_with_warmup")]
         _check_keywords("lr_scheduler_kwargs", options.lr_scheduler_kwargs, schedule)
@@ -259,6 +261,14 @@ def _check_keywords(name: str, keywords: Mapping[str, Any], of: Callable[..., An
             raise ValueError(
                 f"`{name}` holds {shown(keyword)}, which does not exist.{did_you_mean(str(keyword), known)}"
             )
+
+
+def _check_pairs(name: str, text: str) -> None:
+    # As transformers divides it
+    for pair in text.replace(" ", "").split(","):
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value) or "=" in value:
+            raise ValueError(f"`{name}={shown(text, name)}`: {shown(pair)} is not `name=value`. Put commas between.")
 
 
 def _check_mapping(name: str, text: str) -> None:

@@ -11,7 +11,7 @@ from datasets import Dataset
 __all__ = ["check_output_dir", "check_overwrites_nothing"]
 
 # Subfolders that a run writes, replaces and deletes
-_REWRITTEN = ("checkpoint-", "last-checkpoint", "merged", "run_log")
+_REWRITTEN = ("checkpoint-", "last-checkpoint", "run_log")
 
 # Subfolders of a model that hold its reference
 _REFERENCES = ("reference", "ref")

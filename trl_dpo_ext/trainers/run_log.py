@@ -43,7 +43,10 @@ class RunLog(TrainerCallback):
         """Appends rows to a file."""
         lines = [_line(row) for row in rows]
         self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / file, "a", encoding="utf-8") as stream:
+        path = self.folder / file
+        if path.is_symlink():  # someone else's, which would be written through
+            path.unlink()
+        with open(path, "a", encoding="utf-8") as stream:
             stream.writelines(lines)
         for counts in (self.lines, self._written):
             counts[file] = counts.get(file, 0) + len(lines)

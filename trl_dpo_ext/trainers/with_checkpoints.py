@@ -67,7 +67,7 @@ class WithCheckpoints(WithSavedState):
         self.add_callback(self._epoch_start)
 
     def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
-        check_trainable(self.model, self.args.learning_rate, self.optimizer)
+        check_trainable(self.model, self.optimizer)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = newest_whole(self.args.output_dir)
         eval_on_start = self.args.eval_on_start
