@@ -533,7 +533,7 @@ def test_a_bad_row_of_both_is_refused_by_the_first(both: Both) -> None:
     [
         ("text", "`prompt` in row 7 of the train dataset is empty"),
         ("ranking", "`ranks` in row 7 of the train dataset has 1 entries but `completions` has 7"),
-        ("template", "The chat template cannot render row 0 of the train dataset: no such role"),
+        ("template", "The chat template cannot render `prompt` in row 0 of the train dataset: no such role"),
     ],
 )
 def test_bad_data_of_one_process_is_refused_by_all(both: Both, kind: str, message: str, failing: int) -> None:
