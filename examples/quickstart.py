@@ -55,9 +55,9 @@ from sentiment_task import (
 )
 from training_curves import draw_training_curves
 from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
+from trl_dpo_ext.trainers.checkpoint_files import newest_whole_here
 
 
 # TRL 1.16 uses names that transformers 5.23 deprecates; torch says that there is no accelerator
@@ -206,7 +206,7 @@ def train_dpo(
     checkpoint_dir: Path, model_dir: Path, train_file: Path, test_file: Path, settings: Settings
 ) -> DPOPaperTrainer:
     """
-    Trains on a preference file, from the last checkpoint if there is one: this is all that a user has to write.
+    Trains on a preference file, from the newest checkpoint if there is one: this is all that a user has to write.
 
     RMSprop, batches of 64 pairs, one epoch and a linear warm-up to a constant rate are the paper's settings, which
     are the defaults of `DPOPaperConfig`.
@@ -237,7 +237,7 @@ def train_dpo(
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(ProgressBarWithFigures)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoint_dir))
+    trainer.train(resume_from_checkpoint=newest_whole_here(checkpoint_dir))
     return trainer
 
 

@@ -256,8 +256,10 @@ BAD_ROW = "`prompt` in row 7 of the train dataset is empty"
 
 
 def test_bad_row_is_refused_by_both_machines(two: Launched) -> None:
-    for rank in range(2):
-        assert two.result("refused_row", rank=rank)["message"].startswith(BAD_ROW)
+    first, other = (two.result("refused_row", rank=rank)["message"] for rank in range(2))
+    assert first.startswith(BAD_ROW)
+    assert other.startswith("Process 0 of 2 (on ")
+    assert other.endswith(f"failed with ValueError: {first}")
 
 
 def test_bad_row_in_one_machines_copy_is_refused_by_both(two: Launched) -> None:

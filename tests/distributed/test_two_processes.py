@@ -273,8 +273,8 @@ def test_best_checkpoint(both: Both) -> None:
     assert two["metrics"]["eval_rewards/chosen"] == same(min(steps.values()))
 
 
-# In one case a process fails by itself
-@pytest.mark.parametrize("name", sorted(set(cases_for(2)) - {"refused_in_one_copy"}))
+# In two cases one process fails and tells the other
+@pytest.mark.parametrize("name", sorted(set(cases_for(2)) - {"refused_row", "refused_in_one_copy"}))
 def test_all_processes_report_the_same(both: Both, name: str) -> None:
     """Metrics that decide (best model, early stopping) and weights are bit for bit the same on both."""
 
@@ -521,13 +521,19 @@ def test_bad_data_ends_the_launch(llama_folder: str, tmp_path: Path, name: str, 
     assert f"ValueError: {message}" in log
 
 
+def test_a_bad_row_of_both_is_refused_by_the_first(both: Both) -> None:
+    first, other = (both.two.result("refused_row", rank=rank)["message"] for rank in range(2))
+    assert first.startswith("`prompt` in row 7 of the train dataset is empty")
+    assert other == f"Process 0 of 2 (on {socket.gethostname()}) failed with ValueError: {first}"
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
         ("text", "`prompt` in row 7 of the train dataset is empty"),
         ("ranking", "`ranks` in row 7 of the train dataset has 1 entries but `completions` has 7"),
-        ("template", "The chat template cannot render row 0 of the train dataset: no such role"),
+        ("template", "The chat template cannot render `prompt` in row 0 of the train dataset: no such role"),
     ],
 )
 def test_bad_data_of_one_process_is_refused_by_all(both: Both, kind: str, message: str, failing: int) -> None:

@@ -3,9 +3,10 @@ Trains, is killed at a given point, resumes, and compares with the run that was 
 
     python kill_case.py --model FOLDER --out FOLDER --kind KIND [--kind KIND ...] [--every N]
 
-Points are before, within (half a file is written) and after each write and removal, and at each update.
-Starting Python, torch and TRL costs more than a run, so this process imports them and forks one for each run. Prints a
-line of JSON a kind: how many points there are, how many were tried, and what went wrong. `test_kills.py` starts it.
+Points are before, within (half is written, or removed) and after each write and removal, and at each update.
+Starting Python, torch and TRL costs more than a run, and so does building a trainer: this process does both and forks
+one for each run, which has a folder of its own. Prints a line of JSON a kind: how many points there are, how many were
+tried, and what went wrong. `test_kills.py` starts it.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import shutil
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,10 @@ from transformers import TrainerCallback, TrainerState  # noqa: E402
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer  # noqa: E402
 from trl_dpo_ext.trainers.checkpoint_files import checkpoints_of, fault_of  # noqa: E402
 from trl_dpo_ext.trainers.run_log import RunLog  # noqa: E402
+from trl_dpo_ext.trainers.with_samples import WithSamples  # noqa: E402
+
+
+Trainer = DPOPaperTrainer | RankingDPOTrainer
 
 
 OPTIONS = {
@@ -43,9 +49,9 @@ OPTIONS = {
     "learning_rate": 1e-3,
     "warmup_steps": 2,
     "logging_steps": 1,
-    "max_steps": 5,  # of 3 an epoch
+    "max_steps": 3,  # of 2 an epoch
     "save_strategy": "steps",
-    "save_steps": 2,
+    "save_steps": 1,
     "save_total_limit": 2,
     "eval_strategy": "steps",
     "eval_steps": 2,
@@ -77,10 +83,14 @@ class Points:
         @functools.wraps(real)
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             named = (value for value in (*args, *kwargs.values()) if isinstance(value, (str, os.PathLike)))
-            path = next((Path(value) for value in named if self.folder in str(value)), None)
+            path = next((Path(value) for value in named if self.folder in os.path.abspath(value)), None)
             if path is None:
                 return real(*args, **kwargs)
             self.reach()
+            if self.count == self.kill_at and path.is_dir():
+                for file in [file for file in sorted(path.rglob("*")) if file.is_file()][::2]:
+                    file.unlink()
+                self.reach()
             result = real(*args, **kwargs)
             if self.count == self.kill_at and path.is_file():
                 os.truncate(path, path.stat().st_size // 2)
@@ -119,28 +129,28 @@ def rankings(n: int, start: int = 0) -> Dataset:
     )
 
 
-def make_trainer(kind: str, model: str, folder: Path) -> DPOPaperTrainer | RankingDPOTrainer:
+def make_trainer(kind: str, model: str) -> Trainer:
     options: dict[str, Any] = dict(OPTIONS)
-    arguments: dict[str, Any] = {"train_dataset": preference_rows(11), "eval_dataset": preference_rows(3, start=30)}
+    arguments: dict[str, Any] = {"train_dataset": preference_rows(7), "eval_dataset": preference_rows(3, start=30)}
     trainer_class, config_class, policy = DPOPaperTrainer, DPOPaperConfig, model
     if kind == "lora_cached":
         lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", lora_dropout=0.1)
         arguments["peft_config"] = lora
-        options |= {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(folder / "cache")}
+        options |= {"precompute_ref_log_probs": True, "ref_logps_cache_dir": "cache"}
     elif kind == "rankings":
         trainer_class, config_class = RankingDPOTrainer, RankingDPOConfig
-        arguments |= {"train_dataset": rankings(11), "eval_dataset": rankings(3, start=40)}
+        arguments |= {"train_dataset": rankings(7), "eval_dataset": rankings(3, start=40)}
     elif kind == "experts_grouped":
         policy, arguments["processing_class"] = tiny_moe(), tiny_tokenizer()
         options |= {"train_sampling_strategy": "group_by_length", "log_samples": 1}
-        options |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+        options |= {"eval_steps": 1, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     elif kind == "epochs":
-        options |= {"max_steps": -1, "num_train_epochs": 2, "eval_strategy": "epoch", "save_steps": 3}
-    return trainer_class(policy, args=config_class(str(folder / "out"), **options), **arguments)
+        options |= {"max_steps": -1, "num_train_epochs": 2, "eval_strategy": "epoch", "save_steps": 2}
+    return trainer_class(policy, args=config_class("out", **options), **arguments)
 
 
-def train(kind: str, model: str, folder: Path, kill_at: int | None = None, resume: bool = False) -> int:
-    """Trains and saves in a process of its own; returns its status, negative if it was killed."""
+def train(make: Callable[[], Trainer], folder: Path, kill_at: int | None = None, resume: bool = False) -> int:
+    """Trains and saves in `folder`, in a process of its own; returns its status, negative if it was killed."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -149,6 +159,7 @@ def train(kind: str, model: str, folder: Path, kill_at: int | None = None, resum
         os.dup2(log.fileno(), 2)
         status = 1
         try:
+            os.chdir(folder)
             points = Points(folder, kill_at)
             for owner, name in (
                 (torch, "save"),
@@ -156,11 +167,12 @@ def train(kind: str, model: str, folder: Path, kill_at: int | None = None, resum
                 (peft.peft_model, "safe_save_file"),
                 (TrainerState, "save_to_json"),
                 (Path, "write_text"),
+                (os, "replace"),
                 (RunLog, "append"),
                 (shutil, "rmtree"),
             ):
                 points.around(owner, name)
-            trainer = make_trainer(kind, model, folder)
+            trainer = make()
             trainer.add_callback(AtUpdates(points))
             there = any(fault_of(path) is None for path in checkpoints_of(folder / "out"))
             trainer.train(resume_from_checkpoint=True if resume and there else None)
@@ -186,12 +198,12 @@ def ending(folder: Path) -> dict[str, Any]:
     return {"weights": weights} | {path.name: lines(path) for path in (folder / "out" / "run_log").iterdir()}
 
 
-def differences(kind: str, model: str, straight: Path, folder: Path, kill_at: int) -> list[str]:
+def differences(make: Callable[[], Trainer], straight: Path, folder: Path, kill_at: int) -> list[str]:
     """What a run that was killed and resumed ends with, and the straight one does not."""
     (folder / "out").mkdir(parents=True)
-    if train(kind, model, folder, kill_at) != -signal.SIGKILL:
+    if train(make, folder, kill_at) != -signal.SIGKILL:
         return ["was not killed"]
-    if train(kind, model, folder, resume=True) != 0:
+    if train(make, folder, resume=True) != 0:
         return [(folder / "resumed.log").read_text()[-1000:]]
     here, there = ending(folder), ending(straight)
     return [name for name in sorted(here.keys() | there.keys()) if here.get(name) != there.get(name)]
@@ -205,15 +217,21 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    WithSamples._max_new_tokens = 4
+    os.chdir(given.out)
     for number, kind in enumerate(given.kind):
         straight = given.out / kind / "straight"
         (straight / "out").mkdir(parents=True)
-        assert train(kind, given.model, straight) == 0, (straight / "log").read_text()[-2000:]
+        make: Callable[[], Trainer] = functools.partial(make_trainer, kind, given.model)
+        if kind != "lora_cached":  # whose cache is written by the trainer's making, in which it is killed, too
+            built = make()
+            make = lambda built=built: built  # noqa: E731
+        assert train(make, straight) == 0, (straight / "log").read_text()[-2000:]
         points = int((straight / "points").read_bytes())
         tried = range(number % given.every, points, given.every)
         wrong = {}
         for point in tried:
-            found = differences(kind, given.model, straight, given.out / kind / str(point), point)
+            found = differences(make, straight, given.out / kind / str(point), point)
             if found:
                 wrong[point] = found
         sys.stdout.write(json.dumps({"kind": kind, "points": points, "tried": len(tried), "wrong": wrong}) + "\n")

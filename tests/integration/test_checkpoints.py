@@ -9,6 +9,7 @@ import torch
 from integration.conftest import updates
 from safetensors.torch import load_file, save_file
 from tiny import MODELS, preference_rows, tiny_llama, tiny_moe, tiny_tokenizer
+from transformers import TrainerCallback
 
 from trl_dpo_ext import DPOPaperTrainer
 from trl_dpo_ext.trainers.checkpoint_files import checkpoints_of, fault_of, newest_whole
@@ -67,6 +68,31 @@ class TestWeights:
         assert Path(best).name == ("checkpoint-1" if greater_is_better else "checkpoint-3")
         assert_equal_weights(trainer.model, type(trainer.model).from_pretrained(best))
 
+    @pytest.mark.parametrize(
+        ("content", "fault"), [(None, "it holds no weights"), (b"", "model.safetensors is empty, cut short or broken")]
+    )
+    def test_a_best_that_is_broken(self, config, llama_folder, content, fault):
+        class Breaks(TrainerCallback):
+            def on_step_begin(self, args, state, control, **kwargs):
+                if state.global_step == 2:
+                    best = Path(state.best_model_checkpoint, "model.safetensors")
+                    best.unlink() if content is None else best.write_bytes(content)
+
+        trainer = DPOPaperTrainer(
+            llama_folder,
+            args=config(**BEST, greater_is_better=True),
+            train_dataset=preference_rows(12),
+            eval_dataset=preference_rows(3, start=30),
+            callbacks=[Breaks()],
+        )
+        best = f"{trainer.args.output_dir}/checkpoint-1"
+        with pytest.raises(ValueError) as error:
+            trainer.train()
+        assert str(error.value) == (
+            f"{best} was the best checkpoint and cannot be loaded: {fault}. The training has ended; take another "
+            f"checkpoint of {trainer.args.output_dir}."
+        )
+
     @pytest.mark.parametrize("name", list(MODELS))
     def test_every_model_is_given_back(self, name, tmp_path):
         MODELS[name](seed=1).save_pretrained(tmp_path)
@@ -122,6 +148,18 @@ class TestRows:
             resumed = trained(llama_folder, options, resume=f"{straight.args.output_dir}/checkpoint-{step}")
             assert updates(resumed)[-1]["logps/chosen"] == updates(straight)[-1]["logps/chosen"]
             assert_equal_weights(resumed.model, straight.model)
+
+    @pytest.mark.parametrize("step", [3, 4], ids=["between_epochs", "within_the_second"])
+    def test_grouped_by_length_from_two_processes(self, trained, llama_folder, step):
+        """Their files of random state have other names than those of one process."""
+        options = {"num_train_epochs": 2, "train_sampling_strategy": "group_by_length"}
+        straight = trained(llama_folder, options | {"save_strategy": "steps", "save_steps": 1})
+        checkpoint = Path(straight.args.output_dir, f"checkpoint-{step}")
+        state = json.loads((checkpoint / "trl_dpo_ext.json").read_text())
+        (checkpoint / "trl_dpo_ext.json").write_text(json.dumps(state | {"processes": 2}))
+        (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+        resumed = trained(llama_folder, options, resume=str(checkpoint))
+        assert_equal_weights(resumed.model, straight.model)
 
     def test_a_stream_within_its_third_pass(self, trained, llama_folder):
         # 10 rows: two updates of 4 a pass, and two rows left out
@@ -185,6 +223,13 @@ class TestWhichIsTaken:
             ("scheduler.pt", b"", "scheduler.pt is empty, cut short or broken"),
             ("rng_state.pth", None, "it has no rng_state.pth"),
             ("rng_state.pth", 0.5, "rng_state.pth is empty, cut short or broken"),
+            ("log_window_0.pth", None, "it has no log_window_0.pth"),
+            ("log_window_0.pth", 0.5, "log_window_0.pth is empty, cut short or broken"),
+            ("epoch_start_0.pth", None, "it has no epoch_start_0.pth"),
+            ("epoch_start_0.pth", b"", "epoch_start_0.pth is empty, cut short or broken"),
+            ("trainer_state.json", b"{}", "trainer_state.json is empty, cut short or broken"),
+            ("trl_dpo_ext.json", b'{"processes": "2"}', "trl_dpo_ext.json is empty, cut short or broken"),
+            ("trl_dpo_ext.json", b'{"reference": []}', "trl_dpo_ext.json is empty, cut short or broken"),
             ("checkpoint-is-incomplete.txt", b"", "its writing was interrupted (checkpoint-is-incomplete.txt)"),
         ],
     )
@@ -201,6 +246,26 @@ class TestWhichIsTaken:
         assert caplog.records[-1].getMessage() == (
             f"Resuming from {run}/checkpoint-2, the newest whole checkpoint; checkpoint-3 is passed over: {fault}."
         )
+
+    def test_what_a_removal_has_left(self, run):
+        checkpoint = run / "checkpoint-3"
+        (checkpoint / "trl_dpo_ext.json").unlink()
+        assert fault_of(checkpoint) is None  # as TRL writes them
+        (checkpoint / "optimizer.pt").unlink()
+        assert fault_of(checkpoint) == "it has no optimizer.pt"
+
+    def test_a_removal_begins_with_what_says_that_it_is_whole(self, run, trained, llama_folder, monkeypatch):
+        removed = []
+        monkeypatch.setattr("shutil.rmtree", lambda folder: removed.append(sorted(Path(folder).glob("trainer_*"))))
+        trained(llama_folder, SAVES | {"save_steps": 1}, resume=f"{run}/checkpoint-1")
+        assert removed == [[], []]  # checkpoints 2 and 3
+
+    def test_one_that_cannot_be_read(self, run, monkeypatch):
+        def fail(path: Path, *args, **kwargs):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "read_text", fail)
+        assert fault_of(run / "checkpoint-3") == "trainer_state.json is empty, cut short or broken"
 
     def test_a_named_one_that_is_not_whole(self, run, trained, llama_folder):
         (run / "checkpoint-3" / "optimizer.pt").write_bytes(b"")
@@ -281,6 +346,16 @@ class TestOtherRuns:
     def test_options(self, said, options, found):
         (message,) = said(options)
         assert found in message
+
+    def test_processes(self, trained, llama_folder, caplog):
+        saved = trained(llama_folder, SAVES)
+        checkpoint = Path(saved.args.output_dir, "checkpoint-2")
+        state = json.loads((checkpoint / "trl_dpo_ext.json").read_text())
+        (checkpoint / "trl_dpo_ext.json").write_text(json.dumps(state | {"processes": 2}))
+        (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+        trained(llama_folder, SAVES, resume=str(checkpoint))
+        (message,) = [line for line in caplog.messages if "of a run with other options" in line]
+        assert "`processes` is 2 there and 1 here (this run's holds)" in message
 
     def test_no_state_of_the_optimizer(self, said):
         (message,) = said(first={"save_only_model": True})

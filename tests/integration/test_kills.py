@@ -10,7 +10,7 @@ import pytest
 
 
 KINDS = ["pairs", "lora_cached", "rankings", "experts_grouped", "epochs"]
-EVERY = 29  # points; all of them, some 600 runs, agreed too
+EVERY = 49  # points; of each three, before, within and after a write in turn
 
 
 @pytest.mark.slow
@@ -24,4 +24,4 @@ def test_killed_runs_end_as_the_uninterrupted_one(llama_folder: str, tmp_path: P
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"kind"')]
     assert [(result["kind"], result["wrong"]) for result in results] == [(kind, {}) for kind in KINDS]
-    assert all(result["tried"] >= 3 and result["points"] > 80 for result in results)
+    assert all(result["tried"] >= 3 and result["points"] > 100 for result in results)

@@ -1,5 +1,7 @@
 """Invariant 6: what changes only memory, speed or bookkeeping changes no number."""
 
+import shutil
+
 import pytest
 from closeness import EXACT
 from datasets import load_dataset
@@ -118,12 +120,13 @@ def test_tokens_are_counted_up_to_a_checkpoint_between_two_logs(trained, llama_f
     assert updates(resumed)[-1]["num_tokens"] == updates(straight)[-1]["num_tokens"]
 
 
-def test_resuming_against_another_reference_is_refused(trained, llama_folder):
+def test_resuming_against_another_reference_is_refused(trained, llama_folder, tmp_path):
     options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
     straight = trained(llama_folder, options)
     checkpoint = f"{straight.args.output_dir}/checkpoint-2"
+    moved = shutil.copytree(checkpoint, tmp_path / "moved")  # within `output_dir` it would be written over
     with pytest.raises(ValueError, match="another reference policy"):
-        trained(checkpoint, options, resume=checkpoint)
+        trained(str(moved), options, resume=checkpoint)
 
 
 def test_a_stream_gives_the_numbers_of_its_rows(trained, llama_folder, tmp_path):

@@ -50,6 +50,12 @@ def test_a_loss_that_does_not_exist(config_class, loss):
         DPOPaperConfig.from_trl(args)  # TRL's own says so at the first update
 
 
+def test_fsdp_is_taken_as_transformers_documents_it():
+    # Its annotation is still the text of older versions
+    args = DPOPaperConfig("out", fsdp=True, fsdp_config={"version": 2}, use_cpu=True)
+    assert args.fsdp is True
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize(
     "value", [math.nan, math.inf, -math.inf, 1e300, 10**30, 10**5000, -(10**30), "zzz"], ids=range(8)

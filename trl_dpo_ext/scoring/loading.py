@@ -9,12 +9,12 @@ import torch
 from accelerate.utils import is_peft_model
 from huggingface_hub import snapshot_download
 from peft import PeftConfig
-from transformers.trainer_utils import get_last_checkpoint
 
 from trl_dpo_ext.models.loading import load_adapter, load_model
 from trl_dpo_ext.reference.identity import hash_weights
 from trl_dpo_ext.reference.policy import ADAPTER_COPY, ADAPTER_OFF, NONE
 from trl_dpo_ext.trainers.adapter_base import check_base, read_adapter_config
+from trl_dpo_ext.trainers.checkpoint_files import newest_whole_here
 from trl_dpo_ext.trainers.saved_state import (
     adapter_parameters,
     describe_source,
@@ -108,7 +108,7 @@ def load_policy(
         raise ValueError(f"`dtype={dtype}` has no effect on quantised weights. Leave it out.")
     is_adapter = os.path.isfile(os.path.join(folder, "adapter_config.json"))
     if not is_adapter and not os.path.isfile(os.path.join(folder, "config.json")):
-        checkpoint = get_last_checkpoint(folder)
+        checkpoint = newest_whole_here(folder)
         hint = f"Pass {checkpoint}" if checkpoint else "Save one there with `trainer.save_model()`"
         raise ValueError(f"{folder} holds neither a model nor an adapter. {hint}.")
     in_policy = reference is None and _is_in_policy(folder, is_adapter, recorded)

@@ -3,7 +3,7 @@
 import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,41 @@ from transformers.utils import (
 )
 
 from trl_dpo_ext.processes import get_logger
-from trl_dpo_ext.trainers.saved_state import STATE_FILE
+from trl_dpo_ext.trainers.saved_state import STATE_FILE, read_state
 
 
-__all__ = ["REFERENCE_FOLDER", "checkpoints_of", "fault_of", "newest_whole", "weight_files"]
+__all__ = [
+    "REFERENCE_FOLDER",
+    "checkpoints_of",
+    "epoch_start_file",
+    "fault_of",
+    "fault_of_weights",
+    "log_window_file",
+    "newest_whole",
+    "newest_whole_here",
+    "weight_files",
+]
 
 logger = get_logger(__name__)
 
 REFERENCE_FOLDER = "reference"  # of a synced reference, in a checkpoint
 
+_BROKEN = "empty, cut short or broken"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _UNFINISHED = "checkpoint-is-incomplete.txt"  # of transformers' checkpoints on SIGTERM
 _DEEPSPEED = "latest"  # names the folder of the parts
 _FSDP = "pytorch_model_fsdp*"
 _WHOLE = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
+
+
+def log_window_file(process: int) -> str:
+    """Name of the file with the loss and the figures that a process has not logged yet."""
+    return f"log_window_{process}.pth"
+
+
+def epoch_start_file(process: int) -> str:
+    """Name of the file with a process's random state at the start of the epoch, and now."""
+    return f"epoch_start_{process}.pth"
 
 
 def checkpoints_of(run: str | Path) -> list[Path]:
@@ -75,12 +96,17 @@ def newest_whole(run: str | Path) -> str:
     )
 
 
+def newest_whole_here(run: str | Path, process: int = 0) -> Path | None:
+    """The checkpoint of the highest number that is whole for a process; `None` if a run's folder has none."""
+    return next((path for path in checkpoints_of(run) if fault_of(path, process) is None), None)
+
+
 def fault_of(checkpoint: str | Path, process: int = 0) -> str | None:
     """
-    What keeps a run from resuming from a checkpoint, by its files; `None` if it is whole.
+    What keeps a run from resuming from a checkpoint, by all files that it reads; `None` if it is whole.
 
-    `trainer_state.json` is written last, so that a checkpoint whose writing was interrupted has none. Of the others
-    only the ends are read.
+    `trainer_state.json` is written last and removed first, so that a checkpoint whose writing or removal was
+    interrupted has none. Of the others only the ends are read.
 
     Args:
         checkpoint (`str` or `Path`): Its folder.
@@ -91,31 +117,23 @@ def fault_of(checkpoint: str | Path, process: int = 0) -> str | None:
         return f"its writing was interrupted ({_UNFINISHED})"
     if not (folder / TRAINER_STATE_NAME).is_file():
         return f"it has no {TRAINER_STATE_NAME}"
-    state: dict[str, Any] = {}
-    for name in (TRAINER_STATE_NAME, STATE_FILE):
-        if (folder / name).is_file():
-            state = _read_json(folder / name)
-            if not isinstance(state, dict):
-                return f"{name} is empty, cut short or broken"
+    progress = _read_json(folder / TRAINER_STATE_NAME)
+    if not isinstance(progress, dict) or not isinstance(progress.get("global_step"), int):
+        return f"{TRAINER_STATE_NAME} is {_BROKEN}"
+    try:
+        state = read_state(folder)
+    except (OSError, ValueError):
+        return f"{STATE_FILE} is {_BROKEN}"
+    return fault_of_weights(folder) or _first_fault(folder, _read_beside_weights(folder, state, process))
+
+
+def fault_of_weights(folder: str | Path) -> str | None:
+    """What keeps the weights in a checkpoint from being loaded; `None` if they are whole."""
+    folder = Path(folder)
     weights = weight_files(folder)
-    sharded = [*folder.glob(_FSDP), *_deepspeed_files(folder)]
-    if not weights and not sharded:
+    if not weights and not any(_shards(folder)):
         return "it holds no weights"
-    expected = [*weights, *_deepspeed_files(folder)]
-    if state.get("reference", {}).get("synced"):
-        expected += weight_files(folder / REFERENCE_FOLDER) or [folder / REFERENCE_FOLDER / SAFE_WEIGHTS_NAME]
-    if state.get("save_only_model") is False and not sharded:
-        expected += [folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME]
-    expected += [path for path in (folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME) if path.is_file()]
-    if state.get("save_only_model") is False and process < state["processes"]:
-        expected.append(folder / (f"rng_state_{process}.pth" if state["processes"] > 1 else "rng_state.pth"))
-    for path in expected:
-        name = path.relative_to(folder)
-        if not path.is_file():
-            return f"it has no {name}"
-        if not _is_whole(path):
-            return f"{name} is empty, cut short or broken"
-    return None
+    return _first_fault(folder, weights)
 
 
 def weight_files(folder: str | Path) -> list[Path]:
@@ -128,6 +146,41 @@ def weight_files(folder: str | Path) -> list[Path]:
             return [folder / name for name in sorted(set(shards))]
     found = [folder / name for name in _WHOLE if (folder / name).is_file()]
     return found + [path for name in _WHOLE[2:] for path in sorted(folder.glob(f"*/{name}"))]
+
+
+def _read_beside_weights(folder: Path, state: dict[str, Any], process: int) -> Iterator[Path]:
+    yield from _deepspeed_files(folder)
+    if (state.get("reference") or {}).get("synced"):
+        yield from weight_files(folder / REFERENCE_FOLDER) or [folder / REFERENCE_FOLDER / SAFE_WEIGHTS_NAME]
+    of_training = [folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME]
+    # TRL does not write whether they are there; one of them alone is a rest
+    if state.get("save_only_model", not any(path.exists() for path in of_training)):
+        return
+    yield from of_training if not any(_shards(folder)) else (path for path in of_training if path.exists())
+    processes = state.get("processes")
+    if processes is None:
+        return
+    if process < processes:
+        yield folder / (f"rng_state_{process}.pth" if processes > 1 else "rng_state.pth")
+        yield folder / log_window_file(process)
+        yield folder / epoch_start_file(process)
+    else:
+        yield folder / epoch_start_file(0)
+
+
+def _first_fault(folder: Path, expected: Iterable[Path]) -> str | None:
+    for path in expected:
+        name = path.relative_to(folder)
+        if not path.is_file():
+            return f"it has no {name}"
+        if not _is_whole(path):
+            return f"{name} is {_BROKEN}"
+    return None
+
+
+def _shards(folder: Path) -> Iterator[Path]:
+    yield from folder.glob(_FSDP)
+    yield from _deepspeed_files(folder)
 
 
 def _deepspeed_files(folder: Path) -> Iterator[Path]:
@@ -143,12 +196,12 @@ def _is_whole(path: Path) -> bool:
     try:
         with safe_open(path, framework="pt"):  # compares the size with what the header names
             return True
-    except SafetensorError:
+    except (OSError, SafetensorError):
         return False
 
 
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:  # of the text, or of its encoding
+    except (OSError, ValueError, RecursionError):  # of the file, of its text or its encoding
         return None

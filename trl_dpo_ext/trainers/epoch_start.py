@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_dpo_ext.trainers.checkpoint_files import epoch_start_file
+
 
 __all__ = ["EpochStart"]
 
@@ -25,20 +27,27 @@ class EpochStart(TrainerCallback):
     """
 
     def __init__(self, process: int):
-        self.file = f"epoch_start_{process}.pth"
+        self.process = process
         self.has_ended = False  # whether the end of the epoch has been reached
         self._state: dict[str, Any] = {}
         self._restores: list[Callable[[], None]] = []
 
     def save(self, checkpoint: str | Path) -> None:
-        """Writes the state into a checkpoint."""
-        torch.save(self._state, Path(checkpoint, self.file))
+        """Writes the state, and that of now, into a checkpoint."""
+        torch.save({"start": self._state, "now": _get()}, Path(checkpoint, epoch_start_file(self.process)))
 
-    def load(self, checkpoint: str | Path) -> None:
-        """Sets the state that a checkpoint holds, if it has one."""
-        path = Path(checkpoint, self.file)
+    def load(self, checkpoint: str | Path, of_process: int | None = None, at: str = "start") -> None:
+        """
+        Sets the state that a checkpoint holds, if it has one.
+
+        Args:
+            checkpoint (`str` or `Path`): Its folder.
+            of_process (`int`, *optional*): Whose state; by default this process's own.
+            at (`str`): `"start"` of the epoch, or `"now"`, when the checkpoint was made.
+        """
+        path = Path(checkpoint, epoch_start_file(self.process if of_process is None else of_process))
         if path.is_file():
-            _set(torch.load(path, weights_only=True))
+            _set(torch.load(path, weights_only=True)[at])
 
     def start_by(self, restore: Callable[[], None]) -> None:
         """Has the next epoch start by `restore`, of the random state or of what transformers begins anew."""

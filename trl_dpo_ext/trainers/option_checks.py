@@ -148,6 +148,7 @@ _FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 _ALSO: dict[str, Any] = {
     "accelerator_config": AcceleratorConfig,
     "debug": type(None),
+    "fsdp": bool,  # the text is transformers' older way
     "output_dir": os.PathLike,
     "ref_logps_cache_dir": os.PathLike,
     "resume_from_checkpoint": bool | os.PathLike,

@@ -9,7 +9,7 @@ from accelerate.utils import is_peft_model
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import CONFIG_NAME
 
-from trl_dpo_ext.trainers.checkpoint_files import checkpoints_of, fault_of
+from trl_dpo_ext.trainers.checkpoint_files import checkpoints_of, fault_of, newest_whole_here
 from trl_dpo_ext.trainers.saved_state import REWARD_OPTIONS
 
 
@@ -67,23 +67,19 @@ def check_is_checkpoint(folder: str | Path, process: int = 0) -> None:
         beside = [other.name for other in reversed(checkpoints_of(path.parent))]
         near = f"{path.parent} holds {', '.join(beside) if beside else 'no checkpoint'}."
         raise ValueError(f"There is no checkpoint {folder}. {near}")
-    within = _newest_whole(path, process)
+    within = newest_whole_here(path, process)
     if within is not None:
         raise ValueError(f"{folder} is no checkpoint: it has no {TRAINER_STATE_NAME}. Did you mean {within}?")
     fault = fault_of(path, process)
     if fault is None:
         return
-    beside = _newest_whole(path.parent, process) if path in checkpoints_of(path.parent) else None
+    beside = newest_whole_here(path.parent, process) if path in checkpoints_of(path.parent) else None
     if beside is None:
         raise ValueError(f"{folder} is no checkpoint: {fault}. {_FROM_THE_WEIGHTS.format(folder=folder)}")
     raise ValueError(
         f"{folder} is no whole checkpoint: {fault}. Resume from {beside}, the newest that is whole, as "
         "`resume_from_checkpoint=True` does."
     )
-
-
-def _newest_whole(run: Path, process: int) -> Path | None:
-    return next((path for path in checkpoints_of(run) if fault_of(path, process) is None), None)
 
 
 def check_same_weights(model: Any, folder: str | Path) -> None:
@@ -201,8 +197,9 @@ def describe_other_options(saved: dict[str, Any], now: dict[str, Any], folder: s
 
 
 def _flat(state: dict[str, Any]) -> dict[str, Any]:
-    precision = {name: state[name] for name in _PRECISION if name in state}
-    return state.get("schedule", {}) | precision | state.get("training", {})
+    # On another number of processes dropout draws other numbers, and the log window begins anew
+    of_run = {name: state[name] for name in (*_PRECISION, "processes") if name in state}
+    return state.get("schedule", {}) | of_run | state.get("training", {})
 
 
 def check_same_reference(state: dict[str, Any], reference_hash: str | None, folder: str | Path) -> None:

@@ -63,6 +63,10 @@ def _is_length(value: Any) -> bool:
     return _is_number(value) and isinstance(value, int)
 
 
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
 def _is_one_of(*values: str) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, str) and value in values
 
@@ -84,6 +88,11 @@ _STATE: dict[str, Any] = {
     "mixed_precision": _is_one_of("no", "fp16", "bf16", "fp8"),
     "objective": {},
     "schedule": {},
+    "training": {},
+    "run_log": {},
+    "processes": _is_length,
+    "save_only_model": _is_flag,
+    "epoch_has_ended": _is_flag,
     "reference": {**_WEIGHTS, "kind": _is_text, "hash": _is_text, "model": _is_text, "revision": _is_text},
 }
 

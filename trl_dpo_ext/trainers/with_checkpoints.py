@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
@@ -16,7 +17,13 @@ from trl_dpo_ext.processes import get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.cache import hash_token_ids
 from trl_dpo_ext.trainers.arguments import check_trainable
-from trl_dpo_ext.trainers.checkpoint_files import REFERENCE_FOLDER, checkpoints_of, newest_whole
+from trl_dpo_ext.trainers.checkpoint_files import (
+    REFERENCE_FOLDER,
+    checkpoints_of,
+    fault_of_weights,
+    log_window_file,
+    newest_whole,
+)
 from trl_dpo_ext.trainers.epoch_start import EpochStart
 from trl_dpo_ext.trainers.full_disk import full_disk_explained
 from trl_dpo_ext.trainers.restored_weights import check_restored, is_converted, load_converted
@@ -93,7 +100,7 @@ class WithCheckpoints(WithSavedState):
         # State of a checkpoint that this trainer may resume from
         check_is_checkpoint(folder, self.accelerator.process_index)
         check_same_weights(self.model, folder)
-        state, now = read_state(folder), self._saved_state() | {"training": self._training_options()}
+        state, now = read_state(folder), self._saved_state() | self._progress()
         check_same_objective(state, now, folder)
         check_same_reference(state, self.reference_hash, folder)
         check_same_optimizer(state, now, folder)
@@ -126,36 +133,57 @@ class WithCheckpoints(WithSavedState):
 
     def _save_checkpoint(self, model, trial) -> None:
         folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-        if self.args.should_save and folder.exists():
-            shutil.rmtree(folder)  # else a kill would leave old and new files together
+        if self.args.should_save and folder.exists():  # else a kill would leave old and new files together
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # without it, it is not whole
+            shutil.rmtree(folder)
         with full_disk_explained(folder):
             super()._save_checkpoint(model, trial)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         self._epoch_start.save(output_dir)
-        torch.save(self._log_window(), Path(output_dir, self._window_file))
+        torch.save(self._log_window(), Path(output_dir, log_window_file(self.accelerator.process_index)))
         # The main process writes `trainer_state.json` next, which says that the checkpoint is whole
         self.accelerator.wait_for_everyone()
 
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._of_other_processes(checkpoint):
+            # One order of rows for all; transformers would set some of them only
+            self._epoch_start.load(checkpoint, of_process=0, at="now")
+        else:
+            super()._load_rng_state(checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        if not self._is_whole_here:
+        if self._is_whole_here:
+            with together():  # disks may differ
+                self._load_whole(resume_from_checkpoint, model)
+        else:
+            # Parts are loaded under the names and in the form that they are held in, and strictly; comparing them
+            # would gather the model
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
+
+    def _load_whole(self, folder: str, model: Any = None) -> None:
         policy = self.accelerator.unwrap_model(self.model)
         if not is_peft_model(policy) and is_converted(policy):
-            load_converted(policy, resume_from_checkpoint)
+            load_converted(policy, folder)
         else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        check_restored(policy, resume_from_checkpoint)
+            super()._load_from_checkpoint(folder, model)
+        check_restored(policy, folder)
 
     def _load_best_model(self) -> None:
-        best = self.state.best_model_checkpoint
-        if self._is_whole_here and Path(best).is_dir():  # transformers overlooks adapters with names of their own
-            logger.info(f"Loading the best model from {best} (score: {self.state.best_metric}).")
-            self._load_from_checkpoint(best)
-        else:
+        if not self._is_whole_here:
             super()._load_best_model()
+            return
+        best = self.state.best_model_checkpoint
+        logger.info(f"Loading the best model from {best} (score: {self.state.best_metric}).")
+        with together():
+            fault = fault_of_weights(best)
+            if fault is not None:
+                raise ValueError(
+                    f"{best} was the best checkpoint and cannot be loaded: {fault}. The training has ended; take "
+                    f"another checkpoint of {self.args.output_dir}."
+                )
+            self._load_whole(best)  # transformers overlooks adapters with names of their own
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -167,10 +195,11 @@ class WithCheckpoints(WithSavedState):
             return epochs, batches
         if self.args.sync_ref_model:
             reference, folder = self.accelerator.unwrap_model(self.ref_model), Path(resume_from_checkpoint)
-            load_converted(reference, folder / REFERENCE_FOLDER)
-            check_restored(reference, folder / REFERENCE_FOLDER)
-        state = read_state(resume_from_checkpoint)
-        if state.get("processes") == self.accelerator.num_processes:  # each goes on with its own
+            with together():
+                load_converted(reference, folder / REFERENCE_FOLDER)
+                check_restored(reference, folder / REFERENCE_FOLDER)
+        state, others = read_state(resume_from_checkpoint), self._of_other_processes(resume_from_checkpoint)
+        if state.get("save_only_model") is False and not others:  # each process goes on with its own
             self._epoch_start.start_by(partial(self._go_on_with_window, resume_from_checkpoint))
         if self.args.ignore_data_skip:
             return epochs, batches
@@ -187,9 +216,17 @@ class WithCheckpoints(WithSavedState):
                 return epochs + 1, 0
         if not has_ended and batches == 0:  # what follows an epoch's last update is still to be done
             epochs, batches = epochs - 1, in_epoch
-        restore = self._epoch_start.load if 0 < batches < in_epoch else self._load_rng_state
+        if 0 < batches < in_epoch:
+            restore = partial(self._epoch_start.load, of_process=0 if others else None)
+        else:
+            restore = self._load_rng_state
         self._epoch_start.start_by(partial(restore, resume_from_checkpoint))
         return epochs, batches
+
+    def _of_other_processes(self, checkpoint: str | Path) -> bool:
+        # Whether another number of processes wrote a checkpoint
+        here = self.accelerator.num_processes
+        return read_state(checkpoint).get("processes", here) != here
 
     def _log_window(self) -> dict[str, Any]:
         # Loss and figures of the updates since the last log, on this process
@@ -197,7 +234,7 @@ class WithCheckpoints(WithSavedState):
         return {"updates": updates, "loss": self._tr_loss.cpu(), "figures": self._meters["train"].held()}
 
     def _go_on_with_window(self, checkpoint: str | Path) -> None:
-        window = torch.load(Path(checkpoint, self._window_file), weights_only=True)
+        window = torch.load(Path(checkpoint, log_window_file(self.accelerator.process_index)), weights_only=True)
         loss = window["loss"].to(self._tr_loss)
         self._tr_loss += loss
         # The mean loss of a run is that of its own updates
@@ -233,10 +270,6 @@ class WithCheckpoints(WithSavedState):
         if not set(self.token_columns) <= set(rows.column_names):  # images
             return f"{len(rows):,}"
         return f"{len(rows):,} (hash {hash_token_ids(rows, self.token_columns)[:8]})"
-
-    @property
-    def _window_file(self) -> str:
-        return f"log_window_{self.accelerator.process_index}.pth"
 
     @property
     def _is_whole_here(self) -> bool:

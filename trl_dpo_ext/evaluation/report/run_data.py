@@ -177,7 +177,7 @@ def _figure_lines(folder: Path, notes: list[str]) -> tuple[Path, list[tuple[str,
         lines = [(where, line) for where, line in _json_lines(path, notes) if _has_step(where, line, notes)]
         if lines:
             return path, lines
-    for state in (place / TRAINER_STATE for place in _with_last_checkpoint(folder)):
+    for state in (place / TRAINER_STATE for place in _with_checkpoints(folder)):
         if state.is_file():
             try:
                 history = list(_parse(state.read_text(encoding="utf-8"))["log_history"])
@@ -191,13 +191,13 @@ def _figure_lines(folder: Path, notes: list[str]) -> tuple[Path, list[tuple[str,
     )
 
 
-def _with_last_checkpoint(folder: Path) -> Iterator[Path]:
+def _with_checkpoints(folder: Path) -> Iterator[Path]:
+    # The folder, and its checkpoints from the newest on: of a run that was killed the newest may be broken
     yield folder
     if any(folder.glob("checkpoint-*")):
-        from transformers.trainer_utils import get_last_checkpoint  # takes seconds
+        from trl_dpo_ext.trainers.checkpoint_files import checkpoints_of  # takes seconds
 
-        if checkpoint := get_last_checkpoint(str(folder)):
-            yield Path(checkpoint)
+        yield from checkpoints_of(folder)
 
 
 def _json_lines(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -342,7 +342,7 @@ def _add_samples(run: RunData) -> None:
 
 def _add_settings(run: RunData) -> None:
     # Beside the weights: in the folder after `save_model`, in a checkpoint before
-    for path in (place / SETTINGS_FILE for place in _with_last_checkpoint(run.folder)):
+    for path in (place / SETTINGS_FILE for place in _with_checkpoints(run.folder)):
         if path.is_file():
             try:
                 settings = _parse(path.read_text(encoding="utf-8"))
