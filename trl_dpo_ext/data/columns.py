@@ -1,5 +1,6 @@
 """The columns of a data set as preparation sees them: their names, without a format, and whether any holds images."""
 
+import mimetypes
 import os.path
 from collections.abc import Mapping
 from typing import Any
@@ -85,11 +86,13 @@ def holds_images(dataset: Dataset | IterableDataset) -> list[str]:
 
 
 def is_image(value: Any) -> bool:
-    """Whether a value is an image, the bytes, file or address of one, or a list with one."""
+    """Whether a value is an image, the bytes, name of a file or address of one, or a list with one."""
     if isinstance(value, list):
         return any(map(is_image, value))
     if isinstance(value, Mapping):
         return bool(value.get("bytes") or value.get("path"))
     if isinstance(value, str):
-        return value.startswith(("http://", "https://", "data:image/")) or os.path.isfile(value)
+        if value.startswith(("http://", "https://", "data:image/")) or os.path.isfile(value):
+            return True
+        return (mimetypes.guess_type(value)[0] or "").startswith("image/")  # a file that lies elsewhere
     return isinstance(value, Picture)

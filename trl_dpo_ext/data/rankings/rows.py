@@ -3,10 +3,10 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
+from trl_dpo_ext.data.checks import RANKING_REF_LOGPS_COLUMN, REF_LOGPS_COLUMNS
 from trl_dpo_ext.data.messages import is_empty
 from trl_dpo_ext.data.prompts import split_messages, split_prompt
-from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, check_tie_gap
+from trl_dpo_ext.data.rankings.checks import check_tie_gap
 
 
 __all__ = [
