@@ -21,6 +21,7 @@ __all__ = [
     "PREFERENCE_COLUMNS",
     "PROBLEM",
     "PROMPT_CUT",
+    "PROMPT_NAMES",
     "PROMPT_REPEATED",
     "RANKING_REF_LOGPS_COLUMN",
     "REF_LOGPS_COLUMNS",
@@ -47,7 +48,7 @@ PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED = "__prompt_cut", "__completions_cu
 COUNTED = (PROBLEM, DROPPED, WHY_DROPPED, PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED)
 
 # Columns that hold the prompt in data sets without `prompt`
-_PROMPT_NAMES = ("question", "instruction", "query", "problem", "input")
+PROMPT_NAMES = ("question", "instruction", "query", "problem", "input")
 
 EMPTY_ANSWER = "an answer is empty"
 IDENTICAL = "both answers are the same"
@@ -189,6 +190,8 @@ def settle_prompt(
         return prompt, values, False
     if prompt is not None and not any(are_text):
         filled = [place for place, value in enumerate(values) if not is_empty(value)]
+        if not filled:  # of one type with the prompts of other rows
+            return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, values, False
         if once := prompt_once(prompt, [values[place] for place in filled]):
             for place, value in zip(filled, once[1], strict=True):
                 values[place] = value
@@ -231,7 +234,7 @@ def check_split_prompt(row: Mapping[str, Any], prompt: Any, where: str, dataset_
     """
     text = text_of(prompt)
     for name, value in row.items():
-        if name.lower() in _PROMPT_NAMES and isinstance(value, str) and value.strip() not in text:
+        if name.lower() in PROMPT_NAMES and isinstance(value, str) and value.strip() not in text:
             raise ValueError(
                 f"The {dataset_name} dataset has no column `prompt`, and the common start of the answers of {where} "
                 f"does not hold the text of `{name}`. Rename that column to `prompt` with `dataset.rename_column`, or "
@@ -253,9 +256,9 @@ def check_present(row: Mapping[str, Any], names: Sequence[str], where: str) -> N
             raise ValueError(f"`{name}` in {where} is missing; it has {', '.join(map(str, row))}. Fill it in.")
 
 
-def check_ref_logps(row: Mapping[str, Any], where: str, size: int = 2) -> None:
+def check_ref_logps(row: Mapping[str, Any], where: str, size: int = 2, of: str = "a pair") -> None:
     """
-    Checks the reference log-probabilities that a row brings, `size` of them in `ref_logps`.
+    Checks the reference log-probabilities that a row brings, `size` of them in `ref_logps`: as many as `of` has.
 
     Raises:
         ValueError: If one is no finite number, or one is missing.
@@ -267,7 +270,7 @@ def check_ref_logps(row: Mapping[str, Any], where: str, size: int = 2) -> None:
         check_list(given, name, where, "a list of numbers, one for each completion")
         if len(given) != size:
             raise ValueError(
-                f"`{name}` in {where} has {len(given)} entries but the row has {size} completions. Give one for each."
+                f"`{name}` in {where} has {len(given)} entries but {of} has {size}. Give one for each completion."
             )
         values |= {f"{name}[{place}]": value for place, value in enumerate(given)}
     advice = "Reference log-probabilities must be finite; compute them again, or remove the column."
@@ -277,5 +280,13 @@ def check_ref_logps(row: Mapping[str, Any], where: str, size: int = 2) -> None:
 
 def check_number(value: Any, name: str, where: str, advice: str) -> None:
     """Raises a `ValueError` if a value is no finite number."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"`{name}` in {where} is {value!r}. {advice}")
+    if not isinstance(value, Real) or isinstance(value, bool) or not _is_finite(value):
+        found = repr(value)
+        raise ValueError(f"`{name}` in {where} is {found if len(found) <= 60 else f'{found[:57]}...'}. {advice}")
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False

@@ -175,10 +175,10 @@ def _take_apart(
 ) -> str:
     """Fills in prompt and answers of a row of text or messages; returns why it is left out, or `""`."""
     problem = preference_problem(row, index, dataset_name)
-    if problem and not keep_all:
-        return problem
     answers = {name: row[name] for name in PAIR}
     pair.prompt, pair.completions, pair.prompt_repeated = settle_prompt(row.get("prompt"), answers, where, repeats)
+    if problem and not keep_all:
+        return problem
     if "prompt" not in row:
         apart = split_prompt(answers, by_turn=not joint)
         check_split_prompt(row, apart["prompt"], where, dataset_name)

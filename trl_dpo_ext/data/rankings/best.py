@@ -70,7 +70,7 @@ def _best_of_row(
     ranking, tokenized, repeated = checked_ranking(row, index, dataset_name, repeats=repeats)
     column = "completion_ids" if tokenized else "completions"
     if not ranking[column]:
-        raise ValueError(f"`{column}` in {where} is empty. Drop such rows.")
+        return ranking | {PROMPT_REPEATED: repeated}  # preparation leaves it out
     (best, *_), _ = best_first(ranking, len(ranking[column]), score_tie_gap)
     if not tokenized and "prompt" not in ranking:
         several = sum(not is_empty(value) for value in ranking[column]) > 1

@@ -117,7 +117,7 @@ def check_ranking(row: Mapping[str, Any], where: str, max_completions: int | Non
             "`max_completions`, or drop such rows with `dataset.filter`."
         )
     _check_order(row, column, size, where)
-    check_ref_logps(row, where, size)
+    check_ref_logps(row, where, size, f"`{column}`")
 
 
 def check_tie_gap(tie_gap: float) -> None:

@@ -201,7 +201,7 @@ def checked_ranking(
         ValueError: If the row is malformed.
     """
     where = f"row {index} of the {dataset_name} dataset"
-    tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
+    tokenized = {"prompt_ids", "completion_ids"} <= row.keys() or set(TOKENIZED_COLUMNS) <= row.keys()
     is_pair = not {"completions", "completion_ids"} & row.keys()
     if is_pair:  # these errors name `chosen` and `rejected`
         check_present(row, TOKENIZED_COLUMNS if tokenized else (), where)
@@ -306,14 +306,14 @@ def prepare_ranking(
     completions = _Completions({place: given[place] for place in order}, ranks, keep_all or alone)
     prepared = PreparedRanking(ranking, tokenized, prompt_repeated=repeated, dropped=completions.dropped)
 
+    if alone and not keep_all and (not given or not tokenized and is_empty(given[0])):
+        prepared.problem = _EMPTY_BEST
+        return prepared
     texts: dict[int, Any] = {}
     prompt_ids: list[int] = ranking.get("prompt_ids", [])
     if not tokenized:
         _split_prompt(ranking, completions, where, dataset_name, by_turn)
         texts = completions.left
-        if alone and not keep_all and any(map(is_empty, completions.values)):
-            prepared.problem = _EMPTY_BEST
-            return prepared
         if completions.problem is None:
             left = ranking | {"completions": completions.values}
             prompt_ids, completions.values = tokenize_ranking(

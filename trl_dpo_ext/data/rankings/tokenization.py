@@ -122,8 +122,8 @@ def tokenize_jointly(
     start = min(_shared_length(prompt_ids, ids) for ids in whole)
     if not start:
         raise ValueError(
-            f"In {where} the prompt's tokens share no start with those of prompt and completion, so nothing predicts "
-            "a completion's first token. Give every row a prompt."
+            f"In {where} the tokens of `prompt` share no start with those of prompt and completion, so nothing "
+            "predicts a completion's first token. Give every row a prompt."
         )
     if start < len(prompt_ids):
         # Without the row or the text, so that it comes once
