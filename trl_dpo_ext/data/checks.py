@@ -183,7 +183,7 @@ def settle_prompt(
     values = list(completions.values())
     are_text = [isinstance(value, str) for value in values]
     if not values or prompt is None and len(set(are_text)) < 2:
-        return None, values, False
+        return prompt, values, False
     if isinstance(prompt, str) and all(are_text):
         if repeats and prompt and all(value.startswith(prompt) for value in values):
             return prompt, [value[len(prompt) :] for value in values], True

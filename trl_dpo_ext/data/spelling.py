@@ -31,8 +31,9 @@ def misspelt_column(name: str, columns: Iterable[str]) -> str | None:
 
     ```
     """
-    columns = [column for column in columns if name not in _words(column)]
-    return next(iter(difflib.get_close_matches(name, columns, n=1, cutoff=_MISSPELT)), None)
+    lower = {column.lower(): column for column in columns if name not in _words(column) or column.lower() == name}
+    similar = difflib.get_close_matches(name, list(lower), n=1, cutoff=_MISSPELT)
+    return lower[similar[0]] if similar else None
 
 
 def likely_column(name: str, columns: Iterable[str]) -> str | None:
