@@ -27,5 +27,7 @@ def test_the_first_row_is_cut_before_training(make):
 
 def test_a_later_row_is_named_by_its_prompt(make):
     trainer = make(40, "mixed_vision")  # 0, 1 and 2 images in turn
-    with pytest.raises(ValueError, match="`max_length=40` leaves the row whose prompt begins with 'What is in the pict"):
+    with pytest.raises(
+        ValueError, match="`max_length=40` leaves the row whose prompt begins with 'What is in the pict"
+    ):
         trainer.train()

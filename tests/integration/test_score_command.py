@@ -188,7 +188,10 @@ BAD = [
     ('{"prompt": "", "completion": "a"}', "`prompt` in row 6 of the rows.jsonl dataset is empty"),
     ('{"prompt": "Q ", "completions": []}', "`completions` in row 7 of the rows.jsonl dataset is empty"),
     ('{"prompt": "Q ", "completions": ["a", null]}', "`completions[1]` in row 8 of the rows.jsonl dataset is None"),
-    ('{"prompt": "Q\\ud800 ", "completion": "a"}', "it cannot be tokenized: TypeError"),
+    (
+        '{"prompt": "Q\\ud800 ", "completion": "a"}',
+        "`prompt` in row 9 of the rows.jsonl dataset has half of a surrogate pair",
+    ),
     ('{"prompt": "Q ", "completion": "a", "images": ["x.png"]}', "the row has `images`"),
     ('{"prompt": "Q ", "prompt_ids": [1], "completion_ids": [[2]]}', "the row has token ids but no text"),
     ('{"question": "Q"}', "no column `completions`"),
