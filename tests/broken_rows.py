@@ -8,10 +8,13 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from tiny import EOS_TOKEN, tiny_tokenizer
 
+from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.doctor.examination import examine
+from trl_dpo_ext.data.doctor.prepared_row import RowPreparation
+from trl_dpo_ext.data.one_pair import prepare_pair
 from trl_dpo_ext.data.preparation import prepare_pairs
 from trl_dpo_ext.data.rankings.best import only_best
-from trl_dpo_ext.data.rankings.one_row import prepare_row
+from trl_dpo_ext.data.rankings.one_row import prepare_ranking, prepare_row
 from trl_dpo_ext.data.rankings.preparation import prepare_rankings
 from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
 from trl_dpo_ext.scoring.row_kinds import completions_of
@@ -52,7 +55,22 @@ KINDS: dict[str, dict[str, Any]] = {
 
 VALUES: list[Any] = [
     *(None, "", " ", "x", "null", "[]", "{bad", '["weather"]', EOS_TOKEN, "\ud800", 0, 7, -1, -100, 1.5, True),
-    *(float("nan"), float("inf"), 2**70, b"x", [], [None], [[]], [1, -2], [1.0], ["a"], ["a", None], {}, {"a": 1}),
+    *(
+        float("nan"),
+        float("inf"),
+        2**70,
+        10**400,
+        b"x",
+        [],
+        [None],
+        [[]],
+        [1, -2],
+        [1.0],
+        ["a"],
+        ["a", None],
+        {},
+        {"a": 1},
+    ),
     *([{}], [{"role": "user"}], [{"role": None, "content": "a"}], [{"role": "user", "content": 5}], [USER], [YES]),
     *([USER, YES], [NO, None], {"from": "human", "value": "a"}, [{"from": "human", "value": "a"}], USER),
     *([{"role": "user", "content": {"a": 1}}], [{"role": "user", "content": [None]}], [{"type": "text"}]),
@@ -86,6 +104,9 @@ NAMES += (
     "prompt_ids",
     "completion_ids",
     "ref_chosen_logps",
+    "ref_logps",
+    "chosen_ids",
+    "rejected_ids",
 )
 
 
@@ -131,7 +152,7 @@ def _rankings(rows: Any, tokenizer: Any, cut: dict[str, Any]) -> Any:
 
 def _best(rows: Any, tokenizer: Any, cut: dict[str, Any]) -> Any:
     best, _ = only_best(rows, "train")
-    return prepare_rankings(best, tokenizer, keep_all=True, repeats=False, **cut)
+    return prepare_rankings(best, tokenizer, alone=True, repeats=False, **cut)
 
 
 def _outcome(run: Callable[[], Any]) -> tuple[str, Any]:
@@ -152,6 +173,47 @@ def _judged(error: Exception) -> tuple[str, Any]:
         return "nothing left", message
     named = "row " in message and "`" in message or "The train dataset" in message or "no EOS token" in message
     return ("refused" if named else "without a row"), message
+
+
+def verdicts(kind: str, draw: random.Random) -> list[tuple[str, Any]]:
+    """Rows that pairs, rankings and the doctor do not judge alike: refused, left out, or the same token ids."""
+    rows, tokenizer, index = broken(kind, draw), tiny_tokenizer(bos=draw.random() < 0.5), 1
+    cut = {
+        "tokenization": draw.choice(["separate", "joint"]),
+        "max_length": draw.choice([None, 3, 12, 40]),
+        "max_prompt_length": None,
+        "prompt_truncation_mode": None,
+        "truncation_mode": draw.choice(["keep_start", "keep_end"]),
+    }
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    if {"completions", "completion_ids"}.intersection(columns):
+        return []
+    try:
+        check_columns(columns, "train")
+    except ValueError:
+        return []
+    options: dict[str, Any] = {
+        "dataset_name": "train",
+        "cut": Cut.of(**cut, leading_ids=leading_special_ids(tokenizer)),
+        "repeats": draw.random() < 0.3,
+    }
+    by_turn = cut["tokenization"] == "separate"
+    doctor = RowPreparation(tokenizer, columns, "train", repeats=options["repeats"], **cut)
+    ways: dict[str, Callable[[Any], Any]] = {
+        "pairs": lambda row: prepare_pair(row, index, processing_class=tokenizer, **options),
+        "rankings": lambda row: prepare_ranking(row, index, tokenizer=tokenizer, by_turn=by_turn, **options),
+        "doctor": lambda row: doctor(row, index),
+    }
+    found: dict[str, Any] = {}
+    for name, prepare in ways.items():
+        try:
+            prepared = prepare(copy.deepcopy(rows[index]))
+            found[name] = "left out" if prepared.problem else [prepared.prompt_ids, prepared.completion_ids]
+        except ValueError as error:
+            found[name] = "refused" if f"row {index} of the train dataset" in str(error) else str(error)
+        except Exception as error:
+            found[name] = repr(error)
+    return [] if len({repr(verdict) for verdict in found.values()}) == 1 else [(repr(rows[index]), found)]
 
 
 def faults(kind: str, draw: random.Random) -> list[tuple[str, Any]]:

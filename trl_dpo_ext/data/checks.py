@@ -1,6 +1,5 @@
 """Checks of raw rows: one error that names the row and the fix, and the rows that carry no preference."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -9,6 +8,8 @@ from typing import Any
 from trl_dpo_ext.data.kinds import other_kind
 from trl_dpo_ext.data.messages import check_text, is_empty, text_of
 from trl_dpo_ext.data.prompts import prompt_once
+from trl_dpo_ext.data.spelling import likely_column, misspelt_column
+from trl_dpo_ext.data.token_ids import check_list
 
 
 __all__ = [
@@ -20,7 +21,9 @@ __all__ = [
     "PREFERENCE_COLUMNS",
     "PROBLEM",
     "PROMPT_CUT",
+    "PROMPT_NAMES",
     "PROMPT_REPEATED",
+    "RANKING_REF_LOGPS_COLUMN",
     "REF_LOGPS_COLUMNS",
     "TOKENIZED_COLUMNS",
     "WHY_DROPPED",
@@ -37,6 +40,7 @@ __all__ = [
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")  # `prompt` may be left out: it is then the common start
 TOKENIZED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 REF_LOGPS_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+RANKING_REF_LOGPS_COLUMN = "ref_logps"
 
 # Columns of a prepared row that are only counted. A user's cannot have these names.
 PROBLEM, DROPPED, WHY_DROPPED = "__problem", "__dropped", "__why_dropped"
@@ -44,7 +48,7 @@ PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED = "__prompt_cut", "__completions_cu
 COUNTED = (PROBLEM, DROPPED, WHY_DROPPED, PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED)
 
 # Columns that hold the prompt in data sets without `prompt`
-_PROMPT_NAMES = ("question", "instruction", "query", "problem", "input")
+PROMPT_NAMES = ("question", "instruction", "query", "problem", "input")
 
 EMPTY_ANSWER = "an answer is empty"
 IDENTICAL = "both answers are the same"
@@ -66,7 +70,8 @@ def check_columns(columns: Sequence[str], dataset_name: str) -> None:
     """
     check_one_kind(columns, dataset_name)
     tokens = [name for name in TOKENIZED_COLUMNS if name in columns]
-    if tokens and len(tokens) < len(TOKENIZED_COLUMNS) and "chosen" not in columns:
+    needs_ids = "chosen" not in columns or "prompt_ids" in tokens and "prompt" not in columns
+    if tokens and len(tokens) < len(TOKENIZED_COLUMNS) and needs_ids:
         missing = next(name for name in TOKENIZED_COLUMNS if name not in columns)
         raise ValueError(
             f"The {dataset_name} dataset has token ids ({', '.join(tokens)}) but no column `{missing}`. Bring "
@@ -76,18 +81,18 @@ def check_columns(columns: Sequence[str], dataset_name: str) -> None:
         for name in ("chosen", "rejected"):
             if name not in columns:
                 kind = other_kind(columns)
-                similar = [] if kind else difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
-                hint = f" Is it `{similar[0]}`? Rename it with `dataset.rename_column`." if similar else ""
+                similar = None if kind else likely_column(name, columns)
+                hint = f" Is it `{similar}`? Rename it with `dataset.rename_column`." if similar else ""
                 hint += f" {kind}" if kind else ""
                 raise ValueError(
                     f"The {dataset_name} dataset has no column `{name}`. A preference data set needs `chosen`, "
                     f"`rejected` and, unless both start with it, `prompt`; found {', '.join(columns)}.{hint}"
                 )
         if "prompt" not in columns:
-            similar = difflib.get_close_matches("prompt", columns, n=1, cutoff=0.75)
+            similar = misspelt_column("prompt", columns)
             if similar:
                 raise ValueError(
-                    f"The {dataset_name} dataset has no column `prompt`, but one named `{similar[0]}`. Rename it with "
+                    f"The {dataset_name} dataset has no column `prompt`, but one named `{similar}`. Rename it with "
                     "`dataset.rename_column`, or remove it if the prompt is the common start of both answers."
                 )
     present = [name for name in REF_LOGPS_COLUMNS if name in columns]
@@ -116,8 +121,9 @@ def check_one_kind(columns: Sequence[str], dataset_name: str) -> None:
     if ranking and pair:
         raise ValueError(
             f"The {dataset_name} dataset has the column `{ranking[0]}` of a ranking and "
-            f"{' and '.join(f'`{name}`' for name in pair)} of a preference pair. Remove one of the two kinds with "
-            "`dataset.remove_columns`."
+            f"{' and '.join(f'`{name}`' for name in pair)} of a preference pair. To train on pairs, write the file "
+            f"again with `dataset.remove_columns({ranking!r})`; to train on rankings, with "
+            f"`dataset.remove_columns({pair!r})`."
         )
 
 
@@ -177,13 +183,15 @@ def settle_prompt(
     values = list(completions.values())
     are_text = [isinstance(value, str) for value in values]
     if not values or prompt is None and len(set(are_text)) < 2:
-        return None, values, False
+        return prompt, values, False
     if isinstance(prompt, str) and all(are_text):
         if repeats and prompt and all(value.startswith(prompt) for value in values):
             return prompt, [value[len(prompt) :] for value in values], True
         return prompt, values, False
     if prompt is not None and not any(are_text):
         filled = [place for place, value in enumerate(values) if not is_empty(value)]
+        if not filled:  # of one type with the prompts of other rows
+            return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt, values, False
         if once := prompt_once(prompt, [values[place] for place in filled]):
             for place, value in zip(filled, once[1], strict=True):
                 values[place] = value
@@ -226,7 +234,7 @@ def check_split_prompt(row: Mapping[str, Any], prompt: Any, where: str, dataset_
     """
     text = text_of(prompt)
     for name, value in row.items():
-        if name.lower() in _PROMPT_NAMES and isinstance(value, str) and value.strip() not in text:
+        if name.lower() in PROMPT_NAMES and isinstance(value, str) and value.strip() not in text:
             raise ValueError(
                 f"The {dataset_name} dataset has no column `prompt`, and the common start of the answers of {where} "
                 f"does not hold the text of `{name}`. Rename that column to `prompt` with `dataset.rename_column`, or "
@@ -248,15 +256,37 @@ def check_present(row: Mapping[str, Any], names: Sequence[str], where: str) -> N
             raise ValueError(f"`{name}` in {where} is missing; it has {', '.join(map(str, row))}. Fill it in.")
 
 
-def check_ref_logps(row: Mapping[str, Any], where: str) -> None:
-    """Raises a `ValueError` if a pair brings reference log-probabilities that are no finite numbers."""
-    if set(REF_LOGPS_COLUMNS) <= row.keys():
-        for name in REF_LOGPS_COLUMNS:
-            advice = "Reference log-probabilities must be finite; compute them again, or remove both columns."
-            check_number(row[name], name, where, advice)
+def check_ref_logps(row: Mapping[str, Any], where: str, size: int = 2, of: str = "a pair") -> None:
+    """
+    Checks the reference log-probabilities that a row brings, `size` of them in `ref_logps`: as many as `of` has.
+
+    Raises:
+        ValueError: If one is no finite number, or one is missing.
+    """
+    pair = REF_LOGPS_COLUMNS if set(REF_LOGPS_COLUMNS) <= row.keys() else ()
+    values = {name: row[name] for name in pair}
+    if RANKING_REF_LOGPS_COLUMN in row:
+        name, given = RANKING_REF_LOGPS_COLUMN, row[RANKING_REF_LOGPS_COLUMN]
+        check_list(given, name, where, "a list of numbers, one for each completion")
+        if len(given) != size:
+            raise ValueError(
+                f"`{name}` in {where} has {len(given)} entries but {of} has {size}. Give one for each completion."
+            )
+        values |= {f"{name}[{place}]": value for place, value in enumerate(given)}
+    advice = "Reference log-probabilities must be finite; compute them again, or remove the column."
+    for name, value in values.items():
+        check_number(value, name, where, advice)
 
 
 def check_number(value: Any, name: str, where: str, advice: str) -> None:
     """Raises a `ValueError` if a value is no finite number."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"`{name}` in {where} is {value!r}. {advice}")
+    if not isinstance(value, Real) or isinstance(value, bool) or not _is_finite(value):
+        found = repr(value)
+        raise ValueError(f"`{name}` in {where} is {found if len(found) <= 60 else f'{found[:57]}...'}. {advice}")
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False

@@ -86,12 +86,13 @@ def holds_images(dataset: Dataset | IterableDataset) -> list[str]:
 
 
 def is_image(value: Any) -> bool:
-    """Whether a value is an image, the bytes, file or address of one, or a list with one."""
+    """Whether a value is an image, the bytes, name of a file or address of one, or a list with one."""
     if isinstance(value, list):
         return any(map(is_image, value))
     if isinstance(value, Mapping):
         return bool(value.get("bytes") or value.get("path"))
     if isinstance(value, str):
-        is_named_so = (mimetypes.guess_type(value)[0] or "").startswith("image/")  # which may be missing
-        return is_named_so or value.startswith(("http://", "https://", "data:image/")) or os.path.isfile(value)
+        if value.startswith(("http://", "https://", "data:image/")) or os.path.isfile(value):
+            return True
+        return (mimetypes.guess_type(value)[0] or "").startswith("image/")  # a file that lies elsewhere
     return isinstance(value, Picture)

@@ -1,7 +1,8 @@
 """What a data set is, by its columns, where it holds no pairs and no rankings, and how pairs are made of it."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
+
+from trl_dpo_ext.data.spelling import misspelt_column
 
 
 __all__ = ["other_kind"]
@@ -76,7 +77,7 @@ def other_kind(columns: Sequence[str]) -> str:
 
     ```
     """
-    misspelt = any(get_close_matches(name, ("chosen", "rejected", "completions"), cutoff=0.75) for name in columns)
+    misspelt = any(misspelt_column(name, columns) for name in ("chosen", "rejected", "completions"))
     for names, what, advice in _KINDS:
         if set(names) <= set(columns) and not (misspelt and names in (("prompt",), ("text",))):
             return f"It holds {what}. {advice}"

@@ -20,7 +20,7 @@ from trl_dpo_ext.data.checks import (
     settle_prompt,
 )
 from trl_dpo_ext.data.messages import is_empty
-from trl_dpo_ext.data.prompts import split_prompt
+from trl_dpo_ext.data.prompts import split_prompt, warn_of_repeated_prompts
 from trl_dpo_ext.data.rankings.tokenization import PAIR, tokenize_ranking
 from trl_dpo_ext.data.token_ids import check_ids
 from trl_dpo_ext.data.tokenization import Cut
@@ -82,6 +82,8 @@ def pair_columns(row: dict[str, Any], index: int, *, streaming: bool, **options:
         logger.warning_once(
             f"Rows of the {options['dataset_name']} stream that carry no preference are left out: {pair.problem}."
         )
+    if pair.prompt_repeated and streaming:
+        warn_of_repeated_prompts(options["dataset_name"])
     ids = [[0], [0], [0]] if pair.problem else pair.cut_ids  # a row that is left out keeps the columns' types
     return dict(zip(TOKENIZED_COLUMNS, ids, strict=True)) | {
         PROBLEM: pair.problem,
@@ -173,10 +175,10 @@ def _take_apart(
 ) -> str:
     """Fills in prompt and answers of a row of text or messages; returns why it is left out, or `""`."""
     problem = preference_problem(row, index, dataset_name)
-    if problem and not keep_all:
-        return problem
     answers = {name: row[name] for name in PAIR}
     pair.prompt, pair.completions, pair.prompt_repeated = settle_prompt(row.get("prompt"), answers, where, repeats)
+    if problem and not keep_all:
+        return problem
     if "prompt" not in row:
         apart = split_prompt(answers, by_turn=not joint)
         check_split_prompt(row, apart["prompt"], where, dataset_name)

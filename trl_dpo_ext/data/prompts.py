@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 from datasets import Dataset
+from transformers.utils import logging
 from trl import extract_prompt
 
 from trl_dpo_ext.data.messages import text_of
@@ -17,8 +18,11 @@ __all__ = [
     "prompt_once",
     "split_messages",
     "split_prompt",
+    "warn_of_repeated_prompts",
     "without_repeated_prompt",
 ]
+
+logger = logging.get_logger(__name__)
 
 _HH_TURN = "\n\nAssistant:"
 
@@ -152,6 +156,14 @@ def without_repeated_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
     end = len(row["prompt"])
     apart = {name: [v[end:] for v in row[name]] if isinstance(row[name], list) else row[name][end:] for name in names}
     return dict(row) | apart
+
+
+def warn_of_repeated_prompts(dataset_name: str) -> None:
+    """Says, once, that answers of a stream begin with their prompt. In a data set these rows are counted."""
+    logger.warning_once(
+        f"Answers of the {dataset_name} stream begin with their prompt, which is taken once. In a stream such rows "
+        "are not counted."
+    )
 
 
 def _repeats(row: Mapping[str, Any], names: Sequence[str]) -> bool:

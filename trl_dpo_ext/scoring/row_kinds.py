@@ -1,8 +1,9 @@
 """What of a row is scored, and the columns that its rewards go into."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from trl_dpo_ext.data.checks import PROMPT_NAMES
 from trl_dpo_ext.data.columns import IMAGE_COLUMNS, is_image
 from trl_dpo_ext.data.prompts import without_repeated_prompt
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
@@ -10,8 +11,8 @@ from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 
 __all__ = ["as_columns", "completions_of", "reward_columns"]
 
-# What a row's tokens depend on beside its completions
-_CONTEXT = ("prompt", "tools", "chat_template_kwargs")
+# What a row's tokens depend on beside its completions, and columns that a prompt which is missed may be in
+_CONTEXT = ("prompt", "tools", "chat_template_kwargs", *PROMPT_NAMES)
 
 
 def reward_columns(columns: Sequence[str]) -> tuple[str, ...]:
@@ -29,7 +30,7 @@ def reward_columns(columns: Sequence[str]) -> tuple[str, ...]:
     """
     if "completions" in columns:
         return ("scores",)
-    return ("score",) if "completion" in columns else ("score_chosen", "score_rejected")
+    return ("score",) if _is_single(columns) else ("score_chosen", "score_rejected")
 
 
 def completions_of(row: Mapping[str, Any], name: str, *, repeats: bool = False) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def completions_of(row: Mapping[str, Any], name: str, *, repeats: bool = False) 
 
     Args:
         row (`Mapping`):
-            Row with `completions`, `completion`, or `chosen` and `rejected`.
+            Row with `completions`, `chosen` and `rejected`, or `completion`.
         name (`str`):
             Name of the rows in messages.
         repeats (`bool`, *optional*, defaults to `False`):
@@ -54,14 +55,18 @@ def completions_of(row: Mapping[str, Any], name: str, *, repeats: bool = False) 
     if repeats:
         row = without_repeated_prompt(row)
     context = {column: row[column] for column in _CONTEXT if column in row}
-    if "completion" in row and "completions" not in row:
+    if _is_single(row):
         return {"completions": [row["completion"]], **context}
     check_ranking_columns(list(row), name)
     if "completions" in row:
         return {"completions": row["completions"], **context}
     if not {"chosen", "rejected"} <= row.keys():
-        raise ValueError("the row has token ids but no text, and rewards are computed from the text.")
+        raise ValueError("the row has token ids but no text (`chosen`, `rejected`), which rewards are computed from.")
     return {"chosen": row["chosen"], "rejected": row["rejected"], **context}
+
+
+def _is_single(columns: Collection[str]) -> bool:
+    return "completion" in columns and not {"completions", "chosen", "rejected"}.intersection(columns)
 
 
 def as_columns(rewards: Sequence[float], names: Sequence[str]) -> dict[str, Any]:

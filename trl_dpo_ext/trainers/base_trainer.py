@@ -15,7 +15,7 @@ from transformers import DataCollator
 from transformers.trainer_utils import PredictionOutput, has_length
 
 from trl_dpo_ext.data.columns import opened
-from trl_dpo_ext.data.image_collator import NO_ANSWER_LEFT, ImageCollator
+from trl_dpo_ext.data.image_collator import NO_ANSWER_LEFT, ImageCollator, no_answer_left
 from trl_dpo_ext.data.lengths import add_lengths
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
@@ -135,6 +135,9 @@ class BaseDPOTrainer(WithSamples):
         self.check_rows_fit()
         if self._is_vision_dataset and args.max_length is not None:
             self.data_collator = ImageCollator(self.data_collator)
+            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
+            for name, rows in {"train": self.train_dataset, **sets}.items():
+                self.data_collator.check_first(rows or [], name, args.max_length)
         reference_policy.mark_ref_adapter(self.model)
         check_attention(self.model.config._attn_implementation, self.compute_dtype(self.model))
         self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
@@ -204,7 +207,7 @@ class BaseDPOTrainer(WithSamples):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         rows = num_rows(inputs)
         real = inputs.pop(NUM_REAL_ROWS, rows)
-        no_answer_left = inputs.pop(NO_ANSWER_LEFT, False)
+        prompt_of_full_row = inputs.pop(NO_ANSWER_LEFT, None)
         if real < rows and not self._is_vision_dataset:
             inputs = first_rows(inputs, max(real, 1))
         weights = (torch.arange(num_rows(inputs), device=inputs["input_ids"].device) < real).float()  # (B,)
@@ -220,11 +223,9 @@ class BaseDPOTrainer(WithSamples):
                     "Please increase `max_length` or set it to `None` to disable truncation."
                 ) from error
             raise
-        if no_answer_left:
-            raise ValueError(
-                f"`max_length={self.args.max_length}` leaves a row with images no token of an answer to learn from. "
-                "Raise it above what an image with its prompt takes, or set it to `None` to disable truncation."
-            )
+        if prompt_of_full_row is not None:
+            row = f"the row whose prompt begins with {prompt_of_full_row}"
+            raise ValueError(no_answer_left(row, self.args.max_length))
         self.record(scored, inputs)
         if self.model.training:
             self._guard.add(scored, self.divergence_of(scored))

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor, nn
 
-from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, TOKENIZED_RANKING_COLUMNS
+from trl_dpo_ext.data.checks import RANKING_REF_LOGPS_COLUMN
+from trl_dpo_ext.data.rankings.checks import TOKENIZED_RANKING_COLUMNS
 from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
 from trl_dpo_ext.data.rankings.preparation import prepare_rankings
 from trl_dpo_ext.data.rankings.report import RankingReport

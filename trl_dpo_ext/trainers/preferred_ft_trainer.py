@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trl_dpo_ext.data.rankings.best import drop_rows, only_best, unique_prompts
+from trl_dpo_ext.data.rankings.best import only_best, unique_prompts
 from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.metrics.divergence import token_kl
 from trl_dpo_ext.metrics.sums import Sums, mean_of_sums, means
@@ -122,14 +122,9 @@ class PreferredFTTrainer(GroupTrainer):
     ) -> tuple[Any, DataReport]:
         # First, so that each is tokenised and cut by itself, whatever it was compared with
         best, repeated = only_best(dataset, dataset_name, args.score_tie_gap, args.dataset_num_proc)
-        dataset, report = self.prepare_groups(best, args, dataset_name, keep_all=True, repeats=False)
+        dataset, report = self.prepare_groups(best, args, dataset_name, keep_all=keep_all, alone=True, repeats=False)
         report = replace(report, prompts_repeated=repeated)
-        if keep_all:
-            return dataset, report
-        joint = args.tokenization == "joint" and args.truncation_mode == "keep_start"
-        full = args.max_length if joint else None
-        dataset, report = drop_rows(dataset, report, dataset_name, self._tokenizer.eos_token_id, full)
-        if args.unique_prompts and dataset_name == "train":
+        if args.unique_prompts and dataset_name == "train" and not keep_all:
             given = report.rows
             dataset = unique_prompts(dataset, dataset_name)
             logger.info(f"{len(dataset)} of {given} rows of the {dataset_name} dataset have a prompt of their own.")

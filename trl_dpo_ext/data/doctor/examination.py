@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from difflib import get_close_matches
 from itertools import islice
 from typing import Any
 
@@ -53,6 +52,7 @@ from trl_dpo_ext.data.prompts import answers_repeat_prompts
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.report import DataReport
+from trl_dpo_ext.data.spelling import misspelt_column
 
 
 __all__ = ["examine", "worst_of_first"]
@@ -330,7 +330,7 @@ class _Tally:
 def _column_problem(columns: list[str], dataset_name: str) -> Finding | None:
     if not columns:
         return None  # a stream without a row
-    if not _ANSWERS.intersection(columns) and not get_close_matches("completions", columns, n=1, cutoff=0.75):
+    if not _ANSWERS.intersection(columns) and not misspelt_column("completions", columns):
         return Finding(
             "columns",
             ERROR,

@@ -22,6 +22,7 @@ from trl_dpo_ext.data.doctor.content_checks import (
 )
 from trl_dpo_ext.data.doctor.findings import Check
 from trl_dpo_ext.data.doctor.template_checks import EndOfAnswer, RenderedMessages
+from trl_dpo_ext.data.doctor.text_checks import PromptInSomeAnswers
 
 
 __all__ = ["meaning_checks"]
@@ -40,6 +41,7 @@ def meaning_checks(tokenizer: PreTrainedTokenizerBase, columns: Sequence[str]) -
         UnknownRole(tokenizer),
         RolePrefix(),
         ConstantAnswers(),
+        PromptInSomeAnswers(),
         UnclosedThinking(),
         UnknownTokens(tokenizer),
         EscapesAsText(),

@@ -17,6 +17,7 @@ __all__ = [
     "FirstWhitespaceDiffers",
     "FirstWhitespaceMixed",
     "ImplicitPrompt",
+    "PromptInSomeAnswers",
     "PromptSplitInWord",
     "SpecialTokenInPrompt",
     "SpecialTokenInText",
@@ -24,7 +25,21 @@ __all__ = [
     "WordsRunTogether",
 ]
 
+_BY_CHANCE = 8  # characters of a prompt with which an answer may begin without repeating it
 _AROUND = 12  # characters that an example shows on each side
+
+
+class PromptInSomeAnswers(TextCheck):
+    name = "prompt-in-some-answers"
+    severity = WARNING
+    meaning = "All answers of the row begin with its prompt, and those of other rows do not: it is trained on twice."
+    fix = "Take the prompt off these answers with `dataset.map`. It is taken once only where all rows repeat it."
+
+    def found(self, row: PreparedRow) -> str | None:
+        prompt = row.prompt
+        if len(prompt) < _BY_CHANCE or "prompt" not in row.raw:
+            return None
+        return repr(prompt[:_AROUND]) if all(text.startswith(prompt) for text in row.completions) else None
 
 
 class EosInText(Check):

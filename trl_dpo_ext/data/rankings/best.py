@@ -1,6 +1,5 @@
 """The best completion of every row, which supervised fine-tuning learns from."""
 
-from dataclasses import replace
 from typing import Any
 
 from datasets import Dataset, IterableDataset
@@ -11,7 +10,6 @@ from trl_dpo_ext.data.messages import is_empty
 from trl_dpo_ext.data.prompts import answers_repeat_prompts
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 from trl_dpo_ext.data.rankings.one_row import checked_ranking
-from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.rankings.rows import (
     PAIR_COLUMNS,
     best_first,
@@ -20,7 +18,7 @@ from trl_dpo_ext.data.rankings.rows import (
 )
 
 
-__all__ = ["drop_rows", "only_best", "unique_prompts"]
+__all__ = ["only_best", "unique_prompts"]
 
 
 def only_best(
@@ -72,7 +70,7 @@ def _best_of_row(
     ranking, tokenized, repeated = checked_ranking(row, index, dataset_name, repeats=repeats)
     column = "completion_ids" if tokenized else "completions"
     if not ranking[column]:
-        raise ValueError(f"`{column}` in {where} is empty. Drop such rows.")
+        return ranking | {PROMPT_REPEATED: repeated}  # preparation leaves it out
     (best, *_), _ = best_first(ranking, len(ranking[column]), score_tie_gap)
     if not tokenized and "prompt" not in ranking:
         several = sum(not is_empty(value) for value in ranking[column]) > 1
@@ -80,53 +78,6 @@ def _best_of_row(
         if several:
             check_split_prompt(ranking, ranking["prompt"], where, dataset_name)
     return select_completions(ranking, [best]) | {PROMPT_REPEATED: repeated}
-
-
-def drop_rows(
-    dataset: Dataset | IterableDataset,
-    report: RankingReport,
-    dataset_name: str,
-    eos_token_id: int | None,
-    full: int | None,
-) -> tuple[Dataset | IterableDataset, RankingReport]:
-    """
-    Leaves out, and counts, rows that teach nothing: an empty best completion, or a prompt that fills the row.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            Tokenised rows of one completion.
-        report ([`~trl_dpo_ext.data.rankings.preparation.RankingReport`]):
-            Report so far.
-        dataset_name (`str`):
-            Name used in messages.
-        eos_token_id (`int`, *optional*):
-            Token that ends a completion; one of nothing else is empty.
-        full (`int`, *optional*):
-            Number of prompt tokens that leave no room for a completion.
-
-    Raises:
-        ValueError: If no row is left.
-    """
-
-    def problem(prompt_ids: list[int], completion_ids: list[list[int]]) -> str:
-        if completion_ids[0] in ([], [eos_token_id]):
-            return "its best completion is empty"
-        if full is not None and len(prompt_ids) >= full:
-            return f"its prompt fills `max_length={full}`"
-        return ""
-
-    columns = ["prompt_ids", "completion_ids"]
-    if isinstance(dataset, IterableDataset):
-        return dataset.filter(lambda *row: not problem(*row), input_columns=columns), report
-    problems = [problem(row["prompt_ids"], row["completion_ids"]) for row in dataset.select_columns(columns)]
-    bad = [number for number, why in enumerate(problems) if why]
-    if not bad:
-        return dataset, report
-    first = f"row {bad[0]}, {problems[bad[0]]}"
-    if len(bad) == len(dataset):
-        raise ValueError(f"No row of the {dataset_name} dataset is usable ({first}).")
-    left = dataset.select([number for number, why in enumerate(problems) if not why])
-    return left, replace(report, rows=len(left), dropped=len(bad), first_dropped=first, completions=len(left))
 
 
 def unique_prompts(dataset: Dataset | IterableDataset, dataset_name: str) -> Dataset:

@@ -1,20 +1,26 @@
 """Checks of raw and of tokenised rankings: one error that names the row, the column, what was found and the fix."""
 
-import difflib
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
-from trl_dpo_ext.data.checks import check_columns, check_number, check_one_kind, check_present, settle_prompt
+from trl_dpo_ext.data.checks import (
+    check_columns,
+    check_number,
+    check_one_kind,
+    check_present,
+    check_ref_logps,
+    settle_prompt,
+)
 from trl_dpo_ext.data.kinds import other_kind
 from trl_dpo_ext.data.messages import check_text
+from trl_dpo_ext.data.spelling import likely_column, misspelt_column
 from trl_dpo_ext.data.token_ids import check_ids, check_list
 
 
 __all__ = [
     "RANKING_COLUMNS",
-    "RANKING_REF_LOGPS_COLUMN",
     "TOKENIZED_RANKING_COLUMNS",
     "check_ranking",
     "check_ranking_columns",
@@ -23,7 +29,6 @@ __all__ = [
 
 RANKING_COLUMNS = ("prompt", "completions", "ranks", "scores")  # all but `completions` may be left out
 TOKENIZED_RANKING_COLUMNS = ("prompt_ids", "completion_ids", "ranks")  # `ranks` may be left out: best first
-RANKING_REF_LOGPS_COLUMN = "ref_logps"
 
 
 def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
@@ -48,11 +53,11 @@ def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
             raise ValueError(f"The {dataset_name} dataset has `completions` and `labels`. {other_kind(columns)}")
         names = ["prompt"] + ([] if found & {"ranks", "scores"} else ["ranks", "scores"])
         for name in names:
-            similar = [] if name in found else difflib.get_close_matches(name, columns, n=1, cutoff=0.75)
+            similar = None if name in found else misspelt_column(name, columns)
             if similar:
                 why = "it is the common start of all completions" if name == "prompt" else "completions are best first"
                 raise ValueError(
-                    f"The {dataset_name} dataset has no column `{name}`, but one named `{similar[0]}`. Rename it with "
+                    f"The {dataset_name} dataset has no column `{name}`, but one named `{similar}`. Rename it with "
                     f"`dataset.rename_column`, or remove it if {why}."
                 )
     elif found & {"chosen", "rejected", "chosen_ids", "rejected_ids"}:
@@ -64,8 +69,8 @@ def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
         )
     else:
         kind = other_kind(columns)
-        similar = [] if kind else difflib.get_close_matches("completions", columns, n=1, cutoff=0.75)
-        hint = f" Is it `{similar[0]}`? Rename it with `dataset.rename_column`." if similar else ""
+        similar = None if kind else likely_column("completions", columns)
+        hint = f" Is it `{similar}`? Rename it with `dataset.rename_column`." if similar else ""
         hint += f" {kind}" if kind else ""
         raise ValueError(
             f"The {dataset_name} dataset has no column `completions`. A ranking data set needs `completions`, "
@@ -112,8 +117,7 @@ def check_ranking(row: Mapping[str, Any], where: str, max_completions: int | Non
             "`max_completions`, or drop such rows with `dataset.filter`."
         )
     _check_order(row, column, size, where)
-    if RANKING_REF_LOGPS_COLUMN in row:
-        _check_numbers(row[RANKING_REF_LOGPS_COLUMN], RANKING_REF_LOGPS_COLUMN, column, size, where)
+    check_ref_logps(row, where, size, f"`{column}`")
 
 
 def check_tie_gap(tie_gap: float) -> None:

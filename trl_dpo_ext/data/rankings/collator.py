@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN
+from trl_dpo_ext.data.checks import RANKING_REF_LOGPS_COLUMN
 from trl_dpo_ext.data.rankings.rows import as_ranking
 
 

@@ -7,9 +7,9 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
-from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
+from trl_dpo_ext.data.checks import RANKING_REF_LOGPS_COLUMN, REF_LOGPS_COLUMNS
 from trl_dpo_ext.data.columns import columns_of
-from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, check_ranking, check_ranking_columns
+from trl_dpo_ext.data.rankings.checks import check_ranking, check_ranking_columns
 from trl_dpo_ext.data.rankings.rows import (
     PER_COMPLETION_COLUMNS,
     best_first,

@@ -22,6 +22,7 @@ from trl_dpo_ext.data.checks import (
     settle_prompt,
 )
 from trl_dpo_ext.data.messages import is_empty
+from trl_dpo_ext.data.prompts import warn_of_repeated_prompts
 from trl_dpo_ext.data.rankings.checks import check_ranking, check_tie_gap
 from trl_dpo_ext.data.rankings.rows import (
     as_ranking,
@@ -48,6 +49,8 @@ __all__ = [
 ]
 
 logger = logging.get_logger(__name__)
+
+_EMPTY_BEST = "its best completion is empty"
 
 
 def prepare_row(
@@ -198,7 +201,7 @@ def checked_ranking(
         ValueError: If the row is malformed.
     """
     where = f"row {index} of the {dataset_name} dataset"
-    tokenized = "prompt_ids" in row and ("completion_ids" in row or "chosen_ids" in row)
+    tokenized = {"prompt_ids", "completion_ids"} <= row.keys() or set(TOKENIZED_COLUMNS) <= row.keys()
     is_pair = not {"completions", "completion_ids"} & row.keys()
     if is_pair:  # these errors name `chosen` and `rejected`
         check_present(row, TOKENIZED_COLUMNS if tokenized else (), where)
@@ -206,7 +209,7 @@ def checked_ranking(
             check_ids(row[name], name, where)
         if not tokenized:
             preference_problem(row, index, dataset_name)
-        check_ref_logps(row, where)
+        check_ref_logps(row, where)  # before `as_ranking` renames them
     ranking = as_ranking(row)
     if is_pair and not tokenized:
         settle_prompt(row.get("prompt"), {name: row[name] for name in PAIR}, where, repeats)
@@ -243,6 +246,8 @@ def prepare_counted(row: dict[str, Any], index: int, *, streaming: bool, **optio
             f"Rows of the {options['dataset_name']} stream that say nothing are left out, and so are empty "
             "completions and copies. In a stream they are not counted."
         )
+    if streaming and ranking.prompt_repeated:
+        warn_of_repeated_prompts(options["dataset_name"])
     columns = ranking.row
     if ranking.problem:  # the row is filtered out; these keep the columns' types
         columns = columns | {"prompt_ids": [0], "completion_ids": [[0]], "ranks": [0]}
@@ -269,6 +274,7 @@ def prepare_ranking(
     score_tie_gap: float = 0.0,
     max_completions: int | None = None,
     keep_all: bool = False,
+    alone: bool = False,
     repeats: bool = False,
     by_turn: bool = True,
 ) -> PreparedRanking:
@@ -284,6 +290,7 @@ def prepare_ranking(
         score_tie_gap (`float`, *optional*): Difference up to which scores tie.
         max_completions (`int`, *optional*): Most completions that a row may have.
         keep_all (`bool`, *optional*): Leave nothing out.
+        alone (`bool`, *optional*): Whether the one completion is learnt by itself.
         repeats (`bool`, *optional*): Whether completions of text begin with the prompt of their row.
         by_turn (`bool`, *optional*): Whether an implicit prompt of dialogue is split off after a turn.
 
@@ -296,9 +303,12 @@ def prepare_ranking(
     if keep_all and not given:
         raise ValueError(f"`completions` in {where} is empty. Drop such rows with `dataset.filter`.")
     order, ranks = best_first(ranking, len(given), score_tie_gap)
-    completions = _Completions({place: given[place] for place in order}, ranks, keep_all)
+    completions = _Completions({place: given[place] for place in order}, ranks, keep_all or alone)
     prepared = PreparedRanking(ranking, tokenized, prompt_repeated=repeated, dropped=completions.dropped)
 
+    if alone and not keep_all and (not given or not tokenized and is_empty(given[0])):
+        prepared.problem = _EMPTY_BEST
+        return prepared
     texts: dict[int, Any] = {}
     prompt_ids: list[int] = ranking.get("prompt_ids", [])
     if not tokenized:
@@ -314,6 +324,9 @@ def prepare_ranking(
                 joint=cut.joint,
                 names=[_name_of(place, row) for place in texts],
             )
+    if alone and not keep_all and completions.values[0] == [tokenizer.eos_token_id]:
+        prepared.problem = _EMPTY_BEST
+        return prepared
     uncut = completions.left
     if completions.problem is None:
         completions.drop(repeated_completions({place: tuple(ids) for place, ids in completions.left.items()}, ranks))

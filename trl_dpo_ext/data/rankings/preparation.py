@@ -41,6 +41,7 @@ def prepare_rankings(
     score_tie_gap: float = 0.0,
     max_completions: int | None = None,
     keep_all: bool = False,
+    alone: bool = False,
     repeats: bool | None = None,
     dataset_name: str = "train",
     num_proc: int | None = None,
@@ -79,6 +80,9 @@ def prepare_rankings(
             Most completions a row may have; a longer row is an error.
         keep_all (`bool`, *optional*, defaults to `False`):
             Whether nothing is left out, for prediction: as many rows come out as go in, with all their completions.
+        alone (`bool`, *optional*, defaults to `False`):
+            Whether a completion is learnt by itself, as in supervised fine-tuning. Left out are then only rows with an
+            empty one, and those whose prompt fills `max_length`.
         repeats (`bool`, *optional*):
             Whether completions of text begin with the prompt of their row, which is then taken once. By default where
             they do so in every row.
@@ -120,6 +124,7 @@ def prepare_rankings(
             "score_tie_gap": score_tie_gap,
             "max_completions": max_completions,
             "keep_all": keep_all,
+            "alone": alone,
             "repeats": repeats,
             "streaming": streaming,
         },
@@ -128,10 +133,10 @@ def prepare_rankings(
         **({} if streaming else {"num_proc": num_proc, "desc": f"Preparing {dataset_name} dataset"}),
     )
     if isinstance(prepared, Dataset):
-        return _count(prepared, dataset_name)
+        return _count(prepared, dataset_name, alone)
     usable = prepared.filter(_is_usable)
     if next(iter(usable), None) is None:
-        raise ValueError(_nothing_left(dataset_name, f"row 0, {next(iter(prepared))[PROBLEM]}"))
+        raise ValueError(_nothing_left(dataset_name, f"row 0, {next(iter(prepared))[PROBLEM]}", alone))
     return usable.remove_columns(_COUNTED), RankingReport.uncounted()
 
 
@@ -139,12 +144,12 @@ def _is_usable(row: Mapping[str, Any]) -> bool:
     return not row[PROBLEM]
 
 
-def _count(prepared: Dataset, dataset_name: str) -> tuple[Dataset, RankingReport]:
+def _count(prepared: Dataset, dataset_name: str, alone: bool) -> tuple[Dataset, RankingReport]:
     problems = prepared[PROBLEM][:]
     numbers = [number for number, problem in enumerate(problems) if not problem]
     first_dropped = next((f"row {number}, {problem}" for number, problem in enumerate(problems) if problem), "")
     if not numbers:
-        raise ValueError(_nothing_left(dataset_name, first_dropped))
+        raise ValueError(_nothing_left(dataset_name, first_dropped, alone))
     if first_dropped:
         prepared = prepared.select(numbers)
     counted = prepared.select_columns([*_COUNTED, "ranks"])[:]
@@ -167,8 +172,6 @@ def _count(prepared: Dataset, dataset_name: str) -> tuple[Dataset, RankingReport
     return prepared.remove_columns(_COUNTED), report
 
 
-def _nothing_left(dataset_name: str, first_dropped: str) -> str:
-    return (
-        f"No row of the {dataset_name} dataset is usable ({first_dropped}). It needs rankings in which one completion "
-        "is above another."
-    )
+def _nothing_left(dataset_name: str, first_dropped: str, alone: bool) -> str:
+    needed = "rows with an answer" if alone else "rankings in which one completion is above another"
+    return f"No row of the {dataset_name} dataset is usable ({first_dropped}). It needs {needed}."

@@ -3,10 +3,10 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from trl_dpo_ext.data.checks import REF_LOGPS_COLUMNS
+from trl_dpo_ext.data.checks import RANKING_REF_LOGPS_COLUMN, REF_LOGPS_COLUMNS, TOKENIZED_COLUMNS
 from trl_dpo_ext.data.messages import is_empty
 from trl_dpo_ext.data.prompts import split_messages, split_prompt
-from trl_dpo_ext.data.rankings.checks import RANKING_REF_LOGPS_COLUMN, check_tie_gap
+from trl_dpo_ext.data.rankings.checks import check_tie_gap
 
 
 __all__ = [
@@ -134,9 +134,9 @@ def as_ranking(row: Mapping[str, Any]) -> dict[str, Any]:
         return dict(row)
     # A pair is in order; `scores` beside it are no column of its completions
     ranking = {name: value for name, value in row.items() if name not in (*PAIR_COLUMNS, "scores")}
-    if "chosen" in row:
+    if {"chosen", "rejected"} <= row.keys():
         ranking["completions"] = [row["chosen"], row["rejected"]]
-    if "chosen_ids" in row:
+    if set(TOKENIZED_COLUMNS) <= row.keys():
         ranking["completion_ids"] = [row["chosen_ids"], row["rejected_ids"]]
     ranking["ranks"] = [0, 1]
     if set(REF_LOGPS_COLUMNS) <= set(row):

@@ -18,6 +18,9 @@ logger = logging.get_logger(__name__)
 
 PAIR = ("chosen", "rejected")
 
+# What the expressions of a template raise, of Jinja's own and of Python's
+_TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+
 
 def tokenize_ranking(
     row: Mapping[str, Any],
@@ -119,8 +122,8 @@ def tokenize_jointly(
     start = min(_shared_length(prompt_ids, ids) for ids in whole)
     if not start:
         raise ValueError(
-            f"In {where} the prompt's tokens share no start with those of prompt and completion, so nothing predicts "
-            "a completion's first token. Give every row a prompt."
+            f"In {where} the tokens of `prompt` share no start with those of prompt and completion, so nothing "
+            "predicts a completion's first token. Give every row a prompt."
         )
     if start < len(prompt_ids):
         # Without the row or the text, so that it comes once
@@ -150,7 +153,7 @@ def _render(
         if isinstance(processing_class, ProcessorMixin):
             messages = prepare_multimodal_messages(messages)
         rendered: Any = processing_class.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)
-    except Exception as error:  # a template raises errors of any class, and none says which row it was
+    except _TEMPLATE_ERRORS as error:  # none says which row it was
         kind = "" if isinstance(error, (TemplateError, ValueError)) else f"{type(error).__name__}: "
         raise ValueError(
             f"The chat template cannot render `{name}` in {where}: {kind}{error}. Drop such rows with "
