@@ -355,12 +355,14 @@ class TestUntestedModels:
         assert "computed once" in trainer.layout_description
 
     def test_one_that_does_not(self, run):
-        model = self.grouped("bert", LayoutOptions()).model  # every token sees those after it
-        trainer = run(copy.deepcopy(model))
+        model = self.grouped("arcee", LayoutOptions()).model
+        forward = model.model.layers[0].mlp.forward  # which reads the places of the row
+        model.model.layers[0].mlp.forward = lambda x: forward(x) * torch.linspace(0.5, 1.0, 512)[: x.size(1), None]
+        trainer = run(model)
         assert (
             "is not a tested model, and with one prompt for two completions its log-prob" in trainer.layout_description
         )
-        with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: `bert` is not a tested model"):
+        with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: `arcee` is not a tested model"):
             run(model, share_prompt=True)
 
     def test_only_rows_as_long_as_those_that_were_compared(self, run):
