@@ -356,9 +356,10 @@ class TestUntestedModels:
 
     def test_one_that_does_not(self, run):
         model = self.grouped("arcee", LayoutOptions()).model
-        forward = model.model.layers[0].mlp.forward  # which reads the places of the row
-        model.model.layers[0].mlp.forward = lambda x: forward(x) * torch.linspace(0.5, 1.0, 512)[: x.size(1), None]
-        trainer = run(model)
+        model.model.layers[0].mlp.register_forward_hook(  # reads the places of the row
+            lambda mlp, args, output: output * torch.linspace(0.5, 1.0, 512)[: output.size(1), None]
+        )
+        trainer = run(copy.deepcopy(model))
         assert (
             "is not a tested model, and with one prompt for two completions its log-prob" in trainer.layout_description
         )

@@ -147,6 +147,18 @@ def test_replicated_layers(layers, tmp_path):
         trainer_of(tmp_path, get_peft_model(tiny_llama(), adapter))
 
 
+def test_a_hook_is_found(tmp_path):
+    model = tiny_llama()
+    assert is_ordinary(model)
+    model.model.layers[1].mlp.register_forward_hook(
+        lambda mlp, args, output: output * torch.linspace(0.5, 1.0, 512)[: output.size(1), None]
+    )
+    trainer = trainer_of(tmp_path, model)
+    found, expected = logps(trainer)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
+    assert trainer.layout_description.startswith("with every completion (`llama` with this config or adapter")
+
+
 def test_the_dense_mask_of_a_gpu_has_no_window_either(tmp_path, monkeypatch):
     model = tiny_llama()
     model.config.sliding_window = 8

@@ -19,8 +19,8 @@ def reward_tolerance(ref_logps: Tensor, beta: float, compute_dtype: torch.dtype)
     r"""
     Largest implicit reward that rounding can explain, given reference log-probabilities.
 
-    In float32 and float64, 1e-4 and 1e-5 of \\( \beta |\log \pi_{ref}| \\) (log-probabilities of a hundred nats differ by about
-    1e-4 nats between batch shapes); in half precision, 0.05 and 0.02 of it.
+    In float32 and float64, 1e-4 and 1e-5 of \\( \beta |\log \pi_{ref}| \\) (log-probabilities of a hundred nats
+    differ by about 1e-4 nats between batch shapes); in half precision, 0.05 and 0.02 of it.
 
     Args:
         ref_logps (`torch.Tensor`):

@@ -95,25 +95,24 @@ def is_tested(model: PreTrainedModel) -> bool:
 
 def is_ordinary(model: PreTrainedModel) -> bool:
     """
-    Whether a model is as the tested ones of its type are: it has no layer of other code, and its config has no option
-    that its type does not know, and no switch that is not as by default.
+    Whether a model is as the tested ones of its type are: it has no layer of other code and no hook, and its config
+    has no option that its type does not know, and no switch that is not as by default.
     """
     config = model.config.get_text_config()
-    known = fields(config)
-    options = {name for name in vars(config) if not name.startswith("_")} - _NO_OPTIONS
-    switched = {
-        field.name
-        for field in known
-        if isinstance(field.default, bool) and getattr(config, field.name) != field.default
-    }
-    if options - {field.name for field in known} or {name for name in switched & options if "bias" not in name}:
+    names = {field.name for field in fields(config)}
+    if {name for name in vars(config) if not name.startswith("_")} - names - _NO_OPTIONS:
         return False
-    own_forward = (
-        "forward" in vars(module) and not hasattr(module, "_hf_hook")  # accelerate's, of a device map
+    for field in fields(config):
+        is_switch = isinstance(field.default, bool) and field.name not in _NO_OPTIONS and "bias" not in field.name
+        if is_switch and getattr(config, field.name) != field.default:
+            return False
+    embedding = model.get_input_embeddings()  # has transformers' hook under gradient checkpointing
+    return all(
+        type(module).__module__.startswith(_ORDINARY)
+        and (module is model or "forward" not in vars(module) or hasattr(module, "_hf_hook"))  # of a device map
+        and (module is embedding or not module._forward_hooks)
         for module in model.modules()
-        if module is not model
     )
-    return all(type(module).__module__.startswith(_ORDINARY) for module in model.modules()) and not any(own_forward)
 
 
 def how_to_attend(model: PreTrainedModel, device: torch.device) -> tuple[str | None, str]:
