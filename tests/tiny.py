@@ -286,7 +286,8 @@ def save_tiny(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Proce
     """
     model.double().save_pretrained(folder)
     config = Path(folder, "config.json")
-    config.write_text(config.read_text().replace('"float64"', '"float32"'))
+    if config.exists():  # an adapter has none
+        config.write_text(config.read_text().replace('"float64"', '"float32"'))
     tokenizer.save_pretrained(folder)
     return str(folder)
 

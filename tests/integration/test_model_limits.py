@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, ImplicitRewardModel
+from trl_dpo_ext.cli import main
 from trl_dpo_ext.data.extent import Extent, extent_of
 from trl_dpo_ext.models.limits import Limits
 
@@ -211,3 +212,29 @@ def test_a_model_without_a_head(tmp_path):
     backbone = LlamaModel(tiny_llama().config)
     with pytest.raises(ValueError, match="`LlamaModel` has no language-model head.*AutoModelForCausalLM"):
         trainer_of(tmp_path, backbone)
+
+
+@pytest.mark.parametrize("kind", ["encoder-decoder", "no head", "positions"])
+def test_known_from_the_config(kind, tmp_path, capsys, monkeypatch):
+    """By `--dry_run`, the command and the trainer, and before weights are loaded."""
+    torch.manual_seed(0)
+    model = {"encoder-decoder": t5, "no head": lambda: LlamaModel(tiny_llama().config), "positions": tiny_gpt2}[kind]()
+    folder = save_tiny(model, tiny_tokenizer(), tmp_path / "model")
+    rows = Dataset.from_list([{"prompt": "word " * 600, "chosen": " yes", "rejected": " no, not at all"}] * 4)
+    rows.to_json(tmp_path / "rows.jsonl")
+    problem = {
+        "encoder-decoder": "`T5ForConditionalGeneration` is an encoder-decoder model",
+        "no head": "`LlamaModel` has no language-model head",
+        "positions": "learned 512 positions",
+    }[kind]
+    words = ["dpo", "--model_name_or_path", folder, "--dataset_name", str(tmp_path / "rows.jsonl")]
+    words += ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--bf16", "false", "--report_to", "none"]
+    words += ["--max_length", "4096", "--eval_strategy", "no"]
+    assert main([*words, "--dry_run"]) == 2
+    assert problem in capsys.readouterr().err
+    assert main(words) == 2
+    assert problem in capsys.readouterr().err
+    if kind != "positions":
+        monkeypatch.setattr("trl_dpo_ext.models.loading.create_model_from_path", lambda *a, **k: pytest.fail("loaded"))
+        with pytest.raises(ValueError, match=problem):
+            trainer_of(tmp_path / "out", folder)

@@ -355,12 +355,15 @@ class TestUntestedModels:
         assert "computed once" in trainer.layout_description
 
     def test_one_that_does_not(self, run):
-        model = self.grouped("bert", LayoutOptions()).model  # every token sees those after it
+        model = self.grouped("arcee", LayoutOptions()).model
+        model.model.layers[0].mlp.register_forward_hook(  # reads the places of the row
+            lambda mlp, args, output: output * torch.linspace(0.5, 1.0, 512)[: output.size(1), None]
+        )
         trainer = run(copy.deepcopy(model))
         assert (
             "is not a tested model, and with one prompt for two completions its log-prob" in trainer.layout_description
         )
-        with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: `bert` is not a tested model"):
+        with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: `arcee` is not a tested model"):
             run(model, share_prompt=True)
 
     def test_only_rows_as_long_as_those_that_were_compared(self, run):

@@ -11,7 +11,7 @@ from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_toke
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, ImplicitRewardModel
 from trl_dpo_ext.shared_prompt.forward import GroupedForward
-from trl_dpo_ext.shared_prompt.support import DENSE_MASK, windows_of
+from trl_dpo_ext.shared_prompt.support import DENSE_MASK, is_ordinary, windows_of
 
 
 def trainer_of(folder: Any, model: Any, peft_config: Any = None, **options: Any) -> DPOPaperTrainer:
@@ -79,10 +79,14 @@ def test_another_attention_in_a_tested_type_is_found(tmp_path):
     )
 
 
-def test_the_comparison_is_short_for_a_tested_type(tmp_path, monkeypatch):
-    """At most two forwards of 4 x 32 tokens in a run; windows beyond every row are not looked past."""
+@pytest.mark.parametrize("ordinary", [True, False])
+def test_the_comparison_is_short_for_a_tested_type(ordinary, tmp_path, monkeypatch):
+    """Two forwards of 4 x 32 tokens in a run, none at all with an ordinary config; no window beyond every row."""
     model = tiny_mistral()
     model.config.sliding_window = 4096
+    if not ordinary:
+        model.config.of_another_type = 1
+    assert is_ordinary(model) is ordinary
     trainer = trainer_of(tmp_path, model, max_length=512)
     sizes = []
     original = trainer.model.model.forward
@@ -93,11 +97,10 @@ def test_the_comparison_is_short_for_a_tested_type(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainer.model.model, "forward", counted)
     logps(trainer)
-    checked = len(sizes)
-    assert sizes[:2] == [4 * 32, 2 * (16 + 2 * 15)]
+    first = list(sizes)
     sizes.clear()
     logps(trainer)
-    assert len(sizes) == checked - 2
+    assert first == ([] if ordinary else [4 * 32, 2 * (16 + 2 * 15)]) + sizes
 
 
 @pytest.mark.parametrize(
@@ -142,6 +145,18 @@ def test_replicated_layers(layers, tmp_path):
 
     with pytest.raises(ValueError, match=r"`layer_replication`.*`peft_config=`"):
         trainer_of(tmp_path, get_peft_model(tiny_llama(), adapter))
+
+
+def test_a_hook_is_found(tmp_path):
+    model = tiny_llama()
+    assert is_ordinary(model)
+    model.model.layers[1].mlp.register_forward_hook(
+        lambda mlp, args, output: output * torch.linspace(0.5, 1.0, 512)[: output.size(1), None]
+    )
+    trainer = trainer_of(tmp_path, model)
+    found, expected = logps(trainer)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
+    assert trainer.layout_description.startswith("with every completion (`llama` with this config or adapter")
 
 
 def test_the_dense_mask_of_a_gpu_has_no_window_either(tmp_path, monkeypatch):

@@ -3,15 +3,18 @@
 from dataclasses import fields
 from typing import Any
 
+import torch
 import yaml
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from trl_dpo_ext.cli.memory import estimate_memory
 from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.doctor.examination import examine
 from trl_dpo_ext.data.row_options import RowOptions
+from trl_dpo_ext.models.limits import Limits, check_config, check_pad_token
+from trl_dpo_ext.trainers.adapter_base import read_adapter_config
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.secrets import without_secrets
 
@@ -33,6 +36,9 @@ def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
 
     Returns:
         `int`: 0 if training would take every row, else 1.
+
+    Raises:
+        ValueError: If the model is no causal language model, or cannot take the rows.
     """
     if not PartialState().is_main_process:
         return 0
@@ -43,15 +49,29 @@ def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
     print("Options that differ from their defaults, as they are resolved:\n")
     print(yaml.safe_dump(without_secrets(_changed(args) | _changed(model)), sort_keys=False))
     print(_batches(args, len(train)))
+    limits = _limits(recipe)
     tokens, adapter = _tokens(args, train), recipe.stage.adapter
     print(f"Memory: {estimate_memory(args, model, _reference_in_memory(recipe), tokens, adapter)}.\n")
     options = {option.name: getattr(args, option.name) for option in fields(RowOptions)}
     more = ("score_tie_gap", "max_completions")
     options |= {name: getattr(args, name) for name in more if hasattr(args, name)}
     tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, trust_remote_code=args.trust_remote_code)
+    check_pad_token(tokenizer, limits)
     report = examine(train, tokenizer, **options)
+    longest = report.lengths["prompt with longest answer"].max if report.lengths else 0
+    limits.check(0, 0, min(longest, args.max_length or longest), "The train dataset")
     print(report)
     return 0 if report.healthy else 1
+
+
+def _limits(recipe: Recipe) -> Limits:
+    # Of the model as its config makes it, without weights
+    path, trust = recipe.model.model_name_or_path, recipe.args.trust_remote_code
+    base = path if recipe.stage.adapter is None else read_adapter_config(path)["base_model_name_or_path"]
+    config = AutoConfig.from_pretrained(base, revision=recipe.model.model_revision, trust_remote_code=trust)
+    check_config(config)
+    with torch.device("meta"):
+        return Limits(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
 
 
 def _changed(options: Any) -> dict[str, Any]:

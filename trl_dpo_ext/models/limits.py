@@ -3,14 +3,25 @@
 import re
 from typing import Any
 
+import transformers
 from accelerate.utils import is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
-__all__ = ["Limits", "check_is_causal_lm", "check_pad_token"]
+__all__ = ["Limits", "check_config", "check_is_causal_lm", "check_pad_token"]
+
+
+_TWO_SEQUENCES = (
+    " is an encoder-decoder model, and prompt and completion are trained as one sequence here. Use a decoder-only "
+    "model (`AutoModelForCausalLM`)."
+)
+_NO_HEAD = (
+    " has no language-model head, so it gives tokens no probabilities. Load the model with `AutoModelForCausalLM`, "
+    "and save it again if it is to be named by its folder."
+)
 
 
 class Limits:
@@ -67,15 +78,25 @@ def check_is_causal_lm(model: Any) -> None:
     model = model.get_base_model() if is_peft_model(model) else model
     kind = f"`{type(model).__name__}`"
     if model.config.is_encoder_decoder:
-        raise ValueError(
-            f"{kind} is an encoder-decoder model, and prompt and completion are trained as one sequence here. Use a "
-            "decoder-only model (`AutoModelForCausalLM`)."
-        )
+        raise ValueError(kind + _TWO_SEQUENCES)
     if model.get_output_embeddings() is None:
-        raise ValueError(
-            f"{kind} has no language-model head, so it gives tokens no probabilities. Load the model with "
-            "`AutoModelForCausalLM`."
-        )
+        raise ValueError(kind + _NO_HEAD)
+
+
+def check_config(config: PreTrainedConfig) -> None:
+    """
+    Checks, before weights are loaded, that a config is one of a model that predicts the next token of one sequence.
+
+    Raises:
+        ValueError: As [`check_is_causal_lm`].
+    """
+    name = (config.architectures or [config.model_type])[0]
+    if config.is_encoder_decoder:
+        raise ValueError(f"`{name}`" + _TWO_SEQUENCES)
+    # TRL loads this class; one that is not in transformers comes with its own code
+    architecture = getattr(transformers, name, None)
+    if architecture is not None and not architecture.can_generate():
+        raise ValueError(f"`{name}`" + _NO_HEAD)
 
 
 def check_pad_token(tokenizer: Any, limits: Limits) -> None:

@@ -16,9 +16,6 @@ __all__ = ["CheckedHead", "score_logits"]
 
 logger = get_logger(__name__)
 
-# Options by which TRL's fused LM head scales logits, whether or not the model does
-_SCALES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
-
 _TOKENS = 16  # of the row on which the two are compared
 _TOLERANCE = 2e-4  # nats, beside what rounding the logits can make
 _ROWS, _ROWS_HALF = 1e-3, 5e-2  # of the mean logit: how far the same tokens in another row may be
@@ -36,18 +33,16 @@ class CheckedHead:
         model ([`~transformers.PreTrainedModel`]):
             Model after TRL's `add_fused_lm_head`, without a PEFT wrapper.
         known (`bool`):
-            Whether this type of model is tested. Such a model is compared only if its head is no plain linear layer,
-            or its config has an option that scales logits.
+            Whether the model is one of a tested type. Such a model is compared only if its head is no plain linear
+            layer.
     """
 
     def __init__(self, model: PreTrainedModel, known: bool):
         self.model = model
         self._fused = model.forward
         update_wrapper(self, model.forward, updated=())  # `generate` reads the signature
-        config = model.config.get_text_config()
-        scales = any(getattr(config, name, None) is not None for name in _SCALES)
         self._known = known
-        self._agrees = True if known and not scales and type(model.get_output_embeddings()) is nn.Linear else None
+        self._agrees = True if known and type(model.get_output_embeddings()) is nn.Linear else None
         model.forward = self
 
     def __call__(self, *args: Any, fused_lm_head: bool = False, **kwargs: Any) -> Any:

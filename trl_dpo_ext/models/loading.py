@@ -8,8 +8,10 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from peft import PeftModel
 from safetensors import SafetensorError
+from transformers import AutoConfig
 
 from trl_dpo_ext.compat import create_model_from_path, loading_models_by
+from trl_dpo_ext.models.limits import check_config
 
 
 __all__ = ["check_adapter", "load_adapter", "load_model", "whole_models"]
@@ -39,8 +41,11 @@ def load_model(name: str, *args: Any, **kwargs: Any) -> Any:
         [`~transformers.PreTrainedModel`]
 
     Raises:
-        ValueError: If a weight is missing, is of another shape, is none of the model's, or cannot be read.
+        ValueError: If it is no causal language model, or a weight is missing, is of another shape, is none of the
+            model's, or cannot be read.
     """
+    of_config = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
+    check_config(AutoConfig.from_pretrained(name, **of_config))
     others = kwargs.get("ignore_mismatched_sizes", False)
     loaded: Any
     try:

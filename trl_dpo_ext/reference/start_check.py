@@ -19,8 +19,8 @@ def reward_tolerance(ref_logps: Tensor, beta: float, compute_dtype: torch.dtype)
     r"""
     Largest implicit reward that rounding can explain, given reference log-probabilities.
 
-    In float32, 1e-4 and 1e-5 of \\( \beta |\log \pi_{ref}| \\) (log-probabilities of a hundred nats differ by about
-    1e-4 nats between batch shapes); in half precision, 0.05 and 0.02 of it.
+    In float32 and float64, 1e-4 and 1e-5 of \\( \beta |\log \pi_{ref}| \\) (log-probabilities of a hundred nats
+    differ by about 1e-4 nats between batch shapes); in half precision, 0.05 and 0.02 of it.
 
     Args:
         ref_logps (`torch.Tensor`):
@@ -33,7 +33,7 @@ def reward_tolerance(ref_logps: Tensor, beta: float, compute_dtype: torch.dtype)
     Returns:
         `torch.Tensor`, scalar.
     """
-    relative, absolute = (1e-5, 1e-4) if compute_dtype == torch.float32 else (2e-2, 5e-2)
+    relative, absolute = (1e-5, 1e-4) if compute_dtype.itemsize >= 4 else (2e-2, 5e-2)
     return absolute + relative * beta * ref_logps.abs().max()
 
 

@@ -13,7 +13,7 @@ from trl_dpo_ext.logps import completion_token_logps, existing_completions, find
 from trl_dpo_ext.models.limits import Limits, check_is_causal_lm
 from trl_dpo_ext.models.lm_head import CheckedHead
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
-from trl_dpo_ext.shared_prompt.support import is_tested, whole_rows_for_adapter
+from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, whole_rows_for_adapter
 
 
 __all__ = ["PRECISIONS", "ScoringForward"]
@@ -46,7 +46,7 @@ class ScoringForward:
         self._limits = Limits(self.base)
         with _left_as_it_was(model, self.base):
             add_fused_lm_head(self.base)
-            CheckedHead(self.base, known=is_tested(self.base))
+            CheckedHead(self.base, known=is_tested(self.base) and is_ordinary(self.base))
             self._grouped = None
             if whole_rows_for_adapter(model) is None:
                 options = LayoutOptions(longest=longest or LayoutOptions.longest)

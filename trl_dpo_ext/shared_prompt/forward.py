@@ -19,7 +19,7 @@ from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.shared_prompt.attention import SEGMENTED, block_mask, dense_mask, window_mark
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.shared_prompt.layout import Layout, lay_out
-from trl_dpo_ext.shared_prompt.support import DENSE_MASK, SEGMENTS, how_to_attend, is_tested, windows_of
+from trl_dpo_ext.shared_prompt.support import DENSE_MASK, SEGMENTS, how_to_attend, is_ordinary, is_tested, windows_of
 
 
 __all__ = ["GroupedForward", "LayoutOptions"]
@@ -90,7 +90,7 @@ class GroupedForward:
         self.attention, self.reason = how_to_attend(model, device)
         self._windows = windows_of(model)
         self._is_tested = is_tested(model)
-        self._is_checked = False
+        self._is_checked = self._is_tested and is_ordinary(model)
         if self.attention is None:
             self._refuse()
         elif self.attention == SEGMENTS and self._lays_out:
@@ -267,6 +267,10 @@ class GroupedForward:
             self.reason = f"`{config.model_type}` {which} with one prompt for two completions {found}"
             self._refuse()
             logger.warning(f"Every completion is run with its own prompt: {self.reason}.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _checkpoints_layers(model: nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """Which models can run on a layout of distinct tokens, and by which attention."""
 
 import inspect
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "SEGMENTS",
     "TESTED",
     "how_to_attend",
+    "is_ordinary",
     "is_tested",
     "noise_in",
     "whole_rows_for_adapter",
@@ -28,8 +30,8 @@ SEGMENTS = "attention by segments"
 DENSE_MASK = "dense mask"
 BLOCK_MASK = "block mask"
 
-# Model types whose log-probabilities and gradients are tested against separate rows. One short group is compared
-# before they run this way, for others one as long as rows may be
+# Model types whose log-probabilities and gradients are tested against separate rows. Where a config or a layer is not
+# ordinary one short group is compared before they run this way; of other types one as long as rows may be
 TESTED = frozenset(
     {
         "apertus",
@@ -78,10 +80,39 @@ _INEXACT = {
 
 _ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
+# Options that transformers adds to a config of these types, and those that change no token's view of another
+_NO_OPTIONS = {"head_dim", "ignore_keys_at_rope_validation", "num_key_value_heads", "num_local_experts"}
+_NO_OPTIONS |= {"output_router_logits", "quantization_config", "tie_word_embeddings", "use_cache"}
+
+# Packages whose layers read token by token, or are the tested ones
+_ORDINARY = ("torch.", "transformers.", "peft.tuners.lora.", "peft.utils.", "bitsandbytes.")
+
 
 def is_tested(model: PreTrainedModel) -> bool:
     """Whether log-probabilities of this type of model are tested."""
     return model.config.get_text_config().model_type in TESTED
+
+
+def is_ordinary(model: PreTrainedModel) -> bool:
+    """
+    Whether a model is as the tested ones of its type are: it has no layer of other code and no hook, and its config
+    has no option that its type does not know, and no switch that is not as by default.
+    """
+    config = model.config.get_text_config()
+    names = {field.name for field in fields(config)}
+    if {name for name in vars(config) if not name.startswith("_")} - names - _NO_OPTIONS:
+        return False
+    for field in fields(config):
+        is_switch = isinstance(field.default, bool) and field.name not in _NO_OPTIONS and "bias" not in field.name
+        if is_switch and getattr(config, field.name) != field.default:
+            return False
+    embedding = model.get_input_embeddings()  # has transformers' hook under gradient checkpointing
+    return all(
+        type(module).__module__.startswith(_ORDINARY)
+        and (module is model or "forward" not in vars(module) or hasattr(module, "_hf_hook"))  # of a device map
+        and (module is embedding or not module._forward_hooks)
+        for module in model.modules()
+    )
 
 
 def how_to_attend(model: PreTrainedModel, device: torch.device) -> tuple[str | None, str]:
@@ -117,10 +148,18 @@ def how_to_attend(model: PreTrainedModel, device: torch.device) -> tuple[str | N
     if attention == "sdpa":
         # On a GPU one call with a mask is faster than many short ones
         by_segments = device.type == "cpu" and passes_on and model._supports_attention_backend
+        by_segments = by_segments and _has_one_config(model)
         return (SEGMENTS if by_segments else DENSE_MASK), ""
     if attention in ("eager", None):
         return DENSE_MASK, ""
     return None, f"`attn_implementation={attention!r}` has no mask of this kind; 'sdpa' and 'flex_attention' have"
+
+
+def _has_one_config(model: PreTrainedModel) -> bool:
+    # PEFT's `layer_replication` copies layers with their config, which then never learns of another attention
+    config: Any = model.config.get_text_config()
+    configs = [vars(module)["config"] for module in model.base_model.modules() if "config" in vars(module)]
+    return all(other is config or other.model_type != config.model_type for other in configs)
 
 
 def windows_of(model: PreTrainedModel) -> dict[str, int | None]:

@@ -18,7 +18,7 @@ from trl_dpo_ext.models.limits import Limits, check_is_causal_lm, check_pad_toke
 from trl_dpo_ext.models.lm_head import CheckedHead
 from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
-from trl_dpo_ext.shared_prompt.support import is_tested, noise_in, whole_rows_for_adapter
+from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, noise_in, whole_rows_for_adapter
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.figures import ExactFigures
 
@@ -66,7 +66,7 @@ class WithGroups(ExactFigures):
                 if hasattr(model, "config") and hasattr(model, "base_model"):
                     check_is_causal_lm(model)
                     self._limits.append(Limits(model))
-                    head = CheckedHead(model, known=is_tested(model))
+                    head = CheckedHead(model, known=is_tested(model) and is_ordinary(model))
                     if not (self.is_deepspeed_enabled or self.is_fsdp_enabled):  # else when it first runs
                         head.check()
                     if options is not None:
