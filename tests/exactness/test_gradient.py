@@ -37,22 +37,23 @@ def test_gradient_of_section_4(tmp_path):
 @pytest.mark.slow
 def test_training_recovers_the_optimal_policy(tmp_path):
     """Preferences drawn in exact Bradley-Terry proportions from a known reward end at Eq. 4."""
-    answers, rewards, beta = [" a", " b", " c", " d"], torch.tensor([0.0, 0.7, 1.5, -0.8]), 1.0
+    answers, odds, beta = [" a", " b", " c", " d"], [3, 9, 3, 1], 1.0
+    rewards = torch.tensor(odds).log()
     rows = []
     for i, j in combinations(range(len(answers)), 2):
-        wins = round(200 * torch.sigmoid(rewards[i] - rewards[j]).item())
+        wins = 20 * odds[i] // (odds[i] + odds[j])  # 20 is a multiple of every sum of two odds in lowest terms
         rows += [{"prompt": "Say:", "chosen": answers[i], "rejected": answers[j]}] * wins
-        rows += [{"prompt": "Say:", "chosen": answers[j], "rejected": answers[i]}] * (200 - wins)
+        rows += [{"prompt": "Say:", "chosen": answers[j], "rejected": answers[i]}] * (20 - wins)
     args = DPOPaperConfig(
         str(tmp_path),
         beta=beta,
         optim="adamw_torch",
-        learning_rate=3e-3,
+        learning_rate=1e-2,
         warmup_steps=0,
         per_device_train_batch_size=len(rows),
         global_batch_size=len(rows),
-        max_steps=120,
-        num_train_epochs=120,
+        max_steps=60,
+        num_train_epochs=60,
         gradient_checkpointing=False,
         report_to="none",
         save_strategy="no",

@@ -7,6 +7,8 @@ from tiny import preference_rows
 from transformers import TrainerCallback
 
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 ACCUMULATED = {"gradient_accumulation_steps": 3, "per_device_train_batch_size": 2, "max_steps": 2}
 
 

@@ -124,10 +124,14 @@ class TestClosedForms:
             noise = scale * torch.randn(200, *ref.shape, generator=generator, dtype=torch.float64)
             others = (optimum + noise).log_softmax(-1)
             worse = objective(others, ref, rewards, beta)
-            assert (worse <= value + 1e-15).all()
             # What is lost is exactly beta KL[pi || pi*] (App. A.1).
             lost = beta * (others.exp() * (others - optimum)).sum(-1)
             torch.testing.assert_close(value - worse, lost, rtol=1e-6, atol=1e-13)
+            # Six terms are rounded about six times each: where less is lost, as by a policy that beta = 0.05 makes
+            # nearly sure of one answer, the order of the sum decides.
+            seen = lost > 36 * torch.finfo(torch.float64).eps * value.abs()
+            assert (worse < value)[seen].all()
+            assert seen.float().mean() > 0.6
 
     @pytest.mark.parametrize("beta", [0.5, 1.0, 5.0])  # below, the softmax saturates and BFGS stops early
     def test_a_numerical_optimiser_finds_nothing_better(self, beta):
