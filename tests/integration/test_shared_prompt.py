@@ -357,7 +357,7 @@ class TestUntestedModels:
     def test_one_that_does_not(self, run):
         model = self.grouped("arcee", LayoutOptions()).model
         model.model.layers[0].mlp.register_forward_hook(  # reads the places of the row
-            lambda mlp, args, output: output * torch.linspace(0.5, 1.0, 512)[: output.size(1), None]
+            lambda mlp, args, output: output * torch.linspace(0.5, 1.0, 4096)[: output.size(1), None]
         )
         trainer = run(copy.deepcopy(model))
         assert (
