@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-# A file is one worker's, since its tests share what they train and launch
-PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile
+# A file is one worker's, since its tests share what they train and launch; the longest files are in the first folders
+PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help quickstart benchmark test test-fast test-instruction-sets lint clean
 
