@@ -45,6 +45,8 @@ class ScoringForward:
         check_is_causal_lm(self.base)
         self._limits = Limits(self.base)
         with _left_as_it_was(model, self.base):
+            if not hasattr(self.base, "_hf_hook"):
+                vars(self.base).pop("forward", None)  # a trainer's, under its autocast
             add_fused_lm_head(self.base)
             CheckedHead(self.base, known=is_tested(self.base) and is_ordinary(self.base))
             self._grouped = None
