@@ -18,7 +18,7 @@ from trl_dpo_ext.data.checks import (
 from trl_dpo_ext.data.columns import columns_of
 from trl_dpo_ext.data.one_pair import pair_columns
 from trl_dpo_ext.data.prompts import answers_repeat_prompts
-from trl_dpo_ext.data.report import DataReport
+from trl_dpo_ext.data.report import DataReport, usable_rows
 from trl_dpo_ext.data.token_ids import suspects
 from trl_dpo_ext.data.tokenization import Cut
 
@@ -105,16 +105,15 @@ def _ids_are_good(dataset: Dataset | IterableDataset, columns: Sequence[str]) ->
 
 
 def _count(prepared: Dataset, dataset_name: str) -> tuple[Dataset, DataReport]:
-    problems = prepared[PROBLEM][:]
-    numbers = [number for number, problem in enumerate(problems) if not problem]
-    first_dropped = next((f"row {number}, {problem}" for number, problem in enumerate(problems) if problem), "")
+    num_rows = len(prepared)
+    numbers, first_dropped = usable_rows(prepared)
     if not numbers:
         raise ValueError(_nothing_left(dataset_name, first_dropped))
     if first_dropped:
         prepared = prepared.select(numbers)
     report = DataReport(
         rows=len(numbers),
-        dropped=len(problems) - len(numbers),
+        dropped=num_rows - len(numbers),
         first_dropped=first_dropped,
         prompts_cut=sum(prepared[PROMPT_CUT]),
         answers_cut=sum(prepared[COMPLETIONS_CUT]),

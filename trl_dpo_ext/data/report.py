@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+from datasets import Dataset
 
-__all__ = ["DataReport"]
+from trl_dpo_ext.data.checks import PROBLEM
+
+
+__all__ = ["DataReport", "usable_rows"]
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,10 @@ class DataReport:
         if not self.prompts_repeated:
             return ""
         return f", {self.prompts_repeated:,} prompts taken once that the answers repeated"
+
+
+def usable_rows(prepared: Dataset) -> tuple[list[int], str]:
+    """Numbers of the rows that preparation leaves in, and the first one that it leaves out, with the reason."""
+    problems = prepared[PROBLEM][:]
+    numbers = [number for number, problem in enumerate(problems) if not problem]
+    return numbers, next((f"row {number}, {problem}" for number, problem in enumerate(problems) if problem), "")

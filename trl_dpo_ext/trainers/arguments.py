@@ -22,6 +22,7 @@ __all__ = [
     "check_reference_model",
     "check_trainable",
     "config_from",
+    "datasets_by_name",
     "has_images",
     "opened_sets",
 ]
@@ -99,8 +100,7 @@ def check_data_loading(args: BaseDPOConfig, train_dataset: Any, eval_dataset: An
         ValueError: If a data set is empty, or accelerate would cut stacked rows to dispatch them (for a stream TRL
             switches that off itself).
     """
-    sets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    for name, rows in {"train": train_dataset, **sets}.items():
+    for name, rows in datasets_by_name(train_dataset, eval_dataset).items():
         if isinstance(rows, (Dataset, IterableDataset)) and next(iter(rows), None) is None:
             raise ValueError(f"The {name} dataset has no rows.")
     if args.world_size == 1:
@@ -164,6 +164,12 @@ def check_trainable(model: nn.Module, optimizer: torch.optim.Optimizer | None) -
 def has_images(dataset: Any) -> bool:
     """Whether rows hold images."""
     return isinstance(dataset, (Dataset, IterableDataset)) and bool(holds_images(dataset))
+
+
+def datasets_by_name(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
+    """The datasets of a trainer, by the names that messages give them: `train`, and `eval` or the keys of a dict."""
+    evaluation = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    return {"train": train_dataset, **evaluation}
 
 
 def opened_sets(train_dataset: Any, eval_dataset: Any) -> tuple[Any, Any]:

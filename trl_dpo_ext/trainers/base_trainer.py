@@ -32,6 +32,7 @@ from trl_dpo_ext.trainers.arguments import (
     check_data_loading,
     check_reference_model,
     config_from,
+    datasets_by_name,
     has_images,
     opened_sets,
 )
@@ -135,8 +136,7 @@ class BaseDPOTrainer(WithSamples):
         self.check_rows_fit()
         if self._is_vision_dataset and args.max_length is not None:
             self.data_collator = ImageCollator(self.data_collator)
-            sets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
-            for name, rows in {"train": self.train_dataset, **sets}.items():
+            for name, rows in datasets_by_name(self.train_dataset, self.eval_dataset).items():
                 self.data_collator.check_first(rows or [], name, args.max_length)
         reference_policy.mark_ref_adapter(self.model)
         check_attention(self.model.config._attn_implementation, self.compute_dtype(self.model))

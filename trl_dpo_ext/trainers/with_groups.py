@@ -19,6 +19,7 @@ from trl_dpo_ext.models.lm_head import CheckedHead
 from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
 from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, noise_in, whole_rows_for_adapter
+from trl_dpo_ext.trainers.arguments import datasets_by_name
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.figures import ExactFigures
 
@@ -95,8 +96,7 @@ class WithGroups(ExactFigures):
         if self._is_vision_dataset:
             return
         prompts, *completions = (name for name in self.token_columns if name.endswith("_ids"))
-        evaluation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"eval": self.eval_dataset}
-        for name, dataset in {"train": self.train_dataset, **evaluation}.items():
+        for name, dataset in datasets_by_name(self.train_dataset, self.eval_dataset).items():
             if isinstance(dataset, Dataset):
                 smallest, largest, longest = extent_of(dataset, prompts, completions)
                 for limits in self._limits:

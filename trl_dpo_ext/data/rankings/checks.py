@@ -20,14 +20,12 @@ from trl_dpo_ext.data.token_ids import check_ids, check_list
 
 
 __all__ = [
-    "RANKING_COLUMNS",
     "TOKENIZED_RANKING_COLUMNS",
     "check_ranking",
     "check_ranking_columns",
     "check_tie_gap",
 ]
 
-RANKING_COLUMNS = ("prompt", "completions", "ranks", "scores")  # all but `completions` may be left out
 TOKENIZED_RANKING_COLUMNS = ("prompt_ids", "completion_ids", "ranks")  # `ranks` may be left out: best first
 
 

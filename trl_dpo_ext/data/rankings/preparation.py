@@ -21,6 +21,7 @@ from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 from trl_dpo_ext.data.rankings.one_row import check_options, prepare_counted
 from trl_dpo_ext.data.rankings.report import RankingReport
 from trl_dpo_ext.data.rankings.rows import PAIR_COLUMNS
+from trl_dpo_ext.data.report import usable_rows
 from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
 
 
@@ -145,9 +146,8 @@ def _is_usable(row: Mapping[str, Any]) -> bool:
 
 
 def _count(prepared: Dataset, dataset_name: str, alone: bool) -> tuple[Dataset, RankingReport]:
-    problems = prepared[PROBLEM][:]
-    numbers = [number for number, problem in enumerate(problems) if not problem]
-    first_dropped = next((f"row {number}, {problem}" for number, problem in enumerate(problems) if problem), "")
+    num_rows = len(prepared)
+    numbers, first_dropped = usable_rows(prepared)
     if not numbers:
         raise ValueError(_nothing_left(dataset_name, first_dropped, alone))
     if first_dropped:
@@ -157,7 +157,7 @@ def _count(prepared: Dataset, dataset_name: str, alone: bool) -> tuple[Dataset, 
     whys = zip(numbers, counted[WHY_DROPPED], strict=True)
     report = RankingReport(
         rows=len(numbers),
-        dropped=len(problems) - len(numbers),
+        dropped=num_rows - len(numbers),
         first_dropped=first_dropped,
         prompts_cut=sum(counted[PROMPT_CUT]),
         answers_cut=sum(counted[COMPLETIONS_CUT]),
