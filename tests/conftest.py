@@ -3,6 +3,7 @@
 # ruff: noqa: E402
 
 import gc
+import importlib.metadata
 import os
 import shutil
 import tempfile
@@ -29,6 +30,8 @@ os.environ.update(
         "OMP_NUM_THREADS": _THREADS,
     }
 )
+# accelerate reads a package's metadata from disk each time that it asks whether it is installed, many times a training
+importlib.metadata.metadata = cache(importlib.metadata.metadata)
 
 import pytest
 import torch

@@ -51,7 +51,20 @@ def main() -> int:
     chosen = sys.argv[1:] or NUMERIC
     failed = 0
     for setting, threads in product(SETTINGS, (1, 2)):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", *chosen]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--tb=no",
+            "--numprocesses",
+            "2",
+            "--dist",
+            "loadfile",
+        ]
+        command += chosen
         env = os.environ | setting | {"TEST_THREADS": str(threads)}
         output = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True).stdout
         names = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)

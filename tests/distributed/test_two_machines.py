@@ -177,8 +177,8 @@ def after(two: Launched, llama_folder: str, folder: Path) -> Launched:
 
 
 def one_process(model: str, out: Path, cases: list[str], reuse: Path | None = None) -> Launched:
-    status, log = start(1, model, out, cases, reuse, seconds=LAUNCH_SECONDS)
-    assert status == 0, log[-3000:]
+    statuses, log = start(1, model, out, cases, reuse, seconds=LAUNCH_SECONDS)
+    assert statuses == [0], log[-3000:]
     return Launched(out, 1, {})
 
 

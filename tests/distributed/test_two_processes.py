@@ -1,24 +1,21 @@
 """
 One process and two processes give the same numbers.
 
-`run_case.py` runs all cases once on one process and once on two, started by `torchrun`, with gloo: on a CPU
-`accelerate launch` starts one process unless told `--multi_gpu`. The tests compare what they wrote. The rows of
-an update are the same and its micro-batches half as large, so sums are rounded in another order and nothing else may
+`run_case.py` runs all cases once on one process and once on two, with gloo. The tests compare what they wrote;
+`test_two_machines.py` and `test_recipes.py` start processes by `torchrun` and `accelerate launch`. The rows of an
+update are the same and its micro-batches half as large, so sums are rounded in another order and nothing else may
 differ. That is computed in float64 (`closeness`), and once in float32.
 """
 
 import json
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -87,28 +84,13 @@ class Both:
 
 def start(
     num_processes: int, model: str, out: Path, cases: list[str], reuse: Path | None = None, *, seconds: int
-) -> tuple[int, str]:
-    """Runs cases in one launch. Returns its exit status, -9 if it was killed after `seconds`, and its output."""
-    out.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable]
-    if num_processes > 1:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        command += ["-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)]
-        command += ["--master_addr", "127.0.0.1", "--master_port", port]
-    command += [str(RUN_CASE), "--model", model, "--out", str(out)]
-    command += [word for name in cases for word in ("--case", name)]
-    command += [] if reuse is None else ["--reuse", str(reuse)]
-    with (out / "log").open("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            status = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            status = process.wait()
-        log.seek(0)
-        return status, log.read()
+) -> tuple[list[int], str]:
+    """Runs cases in one launch. Returns the exit statuses, -9 if killed after `seconds`, and what was printed."""
+    words = [str(RUN_CASE), "--model", model, "--out", str(out)]
+    words += [word for name in cases for word in ("--case", name)]
+    words += [] if reuse is None else ["--reuse", str(reuse)]
+    programs = forked.start_ranks(num_processes, words, out)
+    return forked.wait_for_all(programs, seconds), "".join(program.output for program in programs)
 
 
 def run_cases(num_processes: int, model: str, out: Path, reuse: Path | None = None) -> Launched:
@@ -516,9 +498,9 @@ def test_wrong_reference_stops_all(both: Both) -> None:
 )
 def test_bad_data_ends_the_launch(llama_folder: str, tmp_path: Path, name: str, message: str) -> None:
     assert name in FATAL
-    status, log = start(2, llama_folder, tmp_path, [name], seconds=FAILURE_SECONDS)
-    assert status == 1, log[-3000:]
-    assert f"ValueError: {message}" in log
+    statuses, log = start(2, llama_folder, tmp_path, [name], seconds=FAILURE_SECONDS)
+    assert statuses == [1, 1], log[-3000:]
+    assert log.count(f"ValueError: {message}") >= 2
 
 
 def test_a_bad_row_of_both_is_refused_by_the_first(both: Both) -> None:

@@ -2,11 +2,9 @@
 
 import csv
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 
@@ -19,16 +17,10 @@ COLUMNS = (
 ).split(",")
 
 
-def run_benchmarks(*options: str) -> None:
-    finished = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "--size", "tiny", *options],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+def run_benchmarks(output: Path, *options: str) -> None:
+    words = ["-m", "benchmarks", "--size", "tiny", "--output", str(output), *options]
+    program = forked.start(words, output / "log", cwd=ROOT)
+    assert program.wait(120) == 0, program.output[-3000:]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -43,7 +35,7 @@ def write(path: Path, *rows: str) -> None:
 @pytest.mark.slow
 def test_seconds(tmp_path: Path):
     shapes = {"hh-like": 2, "hh-like-ragged": 2, "ultrafeedback-like": 4}
-    run_benchmarks("--shapes", *shapes, "--output", str(tmp_path))
+    run_benchmarks(tmp_path, "--shapes", *shapes)
     rows = read(tmp_path / "tiny.csv")
     assert (tmp_path / "tiny.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
@@ -77,7 +69,7 @@ def test_seconds(tmp_path: Path):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
 def test_memory(tmp_path: Path):
-    run_benchmarks("--memory", "--shapes", "hh-like", "--contenders", "ours cached", "--output", str(tmp_path))
+    run_benchmarks(tmp_path, "--memory", "--shapes", "hh-like", "--contenders", "ours cached")
     (row,) = read(tmp_path / "memory.csv")
     assert 0 <= float(row["step_gib"]) < float(row["peak_gib"])
     assert row["contender"] == "ours cached" and row["groups"] == "2"

@@ -2,12 +2,10 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 
@@ -16,17 +14,18 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def run_example(name: str, *options: str, folder: Path) -> str:
-    """What an example prints that runs in `folder`, as in a new checkout: with nothing in `outputs`."""
-    finished = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *options],
-        cwd=folder,
-        env=os.environ | {"TMPDIR": str(folder), "OMP_NUM_THREADS": "2"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
-    return finished.stdout
+    """What an example prints that runs in `folder`."""
+    program = forked.start([str(EXAMPLES / name), *options], folder / f"{name}.log", cwd=folder)
+    assert program.wait(300) == 0, program.output[-3000:]
+    return program.output
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new checkout's folder, with what `make quickstart` leaves in `outputs`, made of less."""
+    folder = tmp_path_factory.mktemp("checkout")
+    run_example("quickstart.py", "--quick", folder=folder)
+    return folder
 
 
 def check_picture(path: Path) -> None:
@@ -55,9 +54,8 @@ def test_own_objective(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_quickstart(tmp_path: Path):
-    output_dir = tmp_path / "quickstart"
-    run_example("quickstart.py", "--quick", "--output_dir", str(output_dir), folder=tmp_path)
+def test_quickstart(folder: Path):
+    output_dir = folder / "outputs" / "quickstart_quick"
     results = json.loads((output_dir / "results.json").read_text())
     assert set(results) >= {"before", "after", "seconds", "settings"}
     check_evaluation(results["before"], is_reference=True)
@@ -67,7 +65,7 @@ def test_quickstart(tmp_path: Path):
     for file in ("policy/model.safetensors", "sft/model.safetensors", "preferences.jsonl", "preferences_test.jsonl"):
         assert (output_dir / file).stat().st_size > 0
 
-    printed = run_example("reward_model.py", "--run_dir", str(output_dir), folder=tmp_path)
+    printed = run_example("reward_model.py", "--run_dir", str(output_dir), folder=folder)
     logged = [json.loads(line) for line in (output_dir / "dpo" / "run_log" / "figures.jsonl").read_text().splitlines()]
     last = [line for line in logged if "eval_loss" in line][-1]
     accuracy, margin = map(
@@ -80,9 +78,9 @@ def test_quickstart(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_ranking_vs_pairs(tmp_path: Path):
-    output_dir = tmp_path / "ranking_vs_pairs"
-    printed = run_example("ranking_vs_pairs.py", "--quick", "--output_dir", str(output_dir), folder=tmp_path)
+def test_ranking_vs_pairs(folder: Path):
+    printed = run_example("ranking_vs_pairs.py", "--quick", folder=folder)
+    output_dir = folder / "outputs" / "ranking_vs_pairs_quick"
     assert "Rankings - pairs" in printed
     check_picture(output_dir / "ranking_vs_pairs.png")
 
@@ -109,9 +107,9 @@ def test_ranking_vs_pairs(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_baselines(tmp_path: Path):
-    output_dir = tmp_path / "baselines"
-    printed = run_example("baselines.py", "--quick", "--output_dir", str(output_dir), folder=tmp_path)
+def test_baselines(folder: Path):
+    output_dir = folder / "elsewhere"
+    printed = run_example("baselines.py", "--quick", "--output_dir", str(output_dir), folder=folder)
     check_picture(output_dir / "baselines.png")
     results = json.loads((output_dir / "results.json").read_text())
     methods = ["DPO", "Preferred-FT", "unlikelihood 0.1", "unlikelihood 1"]

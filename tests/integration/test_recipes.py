@@ -3,16 +3,14 @@
 import dataclasses
 import json
 import math
-import os
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import datasets
+import forked
 import pytest
 import torch
 import trl
@@ -305,15 +303,9 @@ def test_smoke_recipe_from_a_launcher(start, tmp_path):
         "accelerate launch": ["accelerate.commands.launch", "--cpu", "--config_file", str(single)],
         "two processes": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
     }[start]
-    done = subprocess.run(
-        [sys.executable, "-m", *launch, *words],
-        env=os.environ | {"OMP_WAIT_POLICY": "passive"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    program = forked.start(["-m", *launch, *words], tmp_path / "log", env={"OMP_WAIT_POLICY": "passive"})
+    assert program.wait(120) == 0, program.output[-3000:]
     batch = "4 x 1 x 2" if start == "two processes" else "4 x 2 x 1"
-    assert f"8 rows an update = {batch} (per device x accumulation x ranks)" in done.stderr + done.stdout
+    assert f"8 rows an update = {batch} (per device x accumulation x ranks)" in program.output
     first = next(figures(tmp_path / "out"))
     assert first["loss"] == pytest.approx(math.log(2), abs=1e-6)

@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forked
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -283,14 +283,14 @@ def test_killed_and_resumed(score, model, scored_parts):
     assert score("rows.jsonl", "straight.jsonl", "--rows_per_part", "2") == 1
     assert len(scored_parts) == 150
 
-    command = [sys.executable, "-m", "trl_dpo_ext.cli", "score", *model, "rows.jsonl", "--output", "out.jsonl"]
-    process = subprocess.Popen([*command, "--rows_per_part", "2"], stderr=subprocess.DEVNULL)
+    command = ["-m", "trl_dpo_ext.cli", "score", *model, "rows.jsonl", "--output", "out.jsonl"]
+    program = forked.start([*command, "--rows_per_part", "2"], Path("log"))
     third = Path("out.jsonl.parts/part-000002.jsonl")
     end = time.monotonic() + 60
     while not third.exists() and time.monotonic() < end:
         time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    program.process.kill()
+    assert program.wait(60) == -signal.SIGKILL
     assert not Path("out.jsonl").exists()
     done = {path.name for path in Path("out.jsonl.parts").glob("part-*.jsonl")}
     assert 3 <= len(done) < 150
@@ -409,15 +409,10 @@ def test_links_in_the_folder_of_the_parts(score):
 # Several processes
 
 
-def launch(words: list[str], seconds: int = 100) -> tuple[int, str]:
-    """Two processes. Returns the exit status and what they printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    command += ["-m", "trl_dpo_ext.cli", "score", *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds)
-    return done.returncode, done.stdout
+def launch(words: list[str], seconds: int = 100) -> tuple[list[int], str]:
+    """Two processes. Returns their exit statuses and what they printed."""
+    programs = forked.start_ranks(2, ["-m", "trl_dpo_ext.cli", "score", *words], Path("logs"))
+    return forked.wait_for_all(programs, seconds), "".join(program.output for program in programs)
 
 
 @pytest.mark.distributed
@@ -426,8 +421,8 @@ def test_two_processes_write_the_same_bytes(score, model):
     rows = [dict(row) for row in preference_rows(21)]
     write_lines("rows.jsonl", rows)
     assert score("rows.jsonl", "one.jsonl", "--rows_per_part", "4") == 0
-    status, printed = launch([*model, "rows.jsonl", "--output", "two.jsonl", "--rows_per_part", "4"])
-    assert status == 0, printed
+    statuses, printed = launch([*model, "rows.jsonl", "--output", "two.jsonl", "--rows_per_part", "4"])
+    assert statuses == [0, 0], printed
     assert printed.count("Wrote two.jsonl: 21 rows.") == 1
     assert Path("one.jsonl").read_bytes() == Path("two.jsonl").read_bytes()
 
@@ -437,8 +432,8 @@ def test_two_processes_write_the_same_bytes(score, model):
 def test_a_process_that_fails_ends_both(score, model):
     rows = [{"prompt": "Q ", "completion": "a" * n} for n in range(1, 7)]
     write_lines("rows.jsonl", rows[:3] + [rows[3] | {"score": 1}] + rows[4:])  # the second process's second part
-    status, printed = launch([*model, "rows.jsonl", "--output", "out.jsonl", "--rows_per_part", "1"])
-    assert status == 1
+    statuses, printed = launch([*model, "rows.jsonl", "--output", "out.jsonl", "--rows_per_part", "1"])
+    assert all(statuses)
     assert "trl-dpo-ext score: Row 3 (line 4) of rows.jsonl already has a column `score`." in printed
     assert not Path("out.jsonl").exists()
     # One process goes on where the two ended

@@ -84,12 +84,10 @@ def layers_imported(module: str) -> set[str]:
     return layers - {layer_of(module)}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_arrows_point_one_way(module):
-    if module != "trl_dpo_ext":
-        assert layers_imported(module) <= MAY_IMPORT[layer_of(module)]
-    else:
-        assert imports(module) == ["importlib.import_module", "typing.TYPE_CHECKING", "typing.Any"]
+def test_arrows_point_one_way():
+    within = {module: layers_imported(module) for module in MODULES if module != "trl_dpo_ext"}
+    assert {name: to for name, to in within.items() if not to <= MAY_IMPORT[layer_of(name)]} == {}
+    assert imports("trl_dpo_ext") == ["importlib.import_module", "typing.TYPE_CHECKING", "typing.Any"]
 
 
 def test_the_reader_of_imports():
@@ -113,11 +111,10 @@ def late():
     ]
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if layer_of(name) in PURE])
-def test_pure_layers_need_nothing_but_torch(module):
-    standard = sys.stdlib_module_names
-    outside = {name.split(".")[0] for name in imports(module)} - standard
-    assert outside <= {"torch", "trl_dpo_ext"}
+def test_pure_layers_need_nothing_but_torch():
+    pure = [module for module in MODULES if layer_of(module) in PURE]
+    outside = {name.split(".")[0] for module in pure for name in imports(module)} - sys.stdlib_module_names
+    assert outside == {"torch", "trl_dpo_ext"}
 
 
 def _is_exported_by_trl(name: str) -> bool:
@@ -130,38 +127,37 @@ def _is_exported_by_trl(name: str) -> bool:
     return parts[0] != "trl" or len(parts) == 2 and hasattr(trl, parts[1])
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "trl_dpo_ext.compat"])
-def test_only_compat_imports_what_trl_does_not_export(module):
-    from_outside = [name for name in imports(module) if name.split(".")[0] != "trl_dpo_ext"]
-    assert [name for name in from_outside if not _is_exported_by_trl(name)] == []
+def test_only_compat_imports_what_trl_does_not_export():
+    imported = [(module, name) for module in MODULES if module != "trl_dpo_ext.compat" for name in imports(module)]
+    from_outside = [(module, name) for module, name in imported if name.split(".")[0] != "trl_dpo_ext"]
+    assert [pair for pair in from_outside if not _is_exported_by_trl(pair[1])] == []
 
 
 def test_nothing_imports_the_command_line():
     assert [name for name in MODULES if layer_of(name) != "cli" and "cli" in layers_imported(name)] == []
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_modules_are_short(module):
-    lines = MODULES[module].read_text().count("\n")
-    assert lines <= 400
+def test_modules_are_short():
+    lines = {module: path.read_text().count("\n") for module, path in MODULES.items()}
+    assert {module: count for module, count in lines.items() if count > 400} == {}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if not name.endswith("__main__")])
-def test_every_public_name_exists(module):
-    for name in getattr(import_module(module), "__all__", []):
-        assert getattr(import_module(module), name) is not None
+def test_every_public_name_exists():
+    for module in (name for name in MODULES if not name.endswith("__main__")):
+        for name in getattr(import_module(module), "__all__", []):
+            assert getattr(import_module(module), name) is not None, f"{module}.{name}"
 
 
-@pytest.mark.parametrize("module", [name for name, path in MODULES.items() if path.name != "__init__.py"])
-def test_modules_with_public_functions_say_so(module):
-    tree = ast.parse(MODULES[module].read_text())
-    public = {
-        node.name
-        for node in tree.body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
-    }
-    private = MODULES[module].name.startswith("_")
-    assert private or public <= set(getattr(import_module(module), "__all__", []))
+def test_modules_with_public_functions_say_so():
+    for module, path in MODULES.items():
+        if path.name.startswith("_"):
+            continue
+        public = {
+            node.name
+            for node in ast.parse(path.read_text()).body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+        }
+        assert public <= set(getattr(import_module(module), "__all__", [])), module
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -1,0 +1,127 @@
+"""
+Python programs in processes of their own, which need not import torch, transformers and TRL again.
+
+Those imports take ten seconds of a processor in every new interpreter, far longer than what a test runs in it.
+`multiprocessing`'s forkserver imports them once, trains nothing, and every program is a fork of it.
+"""
+
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import runpy
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+_CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["forked_imports"])
+
+
+@dataclass
+class Program:
+    """
+    A Python program in a process of its own.
+
+    Args:
+        process (`ForkServerProcess`): The process.
+        log (`Path`): What it prints, standard output and errors together.
+    """
+
+    process: ForkServerProcess
+    log: Path
+
+    def wait(self, seconds: float) -> int:
+        """Its exit status; -9 if it was killed, also because it took longer."""
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            self.process.join()
+        assert self.process.exitcode is not None
+        return self.process.exitcode
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def start(
+    words: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> Program:
+    """
+    Starts a program.
+
+    Args:
+        words (`list[str]`): What one writes after `python`: `-m`, a module and its arguments, or a file and its own.
+        log (`Path`): File for what it prints.
+        env (`dict`, *optional*): Environment, beside that of the tests.
+        cwd (`Path`, *optional*): Folder it runs in; that of the tests by default.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _start_server()
+    process = _CONTEXT.Process(
+        target=_run, args=(list(words), str(log), dict(os.environ) | dict(env or {}), str(cwd or Path.cwd()))
+    )
+    process.start()
+    return Program(process, log)
+
+
+def start_ranks(num_processes: int, words: Sequence[str], folder: Path, **arguments: Any) -> list[Program]:
+    """Starts a program on several processes of one machine, told what `torchrun` tells them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = arguments.pop("env", {}) | (shared if num_processes > 1 else {})
+    ranks = [
+        {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {} for rank in range(num_processes)
+    ]
+    return [start(words, folder / f"log{rank}", env=env | own, **arguments) for rank, own in enumerate(ranks)]
+
+
+def wait_for_all(programs: Sequence[Program], seconds: float) -> list[int]:
+    """Exit statuses. As under `torchrun`, a process that fails ends the others."""
+    end = time.monotonic() + seconds
+    while any(program.process.exitcode is None for program in programs) and time.monotonic() < end:
+        if any(program.process.exitcode for program in programs):
+            end = min(end, time.monotonic() + 30)  # the others find out by themselves, as a rule
+        time.sleep(0.05)
+    return [program.wait(0) for program in programs]
+
+
+@cache
+def _start_server() -> None:
+    # It finds modules where a new interpreter does
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+        multiprocessing.forkserver.ensure_running()
+
+
+def _run(words: list[str], log: str, env: dict[str, str], cwd: str) -> None:
+    # In the new process
+    import torch
+
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
+    if words[0] == "-m":
+        sys.argv = words[1:]
+        sys.path.insert(0, cwd)
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(words)
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
