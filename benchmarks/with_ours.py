@@ -10,7 +10,7 @@ from benchmarks.contender import Contender, Task
 from benchmarks.models import lora
 from benchmarks.shapes import Group
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer
-from trl_dpo_ext.logps import find_groups
+from trl_dpo_ext.batches import Batch
 from trl_dpo_ext.shared_prompt.layout import lay_out
 from trl_dpo_ext.shared_prompt.support import DENSE_MASK
 
@@ -76,11 +76,12 @@ def _ranking(group: Group) -> dict[str, list]:
 
 
 def _padding_share(trainer: Trainer, batches: list[dict[str, Any]]) -> float:
-    parts = [part for batch in batches for part in find_groups(batch).chunks(trainer.args.completions_per_forward)]
+    all_groups = [groups for batch in batches if (groups := Batch.of(batch).groups) is not None]
+    parts = [part for groups in all_groups for part in groups.chunks(trainer.args.completions_per_forward)]
     laid_out = []
     for part in parts:
         # As the trainer decides it: a dense mask takes rows as long as the longest group
-        budget = max(part.sizes) if DENSE_MASK in trainer.layout_description else None
+        budget = max(part.sizes) if DENSE_MASK in str(trainer.runner) else None
         if trainer.args.padding_free is False:
             budget = 0
         laid_out.append(lay_out(part, budget, torch.device("cpu")).groups.flatten())

@@ -210,7 +210,7 @@ def train(
         processing_class=AutoTokenizer.from_pretrained(model_dir),
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(quickstart.ProgressBarWithFigures)
+    trainer.add_callback(quickstart.ProgressBarWithMetrics)
     trainer.add_callback(held_out_evaluation)
     trainer.train()
     return held_out_evaluation.points
@@ -247,12 +247,12 @@ def reward_at_kl(run: list[Point], kl: float) -> np.ndarray:
 
 
 def write_results(
-    output_dir: Path, curves: Curves, settings: Settings, seconds: float, figures: dict[str, Any]
+    output_dir: Path, curves: Curves, settings: Settings, seconds: float, summary: dict[str, Any]
 ) -> None:
-    """Writes what was measured along the training and the figures made of it, as `results.json`."""
+    """Writes the measurements during training and their summary to `results.json`."""
     results = {
         "curves": {method: [[point.summary() for point in run] for run in runs] for method, runs in curves.items()},
-        **figures,
+        **summary,
         "seconds": seconds,
         "settings": asdict(settings),
     }

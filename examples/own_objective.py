@@ -3,8 +3,8 @@ An objective of your own: a subclass of the base trainer with one method.
 
 Run it from the repository: `python examples/own_objective.py`. It trains a tiny random model for a few updates.
 
-The method gets summed log-probabilities, chosen first, and returns one loss a row; data, reference, exact figures,
-LoRA, caching and several processes come with the base trainer.
+The method gets summed log-probabilities, chosen first, and returns one loss for each row. The base trainer provides
+data, reference, exact metrics, LoRA, caching and several processes.
 """
 
 import tempfile
@@ -15,8 +15,7 @@ from datasets import Dataset
 from sentiment_task import small_gpt2, train_tokenizer
 from torch import Tensor
 
-from trl_dpo_ext import DPOPaperConfig
-from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
+from trl_dpo_ext import BaseDPOTrainer, DPOPaperConfig
 
 
 class MarginDPOTrainer(BaseDPOTrainer):

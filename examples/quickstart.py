@@ -57,7 +57,7 @@ from training_curves import draw_training_curves
 from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, set_seed
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
-from trl_dpo_ext.trainers.checkpoint_files import newest_whole_here
+from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole_here
 
 
 # TRL 1.16 uses names that transformers 5.23 deprecates; torch says that there is no accelerator
@@ -74,7 +74,7 @@ class Settings:
     sft_steps: int = 700
     num_prefixes: int = 1_200
     num_test_prefixes: int = 512  # for the true reward and the KL
-    num_test_pair_prefixes: int = 64  # those of them that pairs are made of, for the figures during the training
+    num_test_pair_prefixes: int = 64  # the first of them give pairs, for the metrics during training
     beta: float = 0.3
     learning_rate: float = 1.5e-4  # the paper's 1e-6 is for billions of parameters
     warmup_steps: int = 20
@@ -94,8 +94,8 @@ QUICK = Settings(
 )
 
 
-class ProgressBarWithFigures(ProgressCallback):
-    """The trainer's progress bar with the latest figures beside it, instead of a line each time it logs."""
+class ProgressBarWithMetrics(ProgressCallback):
+    """The trainer's progress bar with the latest metrics next to it, instead of a line for each log."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "rewards/accuracies" in logs:
@@ -236,7 +236,7 @@ def train_dpo(
         processing_class=AutoTokenizer.from_pretrained(model_dir),
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(ProgressBarWithFigures)
+    trainer.add_callback(ProgressBarWithMetrics)
     trainer.train(resume_from_checkpoint=newest_whole_here(checkpoint_dir))
     return trainer
 

@@ -43,7 +43,7 @@ from training_curves import BLUE, GREY, ORANGE
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer
-from trl_dpo_ext.data.rankings.converters import all_pairs
+from trl_dpo_ext.data import all_pairs
 
 
 NUM_COMPLETIONS = 4

@@ -20,7 +20,7 @@ from sentiment_task import SentimentReward, load_reviews, sample_completions
 from transformers import AutoModelForCausalLM, set_seed
 
 from trl_dpo_ext import ImplicitRewardModel
-from trl_dpo_ext.evaluation.preference_metrics import preference_calibration, reward_margin
+from trl_dpo_ext.evaluation import preference_calibration, reward_margin
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ class SentimentReward:
     """
     The ground-truth reward of a review: the probability of "good" under a logistic regression on words and word pairs.
 
-    It is strongly regularised on purpose: a judge that is sure of every review gives rewards of 0 and 1 only, which
+    It is strongly regularized on purpose: a judge that is sure of every review gives rewards of 0 and 1 only, which
     leaves nothing to rank.
     """
 
@@ -163,7 +163,7 @@ def cut_prefixes(
     """
     Different beginnings of `texts`, 2 to 8 tokens long, in random order, none of them in `exclude`.
 
-    They end where a word ends, so that a completion starts with its space and prompt and completion can be tokenised
+    They end where a word ends, so that a completion starts with its space and prompt and completion can be tokenized
     apart. May return fewer than `num_prefixes`.
     """
     cuts = []

@@ -9,15 +9,14 @@ from datasets import Dataset, IterableDataset
 from tiny import EOS_TOKEN, tiny_tokenizer
 
 from trl_dpo_ext.data.checks import check_columns
+from trl_dpo_ext.data.dataset_preparation import prepare_pairs
 from trl_dpo_ext.data.doctor.examination import examine
 from trl_dpo_ext.data.doctor.prepared_row import RowPreparation
-from trl_dpo_ext.data.one_pair import prepare_pair
-from trl_dpo_ext.data.preparation import prepare_pairs
-from trl_dpo_ext.data.rankings.best import only_best
-from trl_dpo_ext.data.rankings.one_row import prepare_ranking, prepare_row
-from trl_dpo_ext.data.rankings.preparation import prepare_rankings
+from trl_dpo_ext.data.pair_preparation import prepare_pair
+from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
+from trl_dpo_ext.data.rankings.ranking_preparation import prepare_ranking, prepare_row
 from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
-from trl_dpo_ext.scoring.row_kinds import completions_of
+from trl_dpo_ext.reward_model.reward_columns import completions_of
 
 
 USER = {"role": "user", "content": "Is it good?"}
@@ -151,8 +150,7 @@ def _rankings(rows: Any, tokenizer: Any, cut: dict[str, Any]) -> Any:
 
 
 def _best(rows: Any, tokenizer: Any, cut: dict[str, Any]) -> Any:
-    best, _ = only_best(rows, "train")
-    return prepare_rankings(best, tokenizer, alone=True, repeats=False, **cut)
+    return prepare_rankings(rows, tokenizer, alone=True, **cut)
 
 
 def _outcome(run: Callable[[], Any]) -> tuple[str, Any]:

@@ -36,7 +36,7 @@ def in_float64() -> Iterator[None]:
 
     A model in float64 does not do it alone: norms, rotary positions, softmax and TRL's LM head ask for float32 by
     name. What is compared with `torch.float32` takes the path of float32. Files of float32 cannot be read meanwhile
-    (`tiny.save_tiny` writes float64), and autocast and quantised weights know no float64.
+    (`tiny.save_tiny` writes float64), and autocast and quantized weights know no float64.
     """
     torch.storage._dtype_to_storage_type_map()  # torch keeps the first answer
     with pytest.MonkeyPatch.context() as patch:

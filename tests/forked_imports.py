@@ -14,7 +14,7 @@ import tiny  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
 import trl_dpo_ext.cli.training  # noqa: F401
-import trl_dpo_ext.scoring.files.scoring  # noqa: F401
+import trl_dpo_ext.reward_model.files.score_file  # noqa: F401
 import trl_dpo_ext.trainers.dpo_trainer  # noqa: F401
 import trl_dpo_ext.trainers.ranking_trainer  # noqa: F401
 

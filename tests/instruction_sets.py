@@ -23,8 +23,8 @@ NUMERIC = [
     "tests/unit/test_closeness.py",
     "tests/unit/test_layouts.py",
     "tests/unit/test_logps.py",
-    "tests/unit/test_pair_figures.py",
-    "tests/integration/test_figures.py",
+    "tests/unit/test_batch_metrics.py",
+    "tests/integration/test_metrics_log.py",
     "tests/integration/test_implicit_reward_model.py",
     "tests/integration/test_preferred_ft.py",
     "tests/integration/test_ranking.py",
@@ -51,20 +51,8 @@ def main() -> int:
     chosen = sys.argv[1:] or NUMERIC
     failed = 0
     for setting, threads in product(SETTINGS, (1, 2)):
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "--tb=no",
-            "--numprocesses",
-            "2",
-            "--dist",
-            "loadfile",
-        ]
-        command += chosen
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=no", "-rfE"]
+        command += ["--numprocesses", "2", "--dist", "loadfile", *chosen]
         env = os.environ | setting | {"TEST_THREADS": str(threads)}
         output = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True).stdout
         names = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, flags=re.MULTILINE)

@@ -5,13 +5,15 @@ Everything is deterministic. Weights are drawn with a large standard deviation, 
 visibly from row to row and a wrong reference, mask or sign cannot hide behind a uniform distribution.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from closeness import drawn_in_float32
 from datasets import Dataset, DatasetInfo, Features, Image, List, Value
+from peft import LoraConfig
 from PIL import Image as PILImage
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -206,7 +208,7 @@ def tiny_qwen2(seed: int = 0) -> Qwen2ForCausalLM:
 
 
 def tiny_qwen3(seed: int = 0) -> Qwen3ForCausalLM:
-    """Normalised queries and keys."""
+    """Normalized queries and keys."""
     return _build(Qwen3ForCausalLM, Qwen3Config(**_DECODER), seed)
 
 
@@ -276,6 +278,11 @@ MODELS: dict[str, Callable[..., PreTrainedModel]] = {
     "vlm": tiny_vlm,
     "gemma3_vlm": tiny_gemma3_vlm,
 }
+
+
+def lora_config(**options: Any) -> LoraConfig:
+    """Adapters of rank 4 on queries and values, unless told."""
+    return LoraConfig(**{"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"} | options)
 
 
 def save_tiny(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ProcessorMixin, folder: str | Path) -> str:
@@ -416,3 +423,35 @@ def preference_rows(n: int, kind: str = "plain", *, start: int = 0, tag: str = "
     rows = [_ROWS[kind](i) for i in range(start, start + n)]
     info = DatasetInfo(description=tag, features=_VISION_FEATURES if "vision" in kind else None)
     return Dataset.from_list(rows, info=info)
+
+
+_ENDINGS = [" superb", " fine", " passable", " slow", " dull"]
+_ENDINGS += [" clumsy", " loud", " endless", " dreadful"]
+
+
+def ranking_rows(
+    n: int, sizes: Sequence[int] = (4,), ranks: Sequence[Sequence[int]] | None = None, *, start: int = 0
+) -> Dataset:
+    """
+    `n` prompts with two to nine completions of different lengths, the same on every call.
+
+    Args:
+        n (`int`):
+            Number of rows.
+        sizes (`Sequence[int]`, *optional*, defaults to `(4,)`):
+            Numbers of completions, in turn.
+        ranks (`Sequence[Sequence[int]]`, *optional*):
+            Ranks of the completions, in turn and as many as there are completions. By default there is no such
+            column, so completions are in order.
+        start (`int`, *optional*, defaults to `0`):
+            Number of the first row: another `start` gives other rows.
+    """
+    rows = []
+    for i in range(start, start + n):
+        size = sizes[i % len(sizes)]
+        row = {
+            "prompt": f"In year {1900 + 7 * i} the film" + " which nobody saw" * (i % 3) + " was",
+            "completions": [f"{ending}, and number {i * j}" for j, ending in enumerate(_ENDINGS[:size])],
+        }
+        rows.append(row if ranks is None else row | {"ranks": list(ranks[i % len(ranks)][:size])})
+    return Dataset.from_list(rows)

@@ -5,26 +5,15 @@ Public names load on first use: `import trl_dpo_ext` and `import trl_dpo_ext.obj
 transformers.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trl_dpo_ext.lazy_names import lazy_names
 
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "DPOPaperConfig": "trl_dpo_ext.trainers.dpo_config",
-    "DPOPaperTrainer": "trl_dpo_ext.trainers.dpo_trainer",
-    "DataCollatorForRanking": "trl_dpo_ext.data.rankings.collator",
-    "ImplicitRewardModel": "trl_dpo_ext.scoring.implicit_reward_model",
-    "PreferredFTConfig": "trl_dpo_ext.trainers.preferred_ft_config",
-    "PreferredFTTrainer": "trl_dpo_ext.trainers.preferred_ft_trainer",
-    "RankingDPOConfig": "trl_dpo_ext.trainers.ranking_config",
-    "RankingDPOTrainer": "trl_dpo_ext.trainers.ranking_trainer",
-    "UnlikelihoodConfig": "trl_dpo_ext.trainers.unlikelihood_config",
-    "UnlikelihoodTrainer": "trl_dpo_ext.trainers.unlikelihood_trainer",
-}
-
 __all__ = [
+    "BaseDPOTrainer",
     "DPOPaperConfig",
     "DPOPaperTrainer",
     "DataCollatorForRanking",
@@ -37,9 +26,27 @@ __all__ = [
     "UnlikelihoodTrainer",
 ]
 
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "trl_dpo_ext.data.rankings.collator": ("DataCollatorForRanking",),
+        "trl_dpo_ext.reward_model.implicit_reward_model": ("ImplicitRewardModel",),
+        "trl_dpo_ext.trainers.base_trainer": ("BaseDPOTrainer",),
+        "trl_dpo_ext.trainers.dpo_config": ("DPOPaperConfig",),
+        "trl_dpo_ext.trainers.dpo_trainer": ("DPOPaperTrainer",),
+        "trl_dpo_ext.trainers.preferred_ft_config": ("PreferredFTConfig",),
+        "trl_dpo_ext.trainers.preferred_ft_trainer": ("PreferredFTTrainer",),
+        "trl_dpo_ext.trainers.ranking_config": ("RankingDPOConfig",),
+        "trl_dpo_ext.trainers.ranking_trainer": ("RankingDPOTrainer",),
+        "trl_dpo_ext.trainers.unlikelihood_config": ("UnlikelihoodConfig",),
+        "trl_dpo_ext.trainers.unlikelihood_trainer": ("UnlikelihoodTrainer",),
+    },
+)
+
 if TYPE_CHECKING:
     from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
-    from trl_dpo_ext.scoring.implicit_reward_model import ImplicitRewardModel
+    from trl_dpo_ext.reward_model.implicit_reward_model import ImplicitRewardModel
+    from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
     from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
     from trl_dpo_ext.trainers.dpo_trainer import DPOPaperTrainer
     from trl_dpo_ext.trainers.preferred_ft_config import PreferredFTConfig
@@ -48,13 +55,3 @@ if TYPE_CHECKING:
     from trl_dpo_ext.trainers.ranking_trainer import RankingDPOTrainer
     from trl_dpo_ext.trainers.unlikelihood_config import UnlikelihoodConfig
     from trl_dpo_ext.trainers.unlikelihood_trainer import UnlikelihoodTrainer
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        return getattr(import_module(_MODULE_OF[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])

@@ -4,21 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-
-from trl_dpo_ext.shared_prompt.groups import PromptGroups
 
 
 __all__ = [
     "CompletionLogps",
     "completion_logps",
     "completion_token_logps",
-    "existing_completions",
-    "find_groups",
     "from_fused_output",
-    "stacked_to_pairs",
-    "to_groups",
 ]
 
 # Entries of a batch that are not arguments of the model
@@ -28,7 +21,7 @@ _NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps
 @dataclass
 class CompletionLogps:
     r"""
-    What one forward says about N completions of T - 1 scored positions.
+    What one forward says about N completions of T - 1 scored positions; `(B, K)` in place of `N` once regrouped.
 
     Args:
         logps (`torch.Tensor` of shape `(N,)`):
@@ -51,6 +44,18 @@ class CompletionLogps:
     mean_logits: Tensor
     is_top1: Tensor
     aux_loss: Tensor | None
+
+    def regrouped(self, to_groups: Callable[[Tensor], Tensor]) -> "CompletionLogps":
+        """The same by prompt, of shapes `(B, K, ...)`, by [`~trl_dpo_ext.batches.Batch.to_groups`]."""
+        return CompletionLogps(
+            logps=to_groups(self.logps),
+            token_logps=to_groups(self.token_logps),
+            mask=to_groups(self.mask),
+            entropy=to_groups(self.entropy),
+            mean_logits=to_groups(self.mean_logits),
+            is_top1=to_groups(self.is_top1),
+            aux_loss=self.aux_loss,
+        )
 
 
 def completion_logps(model: Callable[..., Any], batch: Mapping[str, Any], **model_kwargs: Any) -> CompletionLogps:
@@ -101,26 +106,14 @@ def _fused_output(model: Callable[..., Any], batch: Mapping[str, Any], **model_k
     return model(**inputs, **model_kwargs, use_cache=False, labels=labels, fused_lm_head=True)
 
 
-def from_fused_output(outputs: Any, batch: Mapping[str, Any], ld_alpha: float | None = None) -> CompletionLogps:
-    """
-    Reads a [`CompletionLogps`] from the output of a fused LM head that scored `batch`.
-
-    With `ld_alpha`, tokens beyond the length that a pair's completions share count `ld_alpha` times (LD-DPO).
-    """
+def from_fused_output(outputs: Any, batch: Mapping[str, Any]) -> CompletionLogps:
+    """Reads a [`CompletionLogps`] from the output of a fused LM head that scored `batch`."""
     mask = batch["completion_mask"][:, 1:].bool()  # (N, T - 1)
     # Prompt-learning adapters put virtual tokens in front; the last T - 1 positions are the real ones
     length = mask.size(1)
     token_logps = outputs.log_probs[:, -length:]  # (N, T - 1); 0 outside the completion
-    if ld_alpha is None:
-        logps = token_logps.sum(dim=1)
-    else:
-        lengths = stacked_to_pairs(mask.sum(dim=1))  # (B, 2)
-        shared = lengths.amin(dim=1).repeat(2)[:, None]  # (N, 1)
-        tail = mask.cumsum(dim=1) > shared
-        # Added up as TRL's reference is, so that equal policies have equal sums to the last bit
-        logps = (token_logps * ~tail).sum(dim=1) + ld_alpha * (token_logps * tail).sum(dim=1)
     return CompletionLogps(
-        logps=logps,  # (N,)
+        logps=token_logps.sum(dim=1),  # (N,)
         token_logps=token_logps,
         mask=mask,
         entropy=outputs.entropy[:, -length:].detach(),
@@ -128,36 +121,3 @@ def from_fused_output(outputs: Any, batch: Mapping[str, Any], ld_alpha: float | 
         is_top1=outputs.is_top1[:, -length:],
         aux_loss=outputs.aux_loss,
     )
-
-
-def stacked_to_pairs(stacked: Tensor) -> Tensor:
-    """Turns TRL's stacked rows, `[all chosen; all rejected]` of shape `(2B, ...)`, into `(B, 2, ...)`."""
-    pairs: Tensor = torch.unflatten(stacked, 0, (2, -1)).transpose(0, 1)
-    return pairs
-
-
-def find_groups(batch: Mapping[str, Any], most: int | None = None) -> PromptGroups:
-    """
-    Finds which rows of a batch share a prompt: TRL's stacked pairs, or groups `(B, K, T)` of ranked completions.
-
-    `most` is the number of completions of the largest group of any process's batches.
-    """
-    ranked = "rank_mask" in batch
-    names = ("input_ids", "attention_mask", "completion_mask")
-    in_groups = {name: batch[name] if ranked else stacked_to_pairs(batch[name]) for name in names}
-    return PromptGroups.find(**in_groups, stacked=not ranked, most=most)
-
-
-def existing_completions(batch: Mapping[str, Any], groups: PromptGroups) -> dict[str, Tensor]:
-    """The completions `(N, T)` that exist in a batch of groups `(B, K, T)`, row by row: absent ones are never run."""
-    rows = {name: batch[name].flatten(0, 1) for name in ("input_ids", "attention_mask", "completion_mask")}
-    return rows if groups.places is None else {name: values[groups.places] for name, values in rows.items()}
-
-
-def to_groups(values: Tensor, groups: PromptGroups) -> Tensor:
-    """Puts values `(N, ...)` of the completions that exist back in their groups, `(B, K, ...)`, 0 where none is."""
-    size = (len(groups.members), groups.completions)
-    if groups.places is not None:
-        whole = values.new_zeros(size[0] * size[1], *values.shape[1:])
-        values = whole.index_copy(0, groups.places, values)
-    return torch.unflatten(values, 0, size)

@@ -6,12 +6,13 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.logging import MultiProcessAdapter
 from accelerate.utils import gather_object
+from torch import Tensor
 
 
-__all__ = ["OtherProcessError", "check_same", "get_logger", "main_first", "together"]
+__all__ = ["OtherProcessError", "check_same", "get_logger", "main_first", "together", "worst_of_all_processes"]
 
 
 class OtherProcessError(ValueError):
@@ -77,6 +78,12 @@ def check_same(count: int, what: str) -> None:
     if len(set(counts)) > 1:
         found = ", ".join(f"{count:,} on process {i}" for i, count in enumerate(counts))
         raise ValueError(f"The processes do not have the same number of {what}: {found}. Give all the same data.")
+
+
+def worst_of_all_processes(accelerator: Accelerator, values: Tensor) -> list[float]:
+    """Largest entry of each place of `values`, `(M,)`, over all processes."""
+    worst: list[float] = accelerator.gather(values).view(-1, len(values)).amax(dim=0).tolist()
+    return worst
 
 
 class _MainProcessLogger(MultiProcessAdapter):

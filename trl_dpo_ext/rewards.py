@@ -17,7 +17,7 @@ def implicit_rewards(policy_logps: Tensor, ref_logps: Tensor | None, *, beta: fl
     Section 4 of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290): Eq. 5 without the term
     \\(\beta \log Z(x)\\), which is the same for every completion of a prompt. Compare rewards within a prompt only.
     Differs from the authors' code: reference-free rewards are \\(\beta \log \pi_\theta(y|x)\\), the rewards that the
-    reference-free loss optimises. The authors log \\(\beta \log(\pi_\theta / \pi_{ref})\\) there too.
+    reference-free loss optimizes. The authors log \\(\beta \log(\pi_\theta / \pi_{ref})\\) there too.
 
     Args:
         policy_logps (`torch.Tensor` of shape `(B, K)`, float):

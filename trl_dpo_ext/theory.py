@@ -2,8 +2,8 @@ r"""
 The closed forms of the DPO paper ([Rafailov et al., 2023](https://huggingface.co/papers/2305.18290)) as functions.
 
 The preference models (Eq. 1 and 18) give the log-probability of an order from rewards. The other functions say what
-KL-constrained reward maximisation (Eq. 3) leads to on a set of answers small enough to enumerate: the policy (Eq. 4),
-its normaliser (Eq. 5), and the one reward of each equivalence class that is a log-ratio of policies (Eq. 8 and 9).
+KL-constrained reward maximization (Eq. 3) leads to on a set of answers small enough to enumerate: the policy (Eq. 4),
+its normalizer (Eq. 5), and the one reward of each equivalence class that is a log-ratio of policies (Eq. 8 and 9).
 
 Axes: **K** completions in ranked order, best first; **Y** all answers to a prompt; `...` any number of leading axes.
 """
@@ -17,7 +17,7 @@ from .objectives._checks import check_beta, check_same_shape, compute_dtype
 
 __all__ = ["bradley_terry", "log_partition", "optimal_policy", "plackett_luce", "project_reward"]
 
-NORMALISATION_TOLERANCE = 1e-4  # nats
+NORMALIZATION_TOLERANCE = 1e-4  # nats
 
 
 def bradley_terry(r1: Tensor, r2: Tensor) -> Tensor:
@@ -101,13 +101,13 @@ def log_partition(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Tens
 
     $$ \log Z(x) = \log \sum_y \pi_{ref}(y|x) \exp\left(\tfrac{1}{\beta} r(x, y)\right) $$
 
-    The normaliser of [Eq. 4](https://huggingface.co/papers/2305.18290), and the last term of Eq. 5,
+    The normalizer of [Eq. 4](https://huggingface.co/papers/2305.18290), and the last term of Eq. 5,
     \\(r(x, y) = \beta \log(\pi^*(y|x) / \pi_{ref}(y|x)) + \beta \log Z(x)\\). The largest value that the objective of
     Eq. 3 can take is \\(\beta \log Z(x)\\).
 
     Args:
         ref_logprobs (`torch.Tensor` of shape `(..., Y)`, float):
-            Log-probability of every answer under the reference, in nats, normalised. `-inf` for impossible answers.
+            Log-probability of every answer under the reference, in nats, normalized. `-inf` for impossible answers.
         rewards (`torch.Tensor` of shape `(..., Y)`, float):
             Reward of every answer, finite.
         beta (`float`):
@@ -117,7 +117,7 @@ def log_partition(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Tens
         `torch.Tensor` of shape `(...)`: log Z, with gradient. float64 if an input is, float32 otherwise.
 
     Raises:
-        ValueError: If the two shapes differ or have no axis, `ref_logprobs` is not normalised (within 1e-4 nats), or
+        ValueError: If the two shapes differ or have no axis, `ref_logprobs` is not normalized (within 1e-4 nats), or
             `beta` is not a finite number above 0.
 
     Example:
@@ -136,7 +136,7 @@ def log_partition(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Tens
 
 def optimal_policy(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Tensor:
     r"""
-    Log-probabilities of the policy that solves KL-constrained reward maximisation.
+    Log-probabilities of the policy that solves KL-constrained reward maximization.
 
     $$ \pi^*(y|x) = \frac{1}{Z(x)} \pi_{ref}(y|x) \exp\left(\tfrac{1}{\beta} r(x, y)\right)
        = \arg\max_\pi \; E_{y \sim \pi}[r(x, y)] - \beta\, KL[\pi \| \pi_{ref}] $$
@@ -146,7 +146,7 @@ def optimal_policy(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Ten
 
     Args:
         ref_logprobs (`torch.Tensor` of shape `(..., Y)`, float):
-            Log-probability of every answer under the reference, in nats, normalised. `-inf` for impossible answers,
+            Log-probability of every answer under the reference, in nats, normalized. `-inf` for impossible answers,
             which stay impossible, whatever their reward.
         rewards (`torch.Tensor` of shape `(..., Y)`, float):
             Reward of every answer, finite.
@@ -154,11 +154,11 @@ def optimal_policy(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Ten
             Strength of the KL constraint, > 0, in reward per nat.
 
     Returns:
-        `torch.Tensor` of shape `(..., Y)`: normalised log-probabilities in nats, with gradient. float64 if an input
+        `torch.Tensor` of shape `(..., Y)`: normalized log-probabilities in nats, with gradient. float64 if an input
         is, float32 otherwise.
 
     Raises:
-        ValueError: If the two shapes differ or have no axis, `ref_logprobs` is not normalised (within 1e-4 nats), or
+        ValueError: If the two shapes differ or have no axis, `ref_logprobs` is not normalized (within 1e-4 nats), or
             `beta` is not a finite number above 0.
 
     Example:
@@ -188,7 +188,7 @@ def project_reward(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Ten
 
     Args:
         ref_logprobs (`torch.Tensor` of shape `(..., Y)`, float):
-            Log-probability of every answer under the reference, in nats, normalised. `-inf` for impossible answers,
+            Log-probability of every answer under the reference, in nats, normalized. `-inf` for impossible answers,
             which do not count in the sum.
         rewards (`torch.Tensor` of shape `(..., Y)`, float):
             Reward of every answer, finite.
@@ -199,7 +199,7 @@ def project_reward(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Ten
         `torch.Tensor` of shape `(..., Y)`: rewards, with gradient. float64 if an input is, float32 otherwise.
 
     Raises:
-        ValueError: If the two shapes differ or have no axis, `ref_logprobs` is not normalised (within 1e-4 nats), or
+        ValueError: If the two shapes differ or have no axis, `ref_logprobs` is not normalized (within 1e-4 nats), or
             `beta` is not a finite number above 0.
 
     Example:
@@ -227,18 +227,18 @@ def _tilted_scores(ref_logprobs: Tensor, rewards: Tensor, beta: float) -> tuple[
     check_beta(beta)
     dtype = compute_dtype(ref_logprobs, rewards)
     ref_logprobs, rewards = ref_logprobs.to(dtype), rewards.to(dtype)
-    _check_normalised(ref_logprobs)
+    _check_normalized(ref_logprobs)
     shift = rewards.detach().masked_fill(ref_logprobs == -torch.inf, -torch.inf).amax(-1, keepdim=True)  # (..., 1)
     return ref_logprobs + (rewards - shift) / beta, shift
 
 
-def _check_normalised(ref_logprobs: Tensor) -> None:
+def _check_normalized(ref_logprobs: Tensor) -> None:
     totals = ref_logprobs.detach().logsumexp(-1).flatten()  # log of the summed probabilities, one per prompt
-    wrong = ~(totals.abs() <= NORMALISATION_TOLERANCE)  # NaN counts as wrong
+    wrong = ~(totals.abs() <= NORMALIZATION_TOLERANCE)  # NaN counts as wrong
     if wrong.any():
         row = int(wrong.nonzero()[0])
         raise ValueError(
             "Expected `ref_logprobs` to be log-probabilities over the whole answer set, with `logsumexp(-1)` 0 within "
-            f"{NORMALISATION_TOLERANCE:g}, got {float(totals[row]):.6g} for prompt {row} of {totals.numel()}. List "
+            f"{NORMALIZATION_TOLERANCE:g}, got {float(totals[row]):.6g} for prompt {row} of {totals.numel()}. List "
             "every answer, or apply `log_softmax(-1)` in float32 if the listed ones are to be the whole set."
         )

@@ -20,9 +20,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_case import UPDATE
-from safetensors.numpy import load_file
-from test_two_processes import (
+from launch import UPDATE
+from launched import (
     FAILURE_SECONDS,
     LAUNCH_SECONDS,
     RUN_CASE,
@@ -32,6 +31,7 @@ from test_two_processes import (
     assert_same_training,
     start,
 )
+from safetensors.numpy import load_file
 from tiny import preference_rows
 
 
@@ -320,7 +320,7 @@ def test_accelerate_launch(one: Launched, machines: Machines, llama_folder: str,
     assert statuses == [0, 0], [log[-3000:] for log in logs]
     assert "4 rows an update = 2 x 1 x 2 (per device x accumulation x ranks)" in logs[0]
 
-    figures = [json.loads(line) for line in (tmp_path / "run" / "run_log" / "figures.jsonl").read_text().splitlines()]
+    figures = [json.loads(line) for line in (tmp_path / "run" / "run_log" / "metrics.jsonl").read_text().splitlines()]
     history = one.result("ragged_float32")["history"]
     assert [entry.keys() for entry in figures] == [entry.keys() for entry in history]
     assert_float32_training(one, llama_folder, load_file(tmp_path / "run" / "model.safetensors"))

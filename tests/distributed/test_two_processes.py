@@ -2,68 +2,38 @@
 One process and two processes give the same numbers.
 
 `run_case.py` runs all cases once on one process and once on two, with gloo. The tests compare what they wrote;
-`test_two_machines.py` and `test_recipes.py` start processes by `torchrun` and `accelerate launch`. The rows of an
-update are the same and its micro-batches half as large, so sums are rounded in another order and nothing else may
-differ. That is computed in float64 (`closeness`), and once in float32.
+`test_two_machines.py` and `test_recipes.py` start processes by `torchrun` and `accelerate launch`.
 """
 
 import json
-import re
 import socket
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import forked
 import numpy as np
 import pytest
-import torch
-from closeness import EXACT, assert_within_rounding, same
-from run_case import FATAL, RESUME_AFTER, cases_for
+from cases import FATAL, TRAININGS, cases_for
+from closeness import EXACT, same
+from launch import RESUME_AFTER
+from launched import (
+    FAILURE_SECONDS,
+    LAUNCH_SECONDS,
+    TIMINGS,
+    Launched,
+    assert_exact_means,
+    assert_float32_training,
+    assert_same_entries,
+    assert_same_training,
+    sigmoid_loss,
+    start,
+    weights_distance,
+)
 from safetensors.numpy import load_file
 
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
-
-RUN_CASE = Path(__file__).with_name("run_case.py")
-# All cases take about a minute, a failure about 15 s; a launch that hangs ends here, on a busy machine, too
-LAUNCH_SECONDS = 900
-FAILURE_SECONDS = 300
-
-_TIMINGS = re.compile(r"runtime|_per_second|total_flos|^seconds$")
-# HF counts epochs in micro-batches, and a run's mean loss from where it was resumed
-_NOT_OURS = re.compile(r"^epoch$|^train_loss$")
-
-
-@dataclass
-class Launched:
-    """
-    What a launch wrote.
-
-    Args:
-        out (`Path`): Its folder.
-        num_processes (`int`): Number of processes.
-        log (`dict`): Output of a launch that failed, by the case it failed in.
-    """
-
-    out: Path
-    num_processes: int
-    log: dict[str, str]
-
-    def result(self, name: str, rank: int = 0) -> dict[str, Any]:
-        path = self.out / f"{name}.rank{rank}.json"
-        result = json.loads(path.read_text()) if path.is_file() else {"traceback": "(wrote nothing)"}
-        if name in self.log or "traceback" in result:
-            pytest.fail(
-                f"{name} failed on {self.num_processes} process(es). Rank {rank}: {result.get('traceback')}\n"
-                f"End of the launch's output:\n{self.log.get(name, '')[-3000:]}",
-                pytrace=False,
-            )
-        return result
-
-    def weights(self, name: str) -> dict[str, np.ndarray]:
-        return load_file(self.out / f"{name}.safetensors")
 
 
 @dataclass
@@ -80,17 +50,6 @@ class Both:
     @cached_property
     def two(self) -> Launched:
         return run_cases(2, self.model, self.folder / "two", reuse=self.one.out)
-
-
-def start(
-    num_processes: int, model: str, out: Path, cases: list[str], reuse: Path | None = None, *, seconds: int
-) -> tuple[list[int], str]:
-    """Runs cases in one launch. Returns the exit statuses, -9 if killed after `seconds`, and what was printed."""
-    words = [str(RUN_CASE), "--model", model, "--out", str(out)]
-    words += [word for name in cases for word in ("--case", name)]
-    words += [] if reuse is None else ["--reuse", str(reuse)]
-    programs = forked.start_ranks(num_processes, words, out)
-    return forked.wait_for_all(programs, seconds), "".join(program.output for program in programs)
 
 
 def run_cases(num_processes: int, model: str, out: Path, reuse: Path | None = None) -> Launched:
@@ -115,107 +74,7 @@ def both(llama_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
     return Both(llama_folder, tmp_path_factory.mktemp("processes"))
 
 
-# Comparing
-
-
-def weights_distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:
-    assert one.keys() == two.keys()
-    return float(np.sqrt(sum(np.square(one[name].astype(float) - two[name]).sum() for name in one)))
-
-
-def assert_same_entries(ones: list[dict[str, Any]], twos: list[dict[str, Any]]) -> None:
-    """Same figures in two lists of logged entries, to what float64 allows."""
-    assert len(ones) == len(twos), f"{len(ones)} entries and {len(twos)}"
-    for one, two in zip(ones, twos, strict=True):
-        assert one.keys() == two.keys(), one.keys() ^ two.keys()
-        for name, value in one.items():
-            if not _TIMINGS.search(name) and not _NOT_OURS.search(name):
-                assert two[name] == same(value), name
-
-
-def assert_same_training(
-    one: Launched, name: str, two: Launched, other: str | None = None, *, part: str | None = None, without: str = ""
-) -> None:
-    """Same figures (but the one `without`) in every log entry and same final weights, of one case and another."""
-    other = other or name
-    ones, twos = one.result(name), two.result(other)
-    ones = ones[part] if part else ones
-    ones["history"] = [{key: entry[key] for key in entry if key != without} for entry in ones["history"]]
-    assert ones["travelled"] > 1e-3, "the weights hardly moved"
-    assert_same_entries(ones["history"], twos["history"])
-    distance = weights_distance(one.weights(f"{name}_{part}" if part else name), two.weights(other))
-    assert distance <= EXACT * ones["travelled"], distance / ones["travelled"]
-
-
-def changes(model: str, weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """What a training changed of the weights in the folder `model`."""
-    start = load_file(Path(model, "model.safetensors"))
-    assert weights.keys() == start.keys()
-    return {name: torch.tensor(weights[name].astype(float) - start[name]) for name in start}
-
-
-def assert_float32_training(one: Launched, model: str, weights: dict[str, np.ndarray]) -> None:
-    """Weights after `ragged` in float32 are as near to float64 as those of one process are."""
-    trusted, exact = (changes(model, one.weights(name)) for name in ("ragged_float32", "ragged"))
-    assert_within_rounding(changes(model, weights), trusted, exact)
-
-
-def assert_same_rewards(ones: list[list[float]], twos: list[list[float]]) -> None:
-    assert np.array(twos) == same(np.array(ones), nan_ok=True)
-
-
-def assert_exact_means(metrics: dict[str, float], prefix: str, predictions: list[list[float]]) -> None:
-    """Logged figures are means over the rows that `predict` scored."""
-    chosen, rejected = np.array(predictions, dtype=float).T
-    margins = chosen - rejected
-    expected = {
-        "rewards/chosen": chosen.mean(),
-        "rewards/rejected": rejected.mean(),
-        "rewards/margins": margins.mean(),
-        "rewards/accuracies": (margins > 0).mean(),
-    }
-    found = {name: metrics[f"{prefix}_{name}"] for name in expected}
-    assert found == same(expected)
-
-
-def sigmoid_loss(predictions: list[list[float]]) -> float:
-    chosen, rejected = np.array(predictions, dtype=float).T
-    return float(np.logaddexp(0.0, rejected - chosen).mean())
-
-
 # Training
-
-TRAININGS = {
-    "ranks": "rankings of 2 to 9 completions, a repeated row in the last update",
-    "ranks_in_parts": "two completions in memory at a time",
-    "ranks_cached": "the same with a cached reference",
-    "divides": "sizes that divide, with an evaluation in between",
-    "accumulates": "half the micro-batches",
-    "shuffles": "random order, 2 epochs",
-    "ragged": "a repeated row in the last update",
-    "ragged_accumulates": "a repeated row in the last micro-batch",
-    "idle": "an update without a row for the second process",
-    "idle_accumulates": "a micro-batch without a row for the second process",
-    "one_row": "a single row",
-    "drops_last": "the last update dropped",
-    "chat_instance": "chat data, a copy in memory as reference",
-    "from_file": "a file, and one cache of `datasets`",
-    "trl_config": "a plain `trl.DPOConfig`",
-    "smoothed": "conservative DPO",
-    "reference_free": "no reference",
-    "synced_reference": "a reference that follows",
-    "lora": "adapter off as reference",
-    "trained_adapter": "a frozen copy of the adapter as reference",
-    "unlikelihood": "the unlikelihood baseline",
-    "preferred_ft": "a mean over the tokens of an update",
-    "vision": "images",
-    "streams": "a streaming data set",
-    "keeps_best": "the best checkpoint loaded at the end",
-    "cached": "a cached reference",
-    "brought": "a reference in the data",
-    "hinge": "TRL's own loss",
-    "vision_ipo": "TRL's own loss on images",
-}
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -262,7 +121,7 @@ def test_all_processes_report_the_same(both: Both, name: str) -> None:
 
     def without_timings(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: without_timings(entry) for key, entry in value.items() if not _TIMINGS.search(key)}
+            return {key: without_timings(entry) for key, entry in value.items() if not TIMINGS.search(key)}
         return [without_timings(entry) for entry in value] if isinstance(value, list) else value
 
     assert without_timings(both.two.result(name, rank=1)) == without_timings(both.two.result(name))
@@ -486,7 +345,7 @@ def test_wrong_reference_stops_all(both: Both) -> None:
     for launched, rank in ((both.one, 0), (both.two, 0), (both.two, 1)):
         result = launched.result("wrong_start", rank=rank)
         assert result["updates"] == 0
-        assert "Cause: adapter initialisation" in result["message"]
+        assert "Cause: adapter initialization" in result["message"]
 
 
 @pytest.mark.parametrize(

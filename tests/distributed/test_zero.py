@@ -8,10 +8,9 @@ from pathlib import Path
 
 import forked
 import pytest
+from cases import ZERO
 from closeness import same
-from run_case import ZERO
-from safetensors.numpy import load_file
-from test_two_processes import (
+from launched import (
     FAILURE_SECONDS,
     LAUNCH_SECONDS,
     Launched,
@@ -21,6 +20,7 @@ from test_two_processes import (
     sigmoid_loss,
     start,
 )
+from safetensors.numpy import load_file
 from tiny import preference_rows
 
 

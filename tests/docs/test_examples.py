@@ -66,7 +66,7 @@ def test_quickstart(folder: Path):
         assert (output_dir / file).stat().st_size > 0
 
     printed = run_example("reward_model.py", "--run_dir", str(output_dir), folder=folder)
-    logged = [json.loads(line) for line in (output_dir / "dpo" / "run_log" / "figures.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (output_dir / "dpo" / "run_log" / "metrics.jsonl").read_text().splitlines()]
     last = [line for line in logged if "eval_loss" in line][-1]
     accuracy, margin = map(
         float, re.search(r"all: accuracy ([\d.]+), ties [\d.]+, margin ([\d.-]+),", printed).groups()

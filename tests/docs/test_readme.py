@@ -68,8 +68,8 @@ def test_using_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
 
 def test_metrics_snippet_runs(capsys: pytest.CaptureFixture):
     exec(compile(SNIPPETS[7], "README.md", "exec"), {})
-    figures = [ast.literal_eval(line.replace("nan", "None")) for line in capsys.readouterr().out.splitlines()]
-    found = [next(iter(figure.values())) for figure in figures]
+    metrics = [ast.literal_eval(line.replace("nan", "None")) for line in capsys.readouterr().out.splitlines()]
+    found = [next(iter(metric.values())) for metric in metrics]
     assert found == pytest.approx([0.5, 0.0, 0.5469, -0.2, 0.75], abs=1e-4)  # (1 - 0.5744 + 0.6682) / 2
 
 
@@ -84,11 +84,19 @@ def test_preset_table():
     assert set(rows) == set(preset_values("paper"))
 
 
-def test_every_module_has_its_line_in_the_tree():
-    tree = README[README.index("## Where things are") :]
-    for path in (ROOT / "trl_dpo_ext").rglob("*.py"):
-        if path.name not in ("__init__.py", "__main__.py") and path.parent.name != "cli":
-            assert path.name in tree, path
+def test_every_folder_has_its_line_in_the_tree():
+    tree = re.search(r"^trl_dpo_ext/\n(.*?)^examples/", README, flags=re.MULTILINE | re.DOTALL)[1]
+    folders = re.findall(r"^  (  )?(\w+)/ ", tree, flags=re.MULTILINE)
+    listed, parent = [], ""
+    for nested, name in folders:
+        parent = parent if nested else name
+        listed.append(f"{parent}/{name}" if nested else name)
+    package = ROOT / "trl_dpo_ext"
+    found = {str(path.parent.relative_to(package)) for path in package.rglob("__init__.py")}
+    assert {name for name in found if not name.startswith("evaluation/modules/")} - {"."} == set(listed)
+    files = {name for line in tree.splitlines() for name in re.findall(r"^  (?=\w)(.*?)  ", line)}
+    single = {word for names in files for word in names.split() if word.endswith(".py")}
+    assert all((package / name).is_file() for name in single)
 
 
 def test_public_names_are_documented():

@@ -4,49 +4,21 @@ Two prompts with six answers each, a policy that is one logit per answer, prefer
 never sees that reward, only who won.
 """
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from exactness.two_prompts import REF, REWARDS, kl_to, train
 
 from trl_dpo_ext.objectives import dpo_loss
 from trl_dpo_ext.rewards import implicit_rewards
 from trl_dpo_ext.theory import bradley_terry, optimal_policy, project_reward
 
 
-REWARDS = torch.tensor(
-    [[1.2, 0.4, 0.0, -0.3, -0.9, 0.7], [-2.0, 1.0, 0.5, 0.0, 1.5, -1.0]], dtype=torch.float64
-)  # (B, Y)
-REF = torch.tensor(
-    [[0.05, 0.10, 0.40, 0.20, 0.15, 0.10], [0.30, 0.02, 0.08, 0.25, 0.05, 0.30]], dtype=torch.float64
-).log()
 # Every ordered pair of different answers, for both prompts: (60, ) prompts, (60, 2) chosen and rejected.
 PROMPTS, CHOSEN, REJECTED = (
     (torch.ones(6, 6, dtype=torch.bool) & ~torch.eye(6, dtype=torch.bool)).expand(2, 6, 6).nonzero().T
 )
 ANSWERS = torch.stack([CHOSEN, REJECTED], dim=1)
 PROBABILITIES = bradley_terry(REWARDS[PROMPTS, CHOSEN], REWARDS[PROMPTS, REJECTED]).exp()  # (60,)
-
-
-def train(loss_of_policy: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Log-probabilities (B, Y) of the policy that minimises the loss, started at the reference."""
-    logits = REF.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [logits], max_iter=500, tolerance_grad=1e-12, tolerance_change=0.0, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = loss_of_policy(logits.log_softmax(-1))
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return logits.detach().log_softmax(-1)
-
-
-def kl_to(closed_form: torch.Tensor, policy: torch.Tensor) -> torch.Tensor:
-    return (closed_form.exp() * (closed_form - policy)).sum(-1)  # (B,)
 
 
 def reward_error(policy: torch.Tensor, beta: float) -> torch.Tensor:

@@ -10,7 +10,8 @@ from datasets import Dataset
 from tiny import preference_rows, tiny_llama, tiny_tokenizer
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
-from trl_dpo_ext.logps import completion_logps, stacked_to_pairs
+from trl_dpo_ext.batches import stacked_to_pairs
+from trl_dpo_ext.logps import completion_logps
 from trl_dpo_ext.theory import optimal_policy
 
 
@@ -65,7 +66,7 @@ def test_training_recovers_the_optimal_policy(tmp_path):
 
     @torch.no_grad()
     def answer_logprobs(model: torch.nn.Module) -> torch.Tensor:
-        """Log-probabilities of the answers, normalised over the four: DPO says nothing of other texts."""
+        """Log-probabilities of the answers, normalized over the four: DPO says nothing of other texts."""
         probe = Dataset.from_list(
             [{"prompt": "Say:", "chosen": answer, "rejected": answers[i - 1]} for i, answer in enumerate(answers)]
         )

@@ -4,23 +4,17 @@ Two prompts with six answers each, a policy that is one logit per answer, and ra
 weighted by their probability under a known reward. The loss never sees that reward, only the rankings.
 """
 
-from collections.abc import Callable
 from itertools import combinations, permutations
 
 import pytest
 import torch
+from exactness.two_prompts import REF, REWARDS, kl_to, train
 
 from trl_dpo_ext.objectives import plackett_luce_loss
 from trl_dpo_ext.rewards import implicit_rewards
 from trl_dpo_ext.theory import optimal_policy, plackett_luce, project_reward
 
 
-REWARDS = torch.tensor(
-    [[1.2, 0.4, 0.0, -0.3, -0.9, 0.7], [-2.0, 1.0, 0.5, 0.0, 1.5, -1.0]], dtype=torch.float64
-)  # (B, Y)
-REF = torch.tensor(
-    [[0.05, 0.10, 0.40, 0.20, 0.15, 0.10], [0.30, 0.02, 0.08, 0.25, 0.05, 0.30]], dtype=torch.float64
-).log()
 ORDERS = torch.tensor(list(permutations(range(6), 4)))  # (360, 4): each choice of four answers, in each order
 PROBABILITIES = plackett_luce(REWARDS[:, ORDERS]).exp()  # (B, 360), of the order, given the four
 BETAS = [0.1, 1.0, 3.0]
@@ -48,23 +42,6 @@ def expected_loss(policy: torch.Tensor, answers: torch.Tensor, probabilities: to
     return (probabilities.flatten() * losses).sum() / probabilities.sum()
 
 
-def train(loss_of_policy: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Log-probabilities (B, Y) of the policy that minimises the loss, started at the reference."""
-    logits = REF.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [logits], max_iter=100, tolerance_grad=1e-9, tolerance_change=0.0, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = loss_of_policy(logits.log_softmax(-1))
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return logits.detach().log_softmax(-1)
-
-
 def assert_recovered(policy: torch.Tensor, beta: float) -> None:
     closed_form = optimal_policy(REF, REWARDS, beta=beta)
     assert kl_to(closed_form, REF).min() > 0.01  # the closed form is not where training started
@@ -72,10 +49,6 @@ def assert_recovered(policy: torch.Tensor, beta: float) -> None:
     torch.testing.assert_close(
         implicit_rewards(policy, REF, beta=beta), project_reward(REF, REWARDS, beta=beta), rtol=0.0, atol=1e-5
     )
-
-
-def kl_to(closed_form: torch.Tensor, policy: torch.Tensor) -> torch.Tensor:
-    return (closed_form.exp() * (closed_form - policy)).sum(-1)  # (B,)
 
 
 @pytest.mark.parametrize("beta", BETAS)

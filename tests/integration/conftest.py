@@ -1,6 +1,6 @@
 """What the integration tests share: tiny configs, trainers and runs, and the same run in plain torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,15 @@ TINY = {
     "gradient_checkpointing": False,
     "train_sampling_strategy": "sequential",
 }
+
+# Metrics that the sign of a reward does not decide, which rounding decides where a reward is 0
+CONTINUOUS = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "entropy")
+
+# How far rewards of the same bfloat16 products may be apart, which may be summed in other tiles: a logit near 8 is
+# rounded by 8 * 2**-9 = 0.016, a sum of 30 tokens with errors of either sign is off by sqrt(30) * 0.016 = 0.09 nats,
+# and beta 0.1 times the two models' difference by 0.1 * sqrt(2) * 0.09 = 0.012 (measured on CPUs: 0 to 3e-6, of
+# rewards near 3)
+BFLOAT16_REWARD = 0.012
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,6 +88,19 @@ def builder(trainer_class: type[BaseDPOTrainer], folder: Path) -> Callable[..., 
         )
 
     return build
+
+
+def assert_same_run(
+    one: BaseDPOTrainer, other: BaseDPOTrainer, rel: float = EXACT, names: Collection[str] | None = None
+) -> None:
+    """The metrics of every update (all that both log, unless named), and the weights."""
+    assert len(updates(one)) == len(updates(other)) > 0
+    for ours, theirs in zip(updates(one), updates(other), strict=True):
+        for name in names or ours.keys() & theirs.keys() - {"step", "epoch"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=rel, abs=rel), name
+    weights = dict(other.model.named_parameters())
+    for name, weight in one.model.named_parameters():
+        assert (weight - weights[name]).norm() <= rel * weights[name].norm(), name
 
 
 def token_logps(model: torch.nn.Module, prompt: list[int], answer: list[int]) -> torch.Tensor:

@@ -28,15 +28,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import peft.peft_model  # noqa: E402
 import torch  # noqa: E402
 import transformers.modeling_utils  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from peft import LoraConfig  # noqa: E402
-from tiny import preference_rows, tiny_moe, tiny_tokenizer  # noqa: E402
+from tiny import lora_config, preference_rows, ranking_rows, tiny_moe, tiny_tokenizer  # noqa: E402
 from transformers import TrainerCallback, TrainerState  # noqa: E402
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer  # noqa: E402
-from trl_dpo_ext.trainers.checkpoint_files import checkpoints_of, fault_of  # noqa: E402
-from trl_dpo_ext.trainers.run_log import RunLog  # noqa: E402
-from trl_dpo_ext.trainers.with_samples import WithSamples  # noqa: E402
+from trl_dpo_ext.trainers.checkpoints.checkpoint_files import checkpoints_of, fault_of  # noqa: E402
+from trl_dpo_ext.trainers.logs.run_log import RunLog  # noqa: E402
+from trl_dpo_ext.trainers.logs.samples import SampleLog  # noqa: E402
 
 
 Trainer = DPOPaperTrainer | RankingDPOTrainer
@@ -115,31 +113,16 @@ class AtUpdates(TrainerCallback):
         self.points.reach()
 
 
-def rankings(n: int, start: int = 0) -> Dataset:
-    sizes = {i: 3 + i % 2 for i in range(start, start + n)}
-    return Dataset.from_list(
-        [
-            {
-                "prompt": f"What do you say about film {i}?",
-                "completions": [f" It was number {j}, {'really ' * (j % 3)}so." for j in range(size)],
-                "ranks": list(range(size)),
-            }
-            for i, size in sizes.items()
-        ]
-    )
-
-
 def make_trainer(kind: str, model: str) -> Trainer:
     options: dict[str, Any] = dict(OPTIONS)
     arguments: dict[str, Any] = {"train_dataset": preference_rows(7), "eval_dataset": preference_rows(3, start=30)}
     trainer_class, config_class, policy = DPOPaperTrainer, DPOPaperConfig, model
     if kind == "lora_cached":
-        lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", lora_dropout=0.1)
-        arguments["peft_config"] = lora
+        arguments["peft_config"] = lora_config(lora_dropout=0.1)
         options |= {"precompute_ref_log_probs": True, "ref_logps_cache_dir": "cache"}
     elif kind == "rankings":
         trainer_class, config_class = RankingDPOTrainer, RankingDPOConfig
-        arguments |= {"train_dataset": rankings(7), "eval_dataset": rankings(3, start=40)}
+        arguments |= {"train_dataset": ranking_rows(7, [3, 4]), "eval_dataset": ranking_rows(3, [3, 4], start=40)}
     elif kind == "experts_grouped":
         policy, arguments["processing_class"] = tiny_moe(), tiny_tokenizer()
         options |= {"train_sampling_strategy": "group_by_length", "log_samples": 1}
@@ -217,7 +200,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    WithSamples._max_new_tokens = 4
+    SampleLog.max_new_tokens = 4
     os.chdir(given.out)
     for number, kind in enumerate(given.kind):
         straight = given.out / kind / "straight"

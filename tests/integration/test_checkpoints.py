@@ -12,8 +12,8 @@ from tiny import MODELS, preference_rows, tiny_llama, tiny_moe, tiny_tokenizer
 from transformers import TrainerCallback
 
 from trl_dpo_ext import DPOPaperTrainer
-from trl_dpo_ext.trainers.checkpoint_files import checkpoints_of, fault_of, newest_whole
-from trl_dpo_ext.trainers.restored_weights import check_restored, is_converted, load_converted
+from trl_dpo_ext.trainers.checkpoints.checkpoint_files import checkpoints_of, fault_of, newest_whole
+from trl_dpo_ext.trainers.checkpoints.restored_weights import check_restored, is_converted, load_converted
 
 
 SAVES = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
@@ -180,7 +180,7 @@ class TestEnds:
         resumed = trained(llama_folder, SAVES | {"max_steps": 2}, resume=True)
         assert resumed.state.global_step == 2
         assert_equal_weights(resumed.model, straight.model)
-        lines = Path(straight.args.output_dir, "run_log", "figures.jsonl").read_text().splitlines()
+        lines = Path(straight.args.output_dir, "run_log", "metrics.jsonl").read_text().splitlines()
         assert [(json.loads(line)["step"], "train_loss" in line) for line in lines] == [
             (1, False),
             (2, False),

@@ -14,10 +14,9 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from datasets import Dataset
 from integration.conftest import TINY
 from peft import LoraConfig
-from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_tokenizer
+from tiny import preference_rows, ranking_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_tokenizer
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +25,7 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 import trl_dpo_ext
 from trl_dpo_ext.objectives import plackett_luce
 from trl_dpo_ext.shared_prompt import forward
+from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.shared_prompt.support import how_to_attend
 
 
@@ -71,14 +71,6 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accelerator]:
         yield mode
 
 
-def rankings() -> Dataset:
-    rows = []
-    for size in (2, 3, 4):
-        completions = [f" Number {i}." for i in range(size)]
-        rows.append({"prompt": f"Film {size}?", "completions": completions, "ranks": list(range(size))})
-    return Dataset.from_list(rows)
-
-
 def with_attention(implementation: str) -> LlamaForCausalLM:
     model = tiny_llama()
     model.set_attn_implementation(implementation)
@@ -106,7 +98,7 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[], PreTrainedModel]]] = {
 @pytest.mark.parametrize(
     ("name", "adapter"), [(name, False) for name in CASES] + [("pairs", True), ("rankings in parts", True)]
 )
-def test_loss_and_figures(name: str, adapter: bool, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_metrics(name: str, adapter: bool, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     method, options, make = CASES[name]
     # As on a GPU; the attention of CPUs is another
     monkeypatch.setattr(forward, "how_to_attend", lambda model, device: how_to_attend(model, torch.device("cuda")))
@@ -116,12 +108,14 @@ def test_loss_and_figures(name: str, adapter: bool, tmp_path, monkeypatch: pytes
     trainer = getattr(trl_dpo_ext, f"{method}Trainer")(
         model,
         args=getattr(trl_dpo_ext, f"{method}Config")(str(tmp_path), **TINY | options),
-        train_dataset=rankings() if method == "RankingDPO" else preference_rows(3),
+        train_dataset=ranking_rows(3, [2, 3, 4]) if method == "RankingDPO" else preference_rows(3),
         processing_class=tiny_tokenizer(),
         peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM") if adapter else None,
     )
-    inputs = trainer.with_groups(trainer.data_collator([trainer.train_dataset[i] for i in range(3)]))
-    # What is read from the device, once each: the largest tie, and at an update's end whether its losses are finite
+    inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
+    groups = trainer.read_batch(inputs).groups
+    # What is read from the device, once each: where completions begin and end, the largest tie, and at an update's end
+    # whether its losses are finite
     monkeypatch.setattr(plackett_luce, "_largest_tie", lambda exist, ranks, sizes: 1)
     trainer.accelerator.gradient_state._set_sync_gradients(False)
     monkeypatch.setattr(accelerate.Accelerator, "device", torch.device(DEVICE))
@@ -130,9 +124,9 @@ def test_loss_and_figures(name: str, adapter: bool, tmp_path, monkeypatch: pytes
             if part is not None:
                 mode.put_model(part)
         there = {key: mode.put(value) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
-        groups = inputs["prompt_groups"]
         if groups.places is not None:
-            there["prompt_groups"] = replace(groups, places=mode.put(groups.places))
+            groups = replace(groups, places=mode.put(groups.places))
+        monkeypatch.setattr(PromptGroups, "find", classmethod(lambda cls, **batch: groups))
         trainer.model.train()
         loss = trainer.compute_loss(trainer.model, there)
         loss.backward()

@@ -66,6 +66,16 @@ def test_rows_that_training_would_not_take(rows, llama_folder, capsys):
     assert "row-left-out: 1 row (70)" in capsys.readouterr().out
 
 
+def test_rankings(tmp_path, llama_folder, capsys):
+    rows = [{"prompt": "a?", "completions": completions} for completions in ([" b", " c"], None)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = arguments(tmp_path, llama_folder)
+    assert main(["rank", *words[1:]]) == 1
+    assert "malformed-row: 1 row (1)" in capsys.readouterr().out
+    assert main(words) == 2
+    assert "It holds rankings, as `RankingDPOTrainer` takes them (the command `rank`)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("optim", "bytes_each"), [("rmsprop", 4), ("adamw_torch", 8), ("sgd", 0), ("rmsprop_bnb_8bit", 1)]
 )

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import EXACT
 from integration.conftest import TINY
 from peft import (
     AdaLoraConfig,
@@ -11,20 +12,18 @@ from peft import (
     LNTuningConfig,
     LoHaConfig,
     LoKrConfig,
-    LoraConfig,
     OFTConfig,
     PeftModel,
     PromptTuningConfig,
     VeraConfig,
     get_peft_model,
 )
-from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_qwen2, tiny_tokenizer
+from tiny import lora_config, preference_rows, tiny_gpt2, tiny_llama, tiny_qwen2, tiny_tokenizer
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer
 
 
-def lora(**options: Any) -> LoraConfig:
-    return LoraConfig(task_type="CAUSAL_LM", **{"target_modules": ["q_proj", "v_proj"]} | options)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def trainer_of(folder: Any, model: Any, options: dict[str, Any] | None = None, **keywords: Any) -> DPOPaperTrainer:
@@ -40,7 +39,7 @@ def trainer_of(folder: Any, model: Any, options: dict[str, Any] | None = None, *
 def reference_logps(trainer: DPOPaperTrainer) -> torch.Tensor:
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     with torch.no_grad():
-        return trainer.reference_logps(dict(batch))[0]
+        return trainer.reference_logps(trainer.read_batch(batch))[0]
 
 
 def trained(model: torch.nn.Module, size: float = 0.1) -> torch.nn.Module:
@@ -56,7 +55,7 @@ def trained(model: torch.nn.Module, size: float = 0.1) -> torch.nn.Module:
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 @pytest.mark.parametrize("how", ["a new adapter", "a trained one"])
 def test_trained_biases_are_refused(bias, how, tmp_path):
-    adapter = lora(bias=bias)
+    adapter = lora_config(bias=bias)
     start = {"peft_config": adapter} if how == "a new adapter" else {}
     model = tiny_qwen2() if start else trained(get_peft_model(tiny_qwen2(), adapter))
     with pytest.raises(ValueError, match=r"outside this adapter are trained.*q_proj.*bias.*`ref_model=`"):
@@ -64,7 +63,7 @@ def test_trained_biases_are_refused(bias, how, tmp_path):
 
 
 def test_trained_biases_with_a_reference_of_its_own(tmp_path):
-    trainer = trainer_of(tmp_path, tiny_qwen2(), peft_config=lora(bias="all"), ref_model=tiny_qwen2())
+    trainer = trainer_of(tmp_path, tiny_qwen2(), peft_config=lora_config(bias="all"), ref_model=tiny_qwen2())
     before = reference_logps(trainer)
     trainer.train()
     assert torch.equal(reference_logps(trainer), before)
@@ -74,7 +73,7 @@ def test_trained_biases_with_a_reference_of_its_own(tmp_path):
 
 
 def test_norms_that_a_user_trains_are_refused(tmp_path):
-    model = get_peft_model(tiny_llama(), lora())
+    model = get_peft_model(tiny_llama(), lora_config())
     for name, parameter in model.named_parameters():
         if "layernorm" in name:
             parameter.requires_grad_(True)
@@ -93,7 +92,7 @@ def test_rankings_are_checked_too(tmp_path):
             args=RankingDPOConfig(str(tmp_path), **TINY),
             train_dataset=rows,
             processing_class=tiny_tokenizer(),
-            peft_config=lora(bias="all"),
+            peft_config=lora_config(bias="all"),
         )
 
 
@@ -108,7 +107,7 @@ def test_rankings_are_checked_too(tmp_path):
     ids=str,
 )
 def test_what_peft_keeps_the_original_of_is_trained(options, tmp_path):
-    trainer = trainer_of(tmp_path, tiny_llama(), peft_config=lora(**options))
+    trainer = trainer_of(tmp_path, tiny_llama(), peft_config=lora_config(**options))
     before = reference_logps(trainer)
     trainer.train()
     assert torch.equal(reference_logps(trainer), before)
@@ -116,7 +115,7 @@ def test_what_peft_keeps_the_original_of_is_trained(options, tmp_path):
 
 def test_tied_embeddings(tmp_path):
     trainer = trainer_of(
-        tmp_path, tiny_gpt2(), peft_config=lora(target_modules=["c_attn"], trainable_token_indices=[20, 30])
+        tmp_path, tiny_gpt2(), peft_config=lora_config(target_modules=["c_attn"], trainable_token_indices=[20, 30])
     )
     before = reference_logps(trainer)
     trainer.train()
@@ -125,7 +124,7 @@ def test_tied_embeddings(tmp_path):
 
 def test_what_starts_to_move_later_is_found_at_the_end(tmp_path):
     """Before training all is right; a callback, or code between the two, thaws the norms."""
-    trainer = trainer_of(tmp_path, tiny_llama(), peft_config=lora())
+    trainer = trainer_of(tmp_path, tiny_llama(), peft_config=lora_config())
     for name, parameter in trainer.model.named_parameters():
         if "norm" in name:
             parameter.requires_grad_(True)
@@ -158,22 +157,22 @@ def test_a_reference_that_shares_weights(tmp_path):
 
 def test_the_base_of_the_policy_as_reference(tmp_path):
     base = tiny_llama()
-    policy = get_peft_model(base, lora())
+    policy = get_peft_model(base, lora_config())
     with pytest.raises(ValueError, match=r"share 8 weights.*lora_A"):
         trainer_of(tmp_path, policy, ref_model=base)
 
 
 def test_a_peft_model_as_reference(tmp_path):
-    reference = get_peft_model(tiny_llama(), lora())
+    reference = get_peft_model(tiny_llama(), lora_config())
     with pytest.raises(ValueError, match=r"`ref_model` is a PEFT model.*merge_and_unload\(\)"):
         trainer_of(tmp_path, tiny_llama(), ref_model=reference)
 
 
 # TRL copies weights by the name `.default.`, and PEFT keeps these under names that end in `.default`
 ADAPTERS = {
-    "embedding": lora(target_modules=["q_proj", "embed_tokens"]),
-    "tokens": lora(trainable_token_indices=[20, 30, 40]),
-    "dora": lora(use_dora=True),
+    "embedding": lora_config(target_modules=["q_proj", "embed_tokens"]),
+    "tokens": lora_config(trainable_token_indices=[20, 30, 40]),
+    "dora": lora_config(use_dora=True),
     "ia3": IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "v_proj"], feedforward_modules=[]),
     "vera": VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
     "loha": LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=4),
@@ -191,20 +190,22 @@ def test_copy_of_a_trained_adapter(name, tmp_path):
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     before = reference_logps(trainer)
     with torch.no_grad():
-        torch.testing.assert_close(before, trainer.run_policy(trainer.model, dict(batch))[1], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            before, trainer.runner.run_policy(trainer.model, trainer.read_batch(batch)).logps, rtol=EXACT, atol=EXACT
+        )
     trainer.train()
     assert torch.equal(reference_logps(trainer), before)
 
 
 def test_names_of_adapters(tmp_path):
-    named = get_peft_model(tiny_llama(), lora(), adapter_name="mine")
+    named = get_peft_model(tiny_llama(), lora_config(), adapter_name="mine")
     with pytest.raises(ValueError, match=r"active adapter is 'mine'.*'default'.*`ref_model=`"):
         trainer_of(tmp_path, named)
     trainer_of(tmp_path, named, ref_model=tiny_llama()).train()
 
     def two() -> PeftModel:
-        model = get_peft_model(tiny_llama(), lora())
-        model.add_adapter("other", lora())
+        model = get_peft_model(tiny_llama(), lora_config())
+        model.add_adapter("other", lora_config())
         return model
 
     trainer_of(tmp_path, two()).train()

@@ -5,31 +5,21 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import EXACT, same
 from datasets import Dataset
-from integration.conftest import TINY
-from peft import LoraConfig, PromptTuningConfig, get_peft_model
-from tiny import MODELS, preference_rows, tiny_gpt2, tiny_llama, tiny_tokenizer
+from integration.conftest import BFLOAT16_REWARD, TINY
+from peft import PromptTuningConfig, get_peft_model
+from tiny import MODELS, lora_config, preference_rows, ranking_rows, tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_dpo_ext import DPOPaperTrainer, ImplicitRewardModel, RankingDPOConfig, RankingDPOTrainer
-from trl_dpo_ext.data.rankings.converters import all_pairs
+from trl_dpo_ext.data.conversion.to_pairs import all_pairs
 
 
-LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-SAME = {"rel": 1e-5, "abs": 1e-5}
+pytestmark = pytest.mark.usefixtures("float64")
 
-
-def rankings(n: int, sizes: Sequence[int] = (4, 2, 3)) -> Dataset:
-    endings = [" superb", " fine, but far too long in the middle and again at the end", " slow", " dull"]
-    rows = [
-        {
-            "prompt": f"In year {1900 + 7 * i} the film" + " which nobody saw" * (i % 3) + " was",
-            "completions": [f"{ending}, and number {i * j}" for j, ending in enumerate(endings[: sizes[i % 3]])],
-        }
-        for i in range(n)
-    ]
-    return Dataset.from_list(rows)
+SIZES = (4, 2, 3)  # of rankings
 
 
 def by_hand(policy: Any, reference: Any, rows: list[tuple[list[int], list[list[int]]]], beta: float) -> list:
@@ -75,16 +65,15 @@ def pairs(rewards: ImplicitRewardModel, rows: Dataset) -> list[list[float]]:
     return rewards.score(rows["prompt"], [[row["chosen"], row["rejected"]] for row in rows])
 
 
-def assert_logged(trainer: Any, reward_model: ImplicitRewardModel, rows: Dataset, **tolerance: float) -> list:
+def assert_logged(trainer: Any, reward_model: ImplicitRewardModel, rows: Dataset, tolerance: float = EXACT) -> list:
     """`predict`, `evaluate` and the reward model agree on pairs; returns the rewards."""
-    tolerance = tolerance or SAME
     scores = pairs(reward_model, rows)
-    assert flat(trainer.predict(rows).predictions) == pytest.approx(flat(scores), **tolerance)
+    assert flat(trainer.predict(rows).predictions) == pytest.approx(flat(scores), abs=tolerance)
     assert max(map(abs, flat(scores))) > 0.01  # there is something to agree on
     logged = trainer.evaluate(trainer.prepare(rows, trainer.processing_class, trainer.args, "eval")[0])
     for column, name in enumerate(("chosen", "rejected")):
         mean = sum(row[column] for row in scores) / len(scores)
-        assert logged[f"eval_rewards/{name}"] == pytest.approx(mean, **tolerance)
+        assert logged[f"eval_rewards/{name}"] == pytest.approx(mean, abs=tolerance)
     return scores
 
 
@@ -92,14 +81,14 @@ def assert_logged(trainer: Any, reward_model: ImplicitRewardModel, rows: Dataset
 def ranked(tmp_path) -> Callable[..., RankingDPOTrainer]:
     def run(model: Any, options: dict[str, Any] | None = None, **kwargs: Any) -> RankingDPOTrainer:
         args = RankingDPOConfig(str(tmp_path / "out"), **TINY | (options or {}))
-        trainer = RankingDPOTrainer(model=model, args=args, train_dataset=rankings(12), **kwargs)
+        trainer = RankingDPOTrainer(model=model, args=args, train_dataset=ranking_rows(12, SIZES), **kwargs)
         trainer.train()
         return trainer
 
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def toy() -> ImplicitRewardModel:
     """Two unlike models that nobody trained."""
     return ImplicitRewardModel(tiny_llama(1), tiny_llama(0), tiny_tokenizer(), beta=0.1)
@@ -116,7 +105,7 @@ class TestLoggedRewards:
         scores = assert_logged(trainer, reward_model, rows)
         reference = AutoModelForCausalLM.from_pretrained(tiny_folder(model)).eval()
         hand = by_hand(trainer.model.eval(), reference, separate_ids(rows, trainer.processing_class), 0.1)
-        assert flat(scores) == pytest.approx(flat(hand), **SAME)
+        assert flat(scores) == same(flat(hand))
 
     def test_bos_token(self, trained, bos_folder):
         trainer = trained(bos_folder, {"beta": 0.3})
@@ -124,19 +113,19 @@ class TestLoggedRewards:
         scores = assert_logged(trainer, ImplicitRewardModel.from_trainer(trainer), rows)
         reference = AutoModelForCausalLM.from_pretrained(bos_folder).eval()
         ids = separate_ids(rows, tokenizer, bos=[tokenizer.bos_token_id])
-        assert flat(scores) == pytest.approx(flat(by_hand(trainer.model.eval(), reference, ids, 0.3)), **SAME)
+        assert flat(scores) == same(flat(by_hand(trainer.model.eval(), reference, ids, 0.3)))
 
     def test_adapter(self, trained, llama_folder):
-        trainer = trained(llama_folder, peft_config=LORA)
+        trainer = trained(llama_folder, peft_config=lora_config())
         rows = preference_rows(5, start=50)
         reward_model = ImplicitRewardModel(trainer.model, None, trainer.processing_class, beta=0.1)
         scores = assert_logged(trainer, reward_model, rows)
         reference = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
         hand = by_hand(trainer.model.eval(), reference, separate_ids(rows, trainer.processing_class), 0.1)
-        assert flat(scores) == pytest.approx(flat(hand), **SAME)
+        assert flat(scores) == same(flat(hand))
 
     def test_frozen_copy_of_an_adapter(self, trained):
-        model = get_peft_model(tiny_llama(), LoraConfig(**LORA.to_dict() | {"init_lora_weights": False}))
+        model = get_peft_model(tiny_llama(), lora_config(init_lora_weights=False))
         trainer = trained(model, processing_class=tiny_tokenizer())
         rows = preference_rows(5, start=50)
         scores = assert_logged(trainer, ImplicitRewardModel.from_trainer(trainer), rows)
@@ -147,22 +136,25 @@ class TestLoggedRewards:
         model.set_adapter("ref")
         reference = by_hand(model, None, ids, 0.1)
         hand = [a - b for a, b in zip(flat(policy), flat(reference), strict=True)]
-        assert flat(scores) == pytest.approx(hand, **SAME)
+        assert flat(scores) == same(hand)
 
     def test_prompt_learning_adapter(self, trained, llama_folder):
         config = PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
         trainer = trained(llama_folder, {"learning_rate": 1.0}, peft_config=config)
         assert_logged(trainer, ImplicitRewardModel.from_trainer(trainer), preference_rows(5, start=50))
 
+    @pytest.mark.float32
     def test_four_bit_model(self, trained, llama_folder):
         trainer = trained(
             llama_folder,
             {"learning_rate": 1e-2},
-            peft_config=LORA,
+            peft_config=lora_config(),
             quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
         )
-        rows = preference_rows(5, start=50)
-        assert_logged(trainer, ImplicitRewardModel.from_trainer(trainer), rows)
+        # Its adapter is trained in bfloat16
+        assert_logged(
+            trainer, ImplicitRewardModel.from_trainer(trainer), preference_rows(5, start=50), BFLOAT16_REWARD
+        )
 
     def test_chat(self, trained, llama_folder):
         trainer = trained(llama_folder, train_dataset=preference_rows(12, "chat"))
@@ -177,7 +169,7 @@ class TestLoggedRewards:
             ]
             ids.append((prompt, [answer[len(prompt) :] for answer in whole]))
         reference = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
-        assert flat(scores) == pytest.approx(flat(by_hand(trainer.model.eval(), reference, ids, 0.1)), **SAME)
+        assert flat(scores) == same(flat(by_hand(trainer.model.eval(), reference, ids, 0.1)))
 
     @pytest.mark.parametrize("kind", ["implicit", "implicit_chat", "tools", "template"])
     @pytest.mark.parametrize("tokenization", ["separate", "joint"])
@@ -188,8 +180,8 @@ class TestLoggedRewards:
         rows = preference_rows(5, kind, start=50)
         scored = ImplicitRewardModel.from_trainer(trainer).score_dataset(rows)
         expected = trainer.predict(rows).predictions
-        assert scored["score_chosen"][:] == pytest.approx(expected[:, 0].tolist(), **SAME)
-        assert scored["score_rejected"][:] == pytest.approx(expected[:, 1].tolist(), **SAME)
+        assert scored["score_chosen"][:] == same(expected[:, 0].tolist())
+        assert scored["score_rejected"][:] == same(expected[:, 1].tolist())
 
     def test_cut_rows(self, trained, llama_folder):
         trainer = trained(llama_folder, {"max_length": 40, "max_prompt_length": 24})
@@ -201,7 +193,7 @@ class TestLoggedRewards:
         )
         assert sum(a != b for a, b in zip(whole, cut, strict=True)) >= 3
         reference = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
-        assert flat(scores) == pytest.approx(flat(by_hand(trainer.model.eval(), reference, cut, 0.1)), **SAME)
+        assert flat(scores) == same(flat(by_hand(trainer.model.eval(), reference, cut, 0.1)))
 
     @pytest.mark.parametrize("mode", ["keep_start", "keep_end"])
     def test_trl_cut(self, trained, llama_folder, mode):
@@ -209,7 +201,7 @@ class TestLoggedRewards:
         trainer = trained(llama_folder, options)
         rows = preference_rows(8, start=50)
         scores = pairs(ImplicitRewardModel.from_trainer(trainer), rows)
-        assert flat(trainer.predict(rows).predictions) == pytest.approx(flat(scores), **SAME)
+        assert flat(trainer.predict(rows).predictions) == same(flat(scores))
         assert scores != pairs(ImplicitRewardModel.from_trainer(trainer, max_length=None), rows)
 
     @pytest.mark.parametrize(
@@ -219,37 +211,44 @@ class TestLoggedRewards:
     )
     def test_rankings(self, ranked, llama_folder, options):
         trainer = ranked(llama_folder, options)
-        rows, reward_model = rankings(7), ImplicitRewardModel.from_trainer(trainer)
+        rows, reward_model = ranking_rows(7, SIZES), ImplicitRewardModel.from_trainer(trainer)
         scores = reward_model.score(rows["prompt"], rows["completions"])
         assert [len(row) for row in scores] == [len(row) for row in rows["completions"]]
-        assert flat(trainer.predict(rows).predictions) == pytest.approx(flat(scores), **SAME)
+        assert flat(trainer.predict(rows).predictions) == same(flat(scores))
         if options.get("tokenization") != "joint":
             cut = (32, 12) if options else None
             ids = separate_ids(rows, trainer.processing_class, (), cut)
             reference = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
-            assert flat(scores) == pytest.approx(flat(by_hand(trainer.model.eval(), reference, ids, 0.1)), **SAME)
+            assert flat(scores) == same(flat(by_hand(trainer.model.eval(), reference, ids, 0.1)))
 
     def test_reference_free(self, trained, llama_folder):
         trainer = trained(llama_folder, {"reference_free": True})
         rows = preference_rows(5, start=50)
         scores = assert_logged(trainer, ImplicitRewardModel.from_trainer(trainer), rows)
         hand = by_hand(trainer.model.eval(), None, separate_ids(rows, trainer.processing_class), 0.1)
-        assert flat(scores) == pytest.approx(flat(hand), **SAME)
+        assert flat(scores) == same(flat(hand))
 
+    @pytest.mark.float32
     def test_bfloat16_autocast(self, trained, llama_folder):
-        # The same bfloat16 products, maybe in other tiles: a logit near 8 is rounded by 8 * 2**-9 = 0.016, a sum of 30
-        # tokens with errors of either sign is off by sqrt(30) * 0.016 = 0.09 nats, and beta 0.1 times the two models'
-        # difference by 0.1 * sqrt(2) * 0.09 = 0.012 (measured on a CPU: 0)
         trainer = trained(llama_folder, {"bf16": True})
         rows = preference_rows(6, start=50)
-        assert_logged(trainer, ImplicitRewardModel.from_trainer(trainer), rows, abs=0.012)
+        assert_logged(trainer, ImplicitRewardModel.from_trainer(trainer), rows, BFLOAT16_REWARD)
         exact = ImplicitRewardModel.from_trainer(trainer, mixed_precision="no")
         plain = tiny_llama()  # without the autocast that the trainer has left on its model
         plain.load_state_dict(trainer.model.state_dict())
         reference = AutoModelForCausalLM.from_pretrained(llama_folder).eval()
-        hand = by_hand(plain, reference, separate_ids(rows, trainer.processing_class), 0.1)
-        assert flat(pairs(exact, rows)) == pytest.approx(flat(hand), **SAME)
+        without_autocast = ImplicitRewardModel(plain, reference, trainer.processing_class, beta=0.1)
+        assert pairs(exact, rows) == pairs(without_autocast, rows)  # to the bit: the same operations in float32
         assert pairs(exact, rows) != pairs(ImplicitRewardModel.from_trainer(trainer), rows)
+
+    @pytest.mark.float32
+    @pytest.mark.parametrize("peft_config", [None, lora_config()], ids=["full", "adapter"])
+    def test_bfloat16_weights(self, trained, llama_folder, peft_config):
+        options = {"model_init_kwargs": {"dtype": "bfloat16"}, "learning_rate": 1e-2}
+        trainer = trained(llama_folder, options, peft_config=peft_config)
+        assert_logged(
+            trainer, ImplicitRewardModel.from_trainer(trainer), preference_rows(5, start=50), BFLOAT16_REWARD
+        )
 
     def test_cached_reference(self, trained, llama_folder, tmp_path):
         options = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(tmp_path / "cache")}
@@ -262,56 +261,56 @@ class TestLoggedRewards:
         )
         logged = trainer.evaluate()
         scores = pairs(reward_model, rows)
-        assert logged["eval_rewards/chosen"] == pytest.approx(sum(row[0] for row in scores) / 12, **SAME)
-        assert logged["eval_rewards/margins"] == pytest.approx(sum(a - b for a, b in scores) / 12, **SAME)
+        assert logged["eval_rewards/chosen"] == same(sum(row[0] for row in scores) / 12)
+        assert logged["eval_rewards/margins"] == same(sum(a - b for a, b in scores) / 12)
 
 
 class TestScores:
     def test_neither_batch_nor_order_nor_neighbours_matter(self, toy):
-        rows = rankings(9)
+        rows = ranking_rows(9, SIZES)
         prompts, completions = rows["prompt"][:], rows["completions"][:]
         whole = flat(toy.score(prompts, completions))
         for budget in (1, 60, 200):
             one = ImplicitRewardModel(
                 toy.policy, toy.reference, toy.processing_class, beta=0.1, max_tokens_per_batch=budget
             )
-            assert flat(one.score(prompts, completions)) == pytest.approx(whole, **SAME)
+            assert flat(one.score(prompts, completions)) == same(whole)
         turned = toy.score(prompts[::-1], completions[::-1])[::-1]
-        assert flat(turned) == pytest.approx(whole, **SAME)
+        assert flat(turned) == same(whole)
         alone = [toy.score([prompt], [texts])[0] for prompt, texts in zip(prompts, completions, strict=True)]
-        assert flat(alone) == pytest.approx(whole, **SAME)
+        assert flat(alone) == same(whole)
         # One completion a row, so that equal prompts come several times
         single = [(prompt, text) for prompt, texts in zip(prompts, completions, strict=True) for text in texts]
-        assert toy.score(*zip(*single, strict=True)) == pytest.approx(whole, **SAME)
+        assert toy.score(*zip(*single, strict=True)) == same(whole)
 
     @pytest.mark.parametrize("model", ["mistral", "gemma2", "moe", "qwen3"])
     def test_other_models(self, model):
         policy, reference, tokenizer = MODELS[model](1), MODELS[model](0), tiny_tokenizer()
-        rows = rankings(4)
+        rows = ranking_rows(4, SIZES)
         scores = ImplicitRewardModel(policy, reference, tokenizer, beta=0.1).score(rows["prompt"], rows["completions"])
         hand = by_hand(policy, reference, separate_ids(rows, tokenizer), 0.1)
-        assert flat(scores) == pytest.approx(flat(hand), rel=1e-4, abs=1e-4)
+        assert flat(scores) == same(flat(hand))
 
     def test_a_router_whose_loss_is_on(self):
         policy, reference, tokenizer = MODELS["moe"](1), MODELS["moe"](0), tiny_tokenizer()
-        rows = rankings(4)
+        rows = ranking_rows(4, SIZES)
         off = ImplicitRewardModel(policy, reference, tokenizer, beta=0.1).score(rows["prompt"], rows["completions"])
         policy.config.output_router_logits = True
         on = ImplicitRewardModel(policy, reference, tokenizer, beta=0.1).score(rows["prompt"], rows["completions"])
         assert on == off
 
     def test_rewards_of_tokens_add_up(self, toy):
-        rows = rankings(5)
+        rows = ranking_rows(5, SIZES)
         scores = toy.score(rows["prompt"], rows["completions"])
         by_token = toy.score_tokens(rows["prompt"], rows["completions"])
         for row, of_row, texts in zip(scores, by_token, rows["completions"], strict=True):
             for score, tokens, text in zip(row, of_row, texts, strict=True):
-                assert sum(tokens.rewards) == pytest.approx(score, **SAME)
+                assert sum(tokens.rewards) == same(score)
                 assert len(tokens.tokens) == len(tokens.token_ids) == len(tokens.rewards)
                 assert tokens.token_ids[-1] == toy.processing_class.eos_token_id
                 assert toy.processing_class.decode(tokens.token_ids[:-1]) == text
         single = toy.score_tokens(rows["prompt"][:1], [rows["completions"][0][1]])
-        assert single[0].rewards == pytest.approx(by_token[0][1].rewards, **SAME)
+        assert single[0].rewards == same(by_token[0][1].rewards)
 
     def test_models_are_left_as_they_were(self, llama_folder):
         policy, reference = tiny_gpt2(1).train(), tiny_gpt2(0)
@@ -336,7 +335,10 @@ class TestScores:
     def test_training_goes_on_after_scoring(self, config, llama_folder):
         def weights(scores: bool) -> Any:
             trainer = DPOPaperTrainer(
-                model=llama_folder, args=config(max_steps=2), train_dataset=preference_rows(12), peft_config=LORA
+                model=llama_folder,
+                args=config(max_steps=2),
+                train_dataset=preference_rows(12),
+                peft_config=lora_config(),
             )
             if scores:
                 ImplicitRewardModel.from_trainer(trainer).score(["The film was"], [" good."])
@@ -364,7 +366,7 @@ class TestScores:
         ]
 
     def test_rank_is_the_order_of_the_scores(self, toy):
-        rows = rankings(4)
+        rows = ranking_rows(4, SIZES)
         scores = toy.score(rows["prompt"], rows["completions"])
         for ranks, of_row, best in zip(
             toy.rank(rows["prompt"], rows["completions"]),
@@ -373,17 +375,19 @@ class TestScores:
             strict=True,
         ):
             assert [of_row[place] for place in ranks] == sorted(of_row, reverse=True)
-            assert best.index == ranks[0] and best.reward == pytest.approx(max(of_row), **SAME)
+            assert best.index == ranks[0] and best.reward == same(max(of_row))
 
 
 class TestDatasets:
     def test_scored_completions_train_a_ranking(self, toy, tmp_path):
-        rows = rankings(8).add_column("ranks", [[2, 0, 1, 3], [1, 0], [0, 1, 2]] * 2 + [[0, 1, 2, 3], [0, 1]])
+        rows = ranking_rows(8, SIZES).add_column(
+            "ranks", [[2, 0, 1, 3], [1, 0], [0, 1, 2]] * 2 + [[0, 1, 2, 3], [0, 1]]
+        )
         scored = toy.score_dataset(rows.remove_columns("ranks"))
         expected = toy.score(rows["prompt"], rows["completions"])
-        assert flat(scored["scores"]) == pytest.approx(flat(expected), **SAME)
+        assert flat(scored["scores"]) == same(flat(expected))
         # Ranks in the rows change nothing, least of all the order
-        assert flat(toy.score_dataset(rows)["scores"]) == pytest.approx(flat(expected), **SAME)
+        assert flat(toy.score_dataset(rows)["scores"]) == same(flat(expected))
         best_first = [
             texts[max(range(len(row)), key=row.__getitem__)]
             for texts, row in zip(rows["completions"], expected, strict=True)
@@ -398,7 +402,7 @@ class TestDatasets:
     def test_one_completion_a_row(self, toy):
         rows = Dataset.from_list([{"prompt": "The film was", "completion": text} for text in (" good.", " bad.")])
         expected = toy.score(["The film was"] * 2, [" good.", " bad."])
-        assert toy.score_dataset(rows)["score"][:] == pytest.approx(expected, **SAME)
+        assert toy.score_dataset(rows)["score"][:] == same(expected)
 
     def test_relabelled_pairs(self, toy):
         rows = (
@@ -416,8 +420,8 @@ class TestDatasets:
                 (old["rejected"], old["chosen"]) if swapped else (old["chosen"], old["rejected"])
             )
             assert new["chosen_model"] == old["rejected_model" if swapped else "chosen_model"]
-            assert new["score_chosen"] == pytest.approx(max(a, b), **SAME)
-            assert new["score_rejected"] == pytest.approx(min(a, b), **SAME)
+            assert new["score_chosen"] == same(max(a, b))
+            assert new["score_rejected"] == same(min(a, b))
         assert toy.evaluate_preferences(relabelled).overall.accuracy == 1.0
 
     def test_agreement_with_preferences(self, toy):
@@ -426,7 +430,7 @@ class TestDatasets:
         right = [a > b for a, b in scores]
         report = toy.evaluate_preferences(rows)
         assert report.overall.count == 7 and report.overall.accuracy == sum(right) / 7
-        assert report.overall.margin == pytest.approx(sum(a - b for a, b in scores) / 7, **SAME)
+        assert report.overall.margin == same(sum(a - b for a, b in scores) / 7)
         easy, hard = [right[i] for i in (0, 2, 5)], [right[i] for i in (1, 3, 4, 6)]
         assert report.subsets["easy"].accuracy == sum(easy) / 3 and report.subsets["hard"].count == 4
         assert report.mean_over_subsets == pytest.approx((sum(easy) / 3 + sum(hard) / 4) / 2)
@@ -438,7 +442,7 @@ class TestDatasets:
         report = ImplicitRewardModel.from_trainer(trainer).evaluate_preferences(rows)
         logged = trainer.evaluate()
         assert report.overall.accuracy == pytest.approx(logged["eval_rewards/accuracies"])
-        assert report.overall.margin == pytest.approx(logged["eval_rewards/margins"], **SAME)
+        assert report.overall.margin == same(logged["eval_rewards/margins"])
 
 
 class TestRewardFunction:
@@ -475,5 +479,5 @@ class TestRewardFunction:
         assert len(log) == len(calls) == 2
         for entry, (prompts, completions, rewards) in zip(log, calls, strict=True):
             assert len(rewards) == 4
-            assert toy.score(prompts, completions) == pytest.approx(rewards, **SAME)
-            assert entry["rewards/implicit_reward/mean"] == pytest.approx(sum(rewards) / 4, rel=1e-5)
+            assert toy.score(prompts, completions) == same(rewards)
+            assert entry["rewards/implicit_reward/mean"] == same(sum(rewards) / 4)

@@ -1,4 +1,4 @@
-"""What the last updates leave: their figures in the log, weights that are finite, and what they were computed in."""
+"""The last updates of a run: their metrics in the log, finite weights, and the precision of computation."""
 
 import json
 import math
@@ -6,19 +6,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from integration.conftest import updates
-from peft import LoraConfig, PeftModel, get_peft_model
+from closeness import EXACT, same
+from integration.conftest import BFLOAT16_REWARD, updates
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
-from tiny import preference_rows, tiny_llama, tiny_tokenizer
+from tiny import lora_config, preference_rows, tiny_llama, tiny_tokenizer
 from transformers import TrainerCallback
 
 from trl_dpo_ext import DPOPaperTrainer, ImplicitRewardModel
-from trl_dpo_ext.evaluation.report.run_data import read_run
-from trl_dpo_ext.trainers.update_guard import all_finite
+from trl_dpo_ext.report.run_data import read_run
+from trl_dpo_ext.trainers.forward.update_guard import all_finite
 
 
-LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
-FIGURES = ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected")
+pytestmark = pytest.mark.usefixtures("float64")
+
+METRICS = ("loss", "rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/rejected")
 
 
 def _end(trainer) -> dict[str, float]:
@@ -31,10 +33,10 @@ class _Stops(TrainerCallback):
         control.should_training_stop = state.global_step == 3
 
 
-class TestFiguresOfTheLastWindow:
+class TestMetricsOfTheLastWindow:
     @pytest.fixture
     def each(self, trained, llama_folder):
-        """Every update's figures, of the run that the others log in wider windows."""
+        """Metrics of every update, of a run that the other runs log in wider windows."""
         return updates(trained(llama_folder, {"folder": "each", "max_steps": 3}))
 
     @pytest.mark.parametrize(
@@ -52,11 +54,11 @@ class TestFiguresOfTheLastWindow:
     def test_the_end_has_them(self, trained, llama_folder, each, options, callbacks, in_windows):
         trainer = trained(llama_folder, {"max_steps": 3} | options, callbacks=callbacks)
         end, left = _end(trainer), each[in_windows:]
-        for name in FIGURES:
+        for name in METRICS:
             expected = sum(entry[name] for entry in left) / len(left) if left else None
-            assert end.get(name) == (pytest.approx(expected, rel=1e-5, abs=1e-6) if left else None), name
+            assert end.get(name) == (same(expected) if left else None), name
         assert end.get("num_tokens") == (each[-1]["num_tokens"] if left else None)
-        lines = Path(trainer.args.output_dir, "run_log", "figures.jsonl").read_text().splitlines()
+        lines = Path(trainer.args.output_dir, "run_log", "metrics.jsonl").read_text().splitlines()
         assert json.loads(lines[-1]) == end
 
     def test_callbacks_and_the_result_of_train_have_them(self, config, llama_folder):
@@ -87,8 +89,8 @@ class TestFiguresOfTheLastWindow:
         saves = {"max_steps": 3, "logging_steps": 2, "save_strategy": "steps", "save_steps": 2}
         straight = trained(llama_folder, saves)
         resumed = trained(llama_folder, saves, resume=f"{straight.args.output_dir}/checkpoint-2")
-        for name in FIGURES:
-            assert _end(resumed)[name] == pytest.approx(_end(straight)[name], rel=1e-5), name
+        for name in METRICS:
+            assert _end(resumed)[name] == same(_end(straight)[name]), name
 
     def test_a_second_training_starts_without_those_of_one_that_failed(self, config, llama_folder):
         class Fails(TrainerCallback):
@@ -105,8 +107,8 @@ class TestFiguresOfTheLastWindow:
             trainer.train()
         trainer.remove_callback(fails)
         trainer.args.max_steps = 1
-        figures = trainer.train().metrics
-        assert figures["loss"] == pytest.approx(figures["train_loss"], rel=1e-6)
+        metrics = trainer.train().metrics
+        assert metrics["loss"] == same(metrics["train_loss"])
 
     def test_routers(self, trained, tiny_folder):
         trainer = trained(tiny_folder("moe"), {"max_steps": 3, "logging_steps": 2})
@@ -125,6 +127,7 @@ class _MakesGradients(DPOPaperTrainer):
         return loss
 
 
+@pytest.mark.float32
 class TestWeights:
     @pytest.fixture
     def make(self, config, llama_folder):
@@ -194,13 +197,13 @@ class TestNothingToTrain:
 
     @pytest.mark.parametrize("checkpointing", [False, True])
     def test_an_adapter_loaded_for_inference(self, config, tmp_path, checkpointing):
-        get_peft_model(tiny_llama(), LoraConfig(**LORA, init_lora_weights=False)).save_pretrained(tmp_path / "adapter")
+        get_peft_model(tiny_llama(), lora_config(init_lora_weights=False)).save_pretrained(tmp_path / "adapter")
         model = PeftModel.from_pretrained(tiny_llama(), tmp_path / "adapter")
         trainer = self._trainer(config, model, gradient_checkpointing=checkpointing)
         with pytest.raises(ValueError, match="No parameter .* requires a gradient.*`.*is_trainable=True"):
             trainer.train()
         assert trainer.state.global_step == 0
-        assert trainer.predict(preference_rows(4)).predictions == pytest.approx(0, abs=1e-5)  # which needs no gradient
+        assert trainer.predict(preference_rows(4)).predictions == same(0)  # which needs no gradient
 
     def test_a_frozen_model(self, config):
         with pytest.raises(ValueError, match="No parameter .* requires a gradient.*`requires_grad_\\(True\\)`"):
@@ -219,16 +222,16 @@ class TestNothingToTrain:
         model = tiny_llama()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         with pytest.raises(ValueError, match="`optimizers` holds none"):
-            self._trainer(config, get_peft_model(model, LoraConfig(**LORA)), optimizers=(optimizer, None)).train()
+            self._trainer(config, get_peft_model(model, lora_config()), optimizers=(optimizer, None)).train()
 
     def test_an_adapter_scaled_by_0(self, config):
-        model = get_peft_model(tiny_llama(), LoraConfig(**LORA, lora_alpha=0))
+        model = get_peft_model(tiny_llama(), lora_config(lora_alpha=0))
         with pytest.raises(ValueError, match="The gradient of update 1 is 0, so that nothing is trained"):
             self._trainer(config, model).train()
 
     def test_an_adapter_that_is_not_active(self, config):
-        model = get_peft_model(tiny_llama(), LoraConfig(**LORA))
-        model.add_adapter("other", LoraConfig(**LORA))
+        model = get_peft_model(tiny_llama(), lora_config())
+        model.add_adapter("other", lora_config())
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(".other." in name)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -248,7 +251,9 @@ class TestNothingToTrain:
 
 
 class TestPrecision:
-    @pytest.mark.parametrize(("asked", "used"), [("fp16", "no"), ("bf16", "bf16"), (None, "no")])
+    @pytest.mark.parametrize(
+        ("asked", "used"), [("fp16", "no"), pytest.param("bf16", "bf16", marks=pytest.mark.float32), (None, "no")]
+    )
     @pytest.mark.parametrize("by", ["option", "environment"])
     def test_what_was_computed_in_is_recorded(self, trained, llama_folder, caplog, monkeypatch, asked, used, by):
         options = {asked: True} if asked and by == "option" else {}
@@ -258,7 +263,7 @@ class TestPrecision:
         trainer.save_model()
         folder = trainer.args.output_dir
         assert json.loads(Path(folder, "trl_dpo_ext.json").read_text())["mixed_precision"] == used
-        assert (f"`{asked}` was asked for" in caplog.text) == (asked == "fp16")
+        assert (f"`{asked}` is set, but accelerate" in caplog.text) == (asked == "fp16")
         rows = preference_rows(6, start=20)
         logged = trainer.predict(rows).predictions
         for model in (
@@ -267,5 +272,4 @@ class TestPrecision:
         ):
             assert model.mixed_precision == used
             scores = model.score_rows(rows)
-            # A shared prompt and a row of its own differ by roundings of bfloat16
-            assert scores == pytest.approx(logged, abs=0.2 if used == "bf16" else 1e-4)
+            assert scores == pytest.approx(logged, abs=BFLOAT16_REWARD if used == "bf16" else EXACT)

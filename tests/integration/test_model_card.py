@@ -28,8 +28,8 @@ def test_card(method, equation, reference, llama_folder, tmp_path):
     assert equation in card
     assert "- beta: 0.25" in card
     assert f"- reference: {reference}" in card
-    assert (trainer.reference_hash is None) == (reference == "none")
-    assert str(trainer.reference_hash) in card or reference == "none"
+    assert (trainer.reference.hash_of(trainer.model) is None) == (reference == "none")
+    assert str(trainer.reference.hash_of(trainer.model)) in card or reference == "none"
     assert f"This model is a fine-tuned version of `{Path(llama_folder).name}`.\n" in card
     assert f'pipeline("text-generation", model="{tmp_path.name}", ' in card
     assert "None" not in card

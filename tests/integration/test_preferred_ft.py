@@ -6,8 +6,7 @@ import trl
 from closeness import EXACT, same
 from datasets import Dataset
 from integration.conftest import TINY, assert_trains_as_plain_torch, builder, token_logps, updates
-from peft import LoraConfig
-from tiny import preference_rows, tiny_llama, tiny_tokenizer
+from tiny import lora_config, preference_rows, tiny_llama, tiny_tokenizer
 from transformers import BitsAndBytesConfig
 
 from trl_dpo_ext import PreferredFTConfig, PreferredFTTrainer
@@ -15,8 +14,6 @@ from trl_dpo_ext.objectives import preferred_ft_loss
 
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-LORA = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
 
 
 @pytest.fixture
@@ -246,15 +243,17 @@ class TestSameNumbers:
             assert two["rewards/chosen"] == same(one["rewards/chosen"])
 
     def test_lora(self, make):
-        trainer = make(peft_config=LORA, reference_free=False, max_steps=2)
+        trainer = make(peft_config=lora_config(), reference_free=False, max_steps=2)
         trainer.train()
         assert updates(trainer)[0]["rewards/chosen"] == 0.0 < updates(trainer)[1]["rewards/chosen"]
 
     @pytest.mark.slow
     @pytest.mark.float32
-    def test_quantised(self, make, llama_folder):
+    def test_quantized(self, make, llama_folder):
         quantized = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-        trainer = make(llama_folder, peft_config=LORA, quantization_config=quantized, max_steps=2, learning_rate=1e-2)
+        trainer = make(
+            llama_folder, peft_config=lora_config(), quantization_config=quantized, max_steps=2, learning_rate=1e-2
+        )
         trainer.train()
         first, second = updates(trainer)
         assert second["loss"] != first["loss"]

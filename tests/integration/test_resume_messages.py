@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 from integration.conftest import TINY, updates
-from peft import LoraConfig
-from tiny import preference_rows
+from tiny import lora_config, preference_rows
 
 import trl_dpo_ext
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
@@ -17,10 +16,6 @@ FROM_THE_WEIGHTS = (
     "To start a new run from its weights, make it the model (`model_name_or_path: {0}`) and leave out "
     "`resume_from_checkpoint`."
 )
-
-
-def lora(rank=4, targets=("q_proj",)):
-    return LoraConfig(r=rank, target_modules=list(targets), task_type="CAUSAL_LM")
 
 
 @pytest.fixture
@@ -56,14 +51,14 @@ def forget(checkpoint, *keys):
 class TestOtherWeights:
     def test_all_weights_into_an_adapter(self, checkpoint_of, refused):
         folder = checkpoint_of()
-        assert refused(folder, peft_config=lora()) == (
+        assert refused(folder, peft_config=lora_config(target_modules=["q_proj"])) == (
             f"The checkpoint {folder} holds all weights, and this run trains an adapter (peft_type='LORA', r=4, "
             "target_modules=['q_proj']). To go on with that run, leave out `peft_config` (`use_peft`). "
             + FROM_THE_WEIGHTS.format(folder)
         )
 
     def test_an_adapter_into_all_weights(self, checkpoint_of, refused):
-        folder = checkpoint_of(peft_config=lora())
+        folder = checkpoint_of(peft_config=lora_config(target_modules=["q_proj"]))
         assert refused(folder) == (
             f"The checkpoint {folder} holds an adapter (peft_type='LORA', r=4, target_modules=['q_proj']), and this "
             "run trains all weights. To go on with that run, give that adapter as `peft_config`. "
@@ -71,16 +66,18 @@ class TestOtherWeights:
         )
 
     def test_an_adapter_of_another_shape(self, checkpoint_of, refused):
-        folder = checkpoint_of(peft_config=lora())
-        assert refused(folder, peft_config=lora(2, ["v_proj", "q_proj"])) == (
+        folder = checkpoint_of(peft_config=lora_config(target_modules=["q_proj"]))
+        assert refused(folder, peft_config=lora_config(r=2)) == (
             f"The checkpoint {folder} holds an adapter (r=4, target_modules=['q_proj']), and this run trains an "
             "adapter (r=2, target_modules=['q_proj', 'v_proj']). To go on with that run, give these options to the "
             "adapter (`peft_config`). " + FROM_THE_WEIGHTS.format(folder)
         )
 
     def test_the_same_adapter_in_another_order_is_resumed(self, checkpoint_of, trained, llama_folder):
-        folder = checkpoint_of(peft_config=lora(4, ["q_proj", "v_proj"]))
-        resumed = trained(llama_folder, SAVES, resume=folder, peft_config=lora(4, ["v_proj", "q_proj"]))
+        folder = checkpoint_of(peft_config=lora_config())
+        resumed = trained(
+            llama_folder, SAVES, resume=folder, peft_config=lora_config(target_modules=["v_proj", "q_proj"])
+        )
         assert resumed.state.global_step == 3
 
 

@@ -3,28 +3,14 @@
 import shutil
 
 import pytest
-from closeness import EXACT
 from datasets import load_dataset
-from integration.conftest import updates
-from peft import LoraConfig
-from tiny import preference_rows, tiny_llama, tiny_tokenizer
+from integration.conftest import CONTINUOUS, assert_same_run, updates
+from tiny import lora_config, preference_rows, tiny_llama, tiny_tokenizer
 
 from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
 
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-NAMES = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "entropy")
-
-
-def assert_same_run(one, other, rel=EXACT, names=NAMES):
-    assert len(updates(one)) == len(updates(other)) > 0
-    for ours, theirs in zip(updates(one), updates(other), strict=True):
-        for name in names:
-            assert ours[name] == pytest.approx(theirs[name], rel=rel, abs=rel), name
-    for (name, ours), theirs in zip(one.model.named_parameters(), other.model.parameters(), strict=True):
-        distance = (ours - theirs).norm() / (theirs.norm() + 1e-8)
-        assert distance <= rel, name
 
 
 # 12 rows: batches of 8 leave one of 4, so the last update is short in every split
@@ -74,19 +60,19 @@ def test_gradient_checkpointing(trained, llama_folder):
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "adapter"])
 def test_cached_reference(trained, llama_folder, tmp_path, adapter):
-    kwargs = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")} if adapter else {}
+    kwargs = {"peft_config": lora_config()} if adapter else {}
     live = trained(llama_folder, **kwargs)
     options = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(tmp_path / "cache")}
     cached = trained(llama_folder, options, **kwargs)
     again = trained(llama_folder, options, **kwargs)  # read from the file
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    assert_same_run(cached, live)
+    assert_same_run(cached, live, names=CONTINUOUS)
     assert_same_run(again, cached, rel=0.0)
 
 
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "adapter"])
 def test_resumed_run_is_the_straight_run(trained, config, llama_folder, adapter):
-    kwargs = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")} if adapter else {}
+    kwargs = {"peft_config": lora_config()} if adapter else {}
     options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2, "train_sampling_strategy": "random"}
     straight = trained(llama_folder, options, **kwargs)
     resumed = trained(llama_folder, options, resume=f"{straight.args.output_dir}/checkpoint-2", **kwargs)
@@ -98,7 +84,7 @@ def test_resumed_run_is_the_straight_run(trained, config, llama_folder, adapter)
 def test_resuming_a_trained_adapter_keeps_its_reference(trained, llama_folder, tmp_path):
     from peft import PeftModel, get_peft_model
 
-    lora = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    lora = lora_config(init_lora_weights=False)
     get_peft_model(tiny_llama(), lora).save_pretrained(tmp_path / "adapter")
 
     def policy():

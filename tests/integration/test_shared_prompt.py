@@ -6,11 +6,21 @@ from typing import Any
 import pytest
 import torch
 import trl
-from closeness import EXACT, ROUNDING, assert_within_rounding, in_float64, same
-from integration.conftest import TINY, updates
-from integration.test_ranking import rankings
-from peft import LoraConfig, PromptTuningConfig
-from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_moe, tiny_processor, tiny_qwen3, tiny_tokenizer, tiny_vlm
+from closeness import ROUNDING, assert_within_rounding, in_float64, same
+from integration.conftest import TINY, assert_same_run, updates
+from peft import PromptTuningConfig
+from tiny import (
+    lora_config,
+    preference_rows,
+    ranking_rows,
+    tiny_gpt2,
+    tiny_llama,
+    tiny_moe,
+    tiny_processor,
+    tiny_qwen3,
+    tiny_tokenizer,
+    tiny_vlm,
+)
 from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
@@ -23,7 +33,7 @@ from trl_dpo_ext.shared_prompt.support import BLOCK_MASK, DENSE_MASK, SEGMENTS
 pytestmark = pytest.mark.usefixtures("float64")
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+LORA = lora_config(target_modules=["q_proj", "v_proj", "down_proj"])
 
 
 @pytest.fixture
@@ -34,7 +44,7 @@ def run(tmp_path):
         names = ("peft_config", "train_dataset", "processing_class", "eval_dataset")
         arguments = {name: options.pop(name) for name in names if name in options}
         config, trainer_class = (RankingDPOConfig, RankingDPOTrainer) if ranked else (DPOPaperConfig, DPOPaperTrainer)
-        rows = rankings(8, [2, 5, 3, 4]) if ranked else preference_rows(8)
+        rows = ranking_rows(8, [2, 5, 3, 4]) if ranked else preference_rows(8)
         arguments = {"train_dataset": rows, "processing_class": tiny_tokenizer()} | arguments
         args = config(str(tmp_path / "out"), **TINY | {"max_steps": 1} | options)
         trainer = trainer_class(model or tiny_llama(), args=args, **arguments)
@@ -42,18 +52,6 @@ def run(tmp_path):
         return trainer
 
     return train
-
-
-def assert_same_run(one: Any, other: Any) -> None:
-    """Every figure of every update, and the weights."""
-    assert len(updates(one)) == len(updates(other)) > 0
-    for ours, theirs in zip(updates(one), updates(other), strict=True):
-        assert theirs.keys() - ours.keys() <= {"kl_per_token"}  # a cached reference has no tokens
-        for name in ours.keys() & theirs.keys() - {"step", "epoch"}:
-            assert ours[name] == same(theirs[name]), name
-    weights = dict(other.model.named_parameters())
-    for name, weight in one.model.named_parameters():
-        assert (weight - weights[name]).norm() <= EXACT * weights[name].norm(), name
 
 
 class TestSameRun:
@@ -118,7 +116,7 @@ class TestSameRun:
         model = tiny_llama()
         model.set_attn_implementation("eager")
         trainer = run(model, ranked=ranked)
-        assert trainer.layout_description == "computed once (dense mask, packed)"
+        assert str(trainer.runner) == "computed once (dense mask, packed)"
         assert_same_run(trainer, run(ranked=ranked, share_prompt=False))
 
 
@@ -136,7 +134,7 @@ def test_losses_of_trl_run_on_the_layout(loss_type, tmp_path):
             tiny_llama(), tiny_llama(seed=1), args=args, train_dataset=rows, processing_class=tiny_tokenizer()
         )
         trainer.train()
-        assert "computed once" in getattr(trainer, "layout_description", "computed once")
+        assert "computed once" in str(getattr(trainer, "runner", "computed once"))
         return updates(trainer)[0]
 
     ours, theirs = first(DPOPaperTrainer), first(trl.DPOTrainer)
@@ -165,7 +163,7 @@ class TestWork:
     def test_distinct_tokens_and_no_others(self, run):
         model = tiny_llama()
         seen = self.calls(model)
-        rows = rankings(4, [3])
+        rows = ranking_rows(4, [3])
         trainer = run(model, ranked=True, train_dataset=rows, reference_free=True)
         prepared = trainer.train_dataset
         distinct = sum(len(row["prompt_ids"]) + sum(len(ids) - 1 for ids in row["completion_ids"]) for row in prepared)
@@ -175,7 +173,7 @@ class TestWork:
     def test_parts_are_computed_twice_and_not_three_times(self, run, checkpointing):
         model = tiny_llama()
         seen = self.calls(model)
-        rows = rankings(4, [6])
+        rows = ranking_rows(4, [6])
         options = {"reference_free": True, "gradient_checkpointing": checkpointing}
         run(model, ranked=True, train_dataset=rows, completions_per_forward=2, **options)
         assert len(seen) == 3 * 2
@@ -187,7 +185,7 @@ class TestWork:
     @pytest.mark.parametrize("options", [{}, {"completions_per_forward": 2}], ids=["whole", "in parts"])
     def test_saved_tensors_may_be_offloaded(self, run, options):
         # TRL's `activation_offloading` needs an accelerator; torch's own hooks do the same on the CPU
-        trainer = run(ranked=True, train_dataset=rankings(4, [6]), **options)
+        trainer = run(ranked=True, train_dataset=ranking_rows(4, [6]), **options)
         batch = trainer.data_collator([trainer.train_dataset[0]])
         trainer.model.train()
 
@@ -209,7 +207,8 @@ class TestWork:
             return tensor
 
         def saved(size: int, **options: Any) -> int:
-            trainer = run(ranked=True, train_dataset=rankings(4, [size]), reference_free=True, max_steps=1, **options)
+            rows = ranking_rows(4, [size])
+            trainer = run(ranked=True, train_dataset=rows, reference_free=True, max_steps=1, **options)
             batch = trainer.data_collator([trainer.train_dataset[0]])
             trainer.model.train()
             kept.clear()
@@ -225,8 +224,8 @@ class TestWhereItIsNotExact:
 
     def fallback(self, run, reason: str, model: Any = None, **options: Any) -> None:
         trainer = run(copy.deepcopy(model), **options)
-        assert reason in trainer.layout_description
-        assert "computed once" not in trainer.layout_description
+        assert reason in str(trainer.runner)
+        assert "computed once" not in str(trainer.runner)
         separate = run(copy.deepcopy(model), share_prompt=False, **options)
         assert updates(trainer)[0]["loss"] == same(updates(separate)[0]["loss"])
         for option in ("share_prompt", "padding_free"):
@@ -238,7 +237,7 @@ class TestWhereItIsNotExact:
 
     def test_a_router_without_its_loss_shares(self, run):
         trainer = run(tiny_moe(), router_aux_loss_coef=0.0)
-        assert "computed once" in trainer.layout_description
+        assert "computed once" in str(trainer.runner)
 
     def test_prompt_learning(self, run):
         config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
@@ -250,7 +249,7 @@ class TestWhereItIsNotExact:
             rows = preference_rows(4, "vision")
             return DPOPaperTrainer(tiny_vlm(), args=args, train_dataset=rows, processing_class=tiny_processor())
 
-        assert "images" in make().layout_description
+        assert "images" in str(make().runner)
         with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: rows hold images"):
             make(share_prompt=True)
         with pytest.raises(ValueError, match="`completions_per_forward=1` is not exact here: rows hold images"):
@@ -263,7 +262,7 @@ class TestWhereItIsNotExact:
     )
     def test_noise(self, run, options, reason):
         trainer = run(tiny_gpt2(), **options)
-        assert reason in trainer.layout_description
+        assert reason in str(trainer.runner)
         with pytest.raises(ValueError, match=f"`share_prompt=True` is not exact here: .*{reason}"):
             run(tiny_gpt2(), share_prompt=True, **options)
 
@@ -273,8 +272,8 @@ class TestWhereItIsNotExact:
             rows = preference_rows(4)
             return DPOPaperTrainer(tiny_llama(), args=args, train_dataset=rows, processing_class=tiny_tokenizer())
 
-        assert "would compile the layout of every batch anew" in make().layout_description
-        assert "computed once" in make(share_prompt=True).layout_description
+        assert "would compile the layout of every batch anew" in str(make().runner)
+        assert "computed once" in str(make(share_prompt=True).runner)
 
     @pytest.mark.parametrize("kind", ["bloom", "gpt_neo", "mpt", "qwen3_next", "rwkv"])
     def test_architectures(self, run, kind):
@@ -309,8 +308,8 @@ class TestWhereItIsNotExact:
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, vocab_size=384, **options[kind]))
         trainer = run(copy.deepcopy(model))
-        assert "computed once" not in trainer.layout_description
-        assert f"`{kind}`" in trainer.layout_description
+        assert "computed once" not in str(trainer.runner)
+        assert f"`{kind}`" in str(trainer.runner)
         for option in ("share_prompt", "padding_free"):
             with pytest.raises(ValueError, match=rf"`{option}=True` is not exact here: `{kind}`"):
                 run(copy.deepcopy(model), **{option: True})
@@ -352,7 +351,7 @@ class TestUntestedModels:
     def test_one_that_agrees(self, run):
         made = self.grouped("arcee", LayoutOptions(longest=64))
         trainer = run(made.model)
-        assert "computed once" in trainer.layout_description
+        assert "computed once" in str(trainer.runner)
 
     def test_one_that_does_not(self, run):
         model = self.grouped("arcee", LayoutOptions()).model
@@ -360,9 +359,7 @@ class TestUntestedModels:
             lambda mlp, args, output: output * torch.linspace(0.5, 1.0, 4096)[: output.size(1), None]
         )
         trainer = run(copy.deepcopy(model))
-        assert (
-            "is not a tested model, and with one prompt for two completions its log-prob" in trainer.layout_description
-        )
+        assert "is not a tested model, and with one prompt for two completions its log-prob" in str(trainer.runner)
         with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: `arcee` is not a tested model"):
             run(model, share_prompt=True)
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from closeness import EXACT
 from integration.conftest import TINY
 from integration.test_lm_heads import by_logits
 from peft import LoraConfig, get_peft_model
@@ -12,6 +13,9 @@ from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_toke
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, ImplicitRewardModel
 from trl_dpo_ext.shared_prompt.forward import GroupedForward
 from trl_dpo_ext.shared_prompt.support import DENSE_MASK, is_ordinary, windows_of
+
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def trainer_of(folder: Any, model: Any, peft_config: Any = None, **options: Any) -> DPOPaperTrainer:
@@ -28,8 +32,8 @@ def logps(trainer: DPOPaperTrainer) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probabilities `(B, 2)` by the trainer, and from the model's own logits."""
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
     with torch.no_grad():
-        found = trainer.run_policy(trainer.model, dict(batch))[1]
-    return found.double(), by_logits(trainer.model, batch)
+        found = trainer.runner.run_policy(trainer.model, trainer.read_batch(batch)).logps
+    return found, by_logits(trainer.model, batch)
 
 
 @pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
@@ -41,23 +45,23 @@ def test_a_window_that_the_model_does_not_have(build, attention, tmp_path):
     assert windows_of(model) == {"full_attention": None}
     trainer = trainer_of(tmp_path, model)
     found, expected = logps(trainer)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
-    assert trainer.layout_description.startswith("computed once")
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
+    assert str(trainer.runner).startswith("computed once")
 
 
 def test_kinds_of_layers_that_the_model_does_not_have(tmp_path):
     model = tiny_llama()
     model.config.layer_types, model.config.sliding_window = ["sliding_attention", "full_attention"], 8
     found, expected = logps(trainer_of(tmp_path, model))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
 
 
 def test_a_window_that_it_has(tmp_path):
     trainer = trainer_of(tmp_path, tiny_mistral())
     assert windows_of(trainer.model) == {"sliding_attention": 8}
     found, expected = logps(trainer)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
-    assert trainer.layout_description.startswith("computed once")
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
+    assert str(trainer.runner).startswith("computed once")
 
 
 def test_another_attention_in_a_tested_type_is_found(tmp_path):
@@ -73,9 +77,9 @@ def test_another_attention_in_a_tested_type_is_found(tmp_path):
         layer.self_attn.forward = by_place
     trainer = trainer_of(tmp_path, model)
     found, expected = logps(trainer)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
     assert "`llama` with this config or adapter with one prompt for two completions its log-probabilities differ" in (
-        trainer.layout_description
+        str(trainer.runner)
     )
 
 
@@ -122,7 +126,7 @@ def test_adapters(options, tmp_path):
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     trainer = trainer_of(tmp_path, model)
     found, expected = logps(trainer)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
     trainer.train()
 
     rows = preference_rows(4)
@@ -132,7 +136,7 @@ def test_adapters(options, tmp_path):
     policy = by_logits(model, batch)
     model.set_adapter("ref")
     reference = by_logits(model, batch)
-    torch.testing.assert_close(scores.double(), 0.1 * (policy - reference), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores, 0.1 * (policy - reference), rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.parametrize("layers", [[[0, 2], [0, 2]], [[0, 1], [0, 2], [1, 2]]], ids=str)
@@ -141,7 +145,7 @@ def test_replicated_layers(layers, tmp_path):
     trainer = trainer_of(tmp_path, tiny_llama(), peft_config=adapter)
     trainer.train()
     found, expected = logps(trainer)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
 
     with pytest.raises(ValueError, match=r"`layer_replication`.*`peft_config=`"):
         trainer_of(tmp_path, get_peft_model(tiny_llama(), adapter))
@@ -155,8 +159,8 @@ def test_a_hook_is_found(tmp_path):
     )
     trainer = trainer_of(tmp_path, model)
     found, expected = logps(trainer)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
-    assert trainer.layout_description.startswith("with every completion (`llama` with this config or adapter")
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
+    assert str(trainer.runner).startswith("with every completion (`llama` with this config or adapter")
 
 
 def test_the_dense_mask_of_a_gpu_has_no_window_either(tmp_path, monkeypatch):
@@ -164,7 +168,7 @@ def test_the_dense_mask_of_a_gpu_has_no_window_either(tmp_path, monkeypatch):
     model.config.sliding_window = 8
     monkeypatch.setattr("trl_dpo_ext.shared_prompt.forward.how_to_attend", lambda model, device: (DENSE_MASK, ""))
     trainer = trainer_of(tmp_path, model)
-    assert isinstance(trainer._grouped, GroupedForward)
+    assert isinstance(trainer.runner._grouped, GroupedForward)
     found, expected = logps(trainer)
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-4)
-    assert trainer.layout_description == "computed once (dense mask, packed)"
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
+    assert str(trainer.runner) == "computed once (dense mask, packed)"

@@ -9,7 +9,8 @@ from closeness import EXACT, assert_within_rounding, drawn_in_float32, in_float6
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_dpo_ext.logps import completion_logps, existing_completions, find_groups
+from trl_dpo_ext.batches import Batch
+from trl_dpo_ext.logps import completion_logps
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
 from trl_dpo_ext.shared_prompt.support import BLOCK_MASK, DENSE_MASK, TESTED
 
@@ -102,13 +103,14 @@ def ragged_batch() -> dict[str, torch.Tensor]:
             batch["input_ids"][b, k, prompt : prompt + length] = torch.randint(3, 97, (length,), generator=generator)
             batch["attention_mask"][b, k, : prompt + length] = 1
             batch["completion_mask"][b, k, prompt : prompt + length] = 1
-    return batch | {"rank_mask": batch["attention_mask"].any(dim=-1)}
+    exists = batch["attention_mask"].any(dim=-1)  # (B, K)
+    return batch | {"rank_mask": exists, "ranks": torch.where(exists, torch.arange(exists.size(1)), -1)}
 
 
 def run(model: PreTrainedModel, batch: dict[str, torch.Tensor], with_groups: bool):
     """Log-probabilities of the rows, by token and summed, and the gradient of a weighted sum of them."""
-    groups = find_groups(batch)
-    rows = existing_completions(batch, groups)
+    read = Batch.of(batch)
+    groups, rows = read.groups, read.rows
     model.zero_grad()
     scored = completion_logps(model, rows | ({"prompt_groups": groups} if with_groups else {}))
     weights = torch.linspace(-1.0, 1.0, len(scored.logps), dtype=scored.logps.dtype)
@@ -211,8 +213,8 @@ def test_forward_of_flex_attention(name):
     model, flex = build(name, "eager" if name == "gemma2" else "sdpa"), build(name, "flex_attention")
     assert GroupedForward(flex, LayoutOptions(share_prompt=True), CPU).attention == BLOCK_MASK
     batch = ragged_batch()
-    groups = find_groups(batch)
-    rows = existing_completions(batch, groups)
+    read = Batch.of(batch)
+    groups, rows = read.groups, read.rows
     with torch.no_grad():
         expected = completion_logps(model, rows).logps
         found = completion_logps(flex, rows | {"prompt_groups": groups}).logps

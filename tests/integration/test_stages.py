@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import same
 from peft import AutoPeftModelForCausalLM
 from safetensors.torch import load_file
 from tiny import save_tiny, tiny_llama, tiny_tokenizer
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_dpo_ext import ImplicitRewardModel
 from trl_dpo_ext.cli import main
 
+
+pytestmark = pytest.mark.usefixtures("float64")
 
 LORA = ["--use_peft", "--lora_r", "4", "--lora_target_modules", "q_proj", "v_proj"]
 
@@ -86,7 +89,7 @@ class TestPipeline:
             merged = AutoModelForCausalLM.from_pretrained(f"{folder}/merged")
             by_hand = ImplicitRewardModel(policy, merged, AutoTokenizer.from_pretrained(folder), beta=0.1)
             rewards = ImplicitRewardModel.from_pretrained(folder).score_rows(rows)[0]
-            assert rewards == pytest.approx(by_hand.score_rows(rows)[0], abs=1e-5)
+            assert rewards == same(by_hand.score_rows(rows)[0])
             assert min(map(abs, rewards)) > 1e-4
 
     def test_an_adapter_is_on_all_linear_layers_by_default(self, base):

@@ -6,13 +6,11 @@ import pytest
 import torch
 from closeness import EXACT, ROUNDING, same
 from integration.conftest import updates
-from peft import LoraConfig, get_peft_model
-from tiny import preference_rows, tiny_llama, tiny_tokenizer
+from peft import get_peft_model
+from tiny import lora_config, preference_rows, tiny_llama, tiny_tokenizer
 
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 
 
 def _changed_in_memory():
@@ -24,7 +22,7 @@ def _changed_in_memory():
 
 
 def _trained_adapter():
-    model = get_peft_model(tiny_llama(), LoraConfig(**LORA, init_lora_weights=False))
+    model = get_peft_model(tiny_llama(), lora_config(init_lora_weights=False))
     return model
 
 
@@ -32,7 +30,7 @@ SOURCES = {
     "path": lambda folder: (folder, {}),
     "instance": lambda folder: (tiny_llama(), {}),
     "instance changed in memory": lambda folder: (_changed_in_memory(), {}),
-    "new adapter": lambda folder: (tiny_llama(), {"peft_config": LoraConfig(**LORA)}),
+    "new adapter": lambda folder: (tiny_llama(), {"peft_config": lora_config()}),
     "trained adapter": lambda folder: (_trained_adapter(), {}),
 }
 
@@ -66,7 +64,7 @@ def test_cached_reference_starts_at_the_policy(trained, llama_folder, tmp_path, 
             "precompute_ref_batch_size": 3,
             "ref_logps_cache_dir": str(tmp_path / "cache"),
         },
-        peft_config=LoraConfig(**LORA) if adapter else None,
+        peft_config=lora_config() if adapter else None,
     )
     assert trainer.ref_model is None
     first = updates(trainer)[0]
@@ -93,7 +91,7 @@ def test_two_trainers_on_one_model(trained):
 
 
 def test_two_trainers_on_one_peft_model(trained):
-    model = get_peft_model(tiny_llama(), LoraConfig(**LORA))
+    model = get_peft_model(tiny_llama(), lora_config())
     for _ in range(2):
         trainer = trained(model, {"max_steps": 2}, processing_class=tiny_tokenizer())
         first, second = updates(trainer)

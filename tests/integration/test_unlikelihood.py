@@ -8,15 +8,12 @@ import torch
 import trl
 from closeness import same
 from integration.conftest import TINY, assert_trains_as_plain_torch, builder, token_logps, updates
-from peft import LoraConfig
-from tiny import preference_rows, tiny_llama, tiny_tokenizer
+from tiny import lora_config, preference_rows, tiny_llama, tiny_tokenizer
 
 from trl_dpo_ext import UnlikelihoodConfig, UnlikelihoodTrainer
 
 
 pytestmark = pytest.mark.usefixtures("float64")
-
-LORA = LoraConfig(r=4, target_modules=["q_proj"], task_type="CAUSAL_LM")
 
 
 @pytest.fixture
@@ -47,7 +44,7 @@ class TestReference:
     def test_none_by_default(self, make):
         trainer = make(max_steps=1)
         trainer.train()
-        assert trainer.ref_model is None and trainer.reference_kind == "none"
+        assert trainer.ref_model is None and trainer.reference.kind == "none"
         logged = updates(trainer)[0]
         assert logged["rewards/chosen"] == same(trainer.beta * logged["logps/chosen"])
 
@@ -67,7 +64,7 @@ class TestReference:
         trainer.train()
         assert updates(trainer)[0]["rewards/chosen"] == same(torch.stack(expected).mean().item())
 
-    @pytest.mark.parametrize("options", [{}, {"peft_config": LORA}], ids=["copy", "adapter off"])
+    @pytest.mark.parametrize("options", [{}, {"peft_config": lora_config()}], ids=["copy", "adapter off"])
     def test_the_start_of_training_on_request(self, make, options):
         trainer = make(reference_free=False, max_steps=2, **options)
         trainer.train()
@@ -169,7 +166,7 @@ class TestSameNumbers:
             assert torch.equal(ours, theirs)
 
     def test_lora_is_saved_and_predicts(self, make):
-        trainer = make(peft_config=LORA, reference_free=False, eval_dataset=preference_rows(5, start=20))
+        trainer = make(peft_config=lora_config(), reference_free=False, eval_dataset=preference_rows(5, start=20))
         trainer.train()
         rows = preference_rows(5, start=20)
         rewards = trainer.predict(rows).predictions

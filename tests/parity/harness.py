@@ -20,7 +20,8 @@ from closeness import EXACT, same
 from tiny import preference_rows
 from transformers import PrinterCallback
 
-from trl_dpo_ext import DPOPaperTrainer
+from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
+from trl_dpo_ext.trainers.argument_checks import config_from
 
 
 class SeparateRows(DPOPaperTrainer):
@@ -30,8 +31,10 @@ class SeparateRows(DPOPaperTrainer):
     `tests/integration/test_shared_prompt.py` compares a shared prompt with this way.
     """
 
-    def _layout_options(self):
-        return None, "parity"
+    def __init__(self, model: Any, *, args: trl.DPOConfig, **arguments: Any):
+        options = config_from(args, model, DPOPaperConfig, self._name)
+        options.share_prompt = False
+        super().__init__(model, args=options, **arguments)
 
 
 TRAINERS = {"trl": trl.DPOTrainer, "ours": SeparateRows}
@@ -52,7 +55,7 @@ CONFIG = {
 }
 
 # Means over tokens, which TRL averages over micro-batches: equal where an entry of the log is one micro-batch.
-_TOKEN_FIGURES = re.compile(r"entropy|logits/|mean_token_accuracy|aux_loss")
+_TOKEN_METRICS = re.compile(r"entropy|logits/|mean_token_accuracy|aux_loss")
 # Softmax ignores what a bias of the keys adds where positions are not rotary: the gradient is rounding, of which Adam
 # makes whole steps.
 _KEY_BIASES = re.compile(r"c_attn\.bias|vision_tower.*k_proj\.bias")
@@ -77,7 +80,7 @@ class Case:
         build (`Callable`, *optional*):
             From the model's folder and a tag for data to arguments of the trainer. They replace the defaults.
         finish (`Callable`, *optional*):
-            From the trained trainer and a tag to further figures to compare.
+            Function of the trained trainer and a tag that returns further metrics to compare.
         loss_atol (`float`, *optional*, defaults to `EXACT`):
             Absolute tolerance of losses, for losses that are not of the order of one.
         tolerance (`float`, *optional*):
@@ -125,7 +128,7 @@ def make_trainer(which: str, case: Case, folder: str, output_dir: Path) -> trl.D
 
 
 def train(which: str, case: Case, folder: str, output_dir: Path) -> Run:
-    """Builds the trainer of a case, trains it and takes its figures and weights."""
+    """Builds the trainer of a case, trains it and takes its metrics and weights."""
     trainer = make_trainer(which, case, folder, output_dir)
     start = _weights(trainer)
     trainer.train()
@@ -138,7 +141,7 @@ def train_both(case: Case, folder: str, output_dir: Path) -> tuple[Run, Run]:
     """Runs a case with TRL's trainer and with ours, and asserts that they did the same."""
     theirs, ours = (train(which, case, folder, output_dir) for which in TRAINERS)
     assert_trained(theirs)
-    assert_same_figures(theirs.history, ours.history, case)
+    assert_same_metrics(theirs.history, ours.history, case)
     assert_same_weights(theirs.weights, ours.weights, rtol=case.tolerance or EXACT)
     return theirs, ours
 
@@ -161,8 +164,8 @@ def assert_trained(run: Run) -> None:
     assert max(moved) > 1e-3, f"no weight moved: {max(moved)}"
 
 
-def assert_same_figures(theirs: list[dict[str, float]], ours: list[dict[str, float]], case: Case) -> None:
-    """Every figure that TRL logged is in our log of the same moment, with the same value."""
+def assert_same_metrics(theirs: list[dict[str, float]], ours: list[dict[str, float]], case: Case) -> None:
+    """Every metric that TRL logged is in our log of the same update, with the same value."""
     assert len(theirs) == len(ours), f"TRL logged {len(theirs)} entries, ours {len(ours)}"
     several = max(case.config.get(name, 1) for name in ("gradient_accumulation_steps", "logging_steps")) > 1
     several = several or case.config.get("logging_strategy") == "epoch"
@@ -170,7 +173,7 @@ def assert_same_figures(theirs: list[dict[str, float]], ours: list[dict[str, flo
     for their_entry, our_entry in zip(theirs, ours, strict=True):
         one_batch = "loss" in their_entry and not several
         for name, value in their_entry.items():
-            if _TIMINGS.search(name) or (_TOKEN_FIGURES.search(name) and not one_batch):
+            if _TIMINGS.search(name) or (_TOKEN_METRICS.search(name) and not one_batch):
                 continue
             found = our_entry.get(_our_name(name, their_entry))
             if found != _approximately(name, value, case):

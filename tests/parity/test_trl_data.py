@@ -163,5 +163,5 @@ def test_precompute(case, llama_folder, tmp_path):
 def test_evaluate_before_training(llama_folder, tmp_path):
     case = Case("before", {"precompute_ref_log_probs": True})
     for which in ("trl", "ours"):
-        figures = make_trainer(which, case, llama_folder, tmp_path).evaluate(preference_rows(8, start=20, tag=which))
-        assert figures["eval_loss"] == pytest.approx(np.log(2), abs=EXACT)
+        metrics = make_trainer(which, case, llama_folder, tmp_path).evaluate(preference_rows(8, start=20, tag=which))
+        assert metrics["eval_loss"] == pytest.approx(np.log(2), abs=EXACT)

@@ -6,8 +6,7 @@ from typing import NamedTuple
 import peft
 import pytest
 from harness import Case, assert_same_refusal, make_trainer, train
-from peft import LoraConfig
-from tiny import preference_rows, tiny_processor
+from tiny import lora_config, preference_rows, tiny_processor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 
@@ -19,10 +18,6 @@ class Refusal(NamedTuple):
 
 def refusals(*table: Refusal) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("refusal", [pytest.param(refusal, id=refusal.case.id) for refusal in table])
-
-
-def _lora(target: str = "q_proj") -> LoraConfig:
-    return LoraConfig(r=2, target_modules=[target], task_type="CAUSAL_LM")
 
 
 def _model_as_its_own_reference(folder, tag):
@@ -116,12 +111,12 @@ def test_cut_image(tiny_folder, tmp_path):
 @refusals(
     Refusal(Case("model_as_reference", build=_model_as_its_own_reference), ValueError, "cannot be the same object"),
     Refusal(
-        Case("sync_with_peft", {"sync_ref_model": True}, build=lambda folder, tag: {"peft_config": _lora()}),
+        Case("sync_with_peft", {"sync_ref_model": True}, build=lambda folder, tag: {"peft_config": lora_config()}),
         NotImplementedError,
         "sync_ref_model=True",
     ),
     Refusal(
-        Case("lm_head_adapter", build=lambda folder, tag: {"peft_config": _lora("lm_head")}),
+        Case("lm_head_adapter", build=lambda folder, tag: {"peft_config": lora_config(target_modules=["lm_head"])}),
         ValueError,
         "`lm_head` is not supported",
     ),
@@ -130,8 +125,8 @@ def test_cut_image(tiny_folder, tmp_path):
         Case(
             "peft_model_and_config",
             build=lambda folder, tag: {
-                "model": peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), _lora()),
-                "peft_config": _lora(),
+                "model": peft.get_peft_model(AutoModelForCausalLM.from_pretrained(folder), lora_config()),
+                "peft_config": lora_config(),
             },
         ),
         ValueError,

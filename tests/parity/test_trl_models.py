@@ -4,8 +4,8 @@ import peft
 import pytest
 import torch
 from harness import Case, assert_same_refusal, cases, train_both
-from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType
-from tiny import preference_rows, tiny_llama, tiny_processor
+from peft import IA3Config, PrefixTuningConfig, PromptTuningConfig, TaskType
+from tiny import lora_config, preference_rows, tiny_llama, tiny_processor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 
@@ -40,7 +40,7 @@ def test_architecture(case, tiny_folder, tmp_path):
         build=lambda folder, tag: {"eval_dataset": preference_rows(8, "vision", start=20, tag=tag)},
     ),
     Case("images_accumulated", {"gradient_accumulation_steps": 2}, model="vlm", rows="vision"),
-    Case("images_lora", model="vlm", rows="vision", build=lambda folder, tag: {"peft_config": lora()}),
+    Case("images_lora", model="vlm", rows="vision", build=lambda folder, tag: {"peft_config": lora_config()}),
     Case(
         "processing_class",
         model="vlm",
@@ -56,17 +56,13 @@ def test_vision_language_model(case, tiny_folder, tmp_path):
 # Adapters
 
 
-def lora(**options) -> LoraConfig:
-    return LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type=TaskType.CAUSAL_LM, **options)
-
-
 def _load(folder: str) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
 def _peft_model(folder: str, trained: bool) -> peft.PeftModel:
     torch.manual_seed(1)
-    model = peft.get_peft_model(_load(folder), lora())
+    model = peft.get_peft_model(_load(folder), lora_config())
     if trained:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -75,7 +71,7 @@ def _peft_model(folder: str, trained: bool) -> peft.PeftModel:
 
 
 def _with_peft(config: dict | None = None, **options) -> dict:
-    return {"config": config or {}, "build": lambda folder, tag: {"peft_config": lora(**options)}}
+    return {"config": config or {}, "build": lambda folder, tag: {"peft_config": lora_config(**options)}}
 
 
 @cases(
@@ -95,13 +91,13 @@ def _with_peft(config: dict | None = None, **options) -> dict:
     Case("lora_accumulated", **_with_peft({"gradient_accumulation_steps": 2})),
     Case(
         "lora_ref_model",
-        build=lambda folder, tag: {"peft_config": lora(), "ref_model": tiny_llama(seed=1)},
+        build=lambda folder, tag: {"peft_config": lora_config(), "ref_model": tiny_llama(seed=1)},
     ),
     Case("lora_embeddings", **_with_peft(modules_to_save=["embed_tokens"])),
     Case(
         "lora_evaluate_cached",
         {"precompute_ref_log_probs": True},
-        build=lambda folder, tag: {"peft_config": lora()},
+        build=lambda folder, tag: {"peft_config": lora_config()},
         finish=lambda trainer, tag: trainer.evaluate(preference_rows(8, start=20, tag=tag)),
     ),
 )
@@ -158,7 +154,7 @@ def test_4bit_lora(double, llama_folder, tmp_path):
         quantization = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double
         )
-        return {"quantization_config": quantization, "peft_config": lora()}
+        return {"quantization_config": quantization, "peft_config": lora_config()}
 
     train_both(Case("4bit", build=build, tolerance=1e-6), llama_folder, tmp_path)
 
@@ -249,14 +245,14 @@ def test_dropout(gpt2_folder, tmp_path):
     assert theirs.history[0]["rewards/margins"] != 0  # it was on
 
 
-# bfloat16 keeps 8 bits: a figure may move by 2^-8 of its terms, and a weight of the policy by one rounding.
+# bfloat16 keeps 8 bits: a metric may differ by 2^-8 of its terms, and a weight of the policy by one rounding.
 @pytest.mark.float32
 @cases(
     Case("autocast", {"bf16": True}, tolerance=1e-3),
     Case(
         "autocast_lora",
         {"bf16": True},
-        build=lambda folder, tag: {"peft_config": lora()},
+        build=lambda folder, tag: {"peft_config": lora_config()},
         tolerance=1e-3,
     ),
     Case("weights", {"model_init_kwargs": {"dtype": "bfloat16"}}, tolerance=1e-3),

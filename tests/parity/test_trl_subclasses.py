@@ -1,8 +1,8 @@
-"""Subclasses as users write them of `trl.DPOTrainer`, on either trainer: the same figures, the same weights."""
+"""Subclasses as users write them of `trl.DPOTrainer`, on either trainer: the same metrics, the same weights."""
 
 import harness
 import pytest
-from harness import Case, assert_same_figures, train_both
+from harness import Case, assert_same_metrics, train_both
 from tiny import preference_rows
 from transformers import TrainerCallback
 
@@ -23,10 +23,10 @@ class LeavesOutNumItems:
         return super().compute_loss(model, inputs, return_outputs)
 
 
-class HasItsOwnFigures:
+class HasItsOwnMetrics:
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        figures = self._metrics["train" if model.training else "eval"]
-        figures["rows"].append(len(inputs["input_ids"]))
+        metrics = self._metrics["train" if model.training else "eval"]
+        metrics["rows"].append(len(inputs["input_ids"]))
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 
@@ -59,16 +59,16 @@ def both(monkeypatch, llama_folder, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("methods", [AddsATerm, LeavesOutNumItems, HasItsOwnFigures, HasItsOwnLoss, OverridesTheStep])
+@pytest.mark.parametrize("methods", [AddsATerm, LeavesOutNumItems, HasItsOwnMetrics, HasItsOwnLoss, OverridesTheStep])
 @pytest.mark.parametrize("config", [{}, ACCUMULATED], ids=["one", "accumulated"])
 def test_training(both, methods, config):
     both(methods, config)
 
 
 @pytest.mark.parametrize("loss_type", ["sigmoid", "ipo"])
-def test_figures_of_a_subclass(both, loss_type):
+def test_metrics_of_a_subclass(both, loss_type):
     _, ours = both(
-        HasItsOwnFigures,
+        HasItsOwnMetrics,
         {"loss_type": loss_type},
         finish=lambda trainer, tag: trainer.evaluate(preference_rows(8, start=20, tag=tag)),
     )
@@ -93,7 +93,7 @@ class _StopsAt3(TrainerCallback):
 
 
 @pytest.mark.parametrize(
-    ("config", "has_figures"),
+    ("config", "has_metrics"),
     [
         ({"logging_steps": 2}, True),
         ({"logging_steps": 10}, True),
@@ -104,11 +104,11 @@ class _StopsAt3(TrainerCallback):
     ],
     ids=["last_window", "short_run", "no", "stopped_early", "ipo", "epoch"],
 )
-def test_the_end_of_the_log(llama_folder, tmp_path, config, has_figures):
+def test_the_end_of_the_log(llama_folder, tmp_path, config, has_metrics):
     case = Case("end", config, build=lambda folder, tag: {"callbacks": [_StopsAt3()]})
     theirs, ours = (run.trainer.state.log_history[-1] for run in _runs(case, llama_folder, tmp_path))
-    assert ("rewards/margins" in theirs) == ("rewards/margins" in ours) == has_figures
-    assert_same_figures([theirs], [ours], case)
+    assert ("rewards/margins" in theirs) == ("rewards/margins" in ours) == has_metrics
+    assert_same_metrics([theirs], [ours], case)
 
 
 def _runs(case, folder, output_dir):

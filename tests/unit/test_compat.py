@@ -8,11 +8,12 @@ import transformers
 import trl
 from trl import DPOTrainer
 
-from trl_dpo_ext import DPOPaperTrainer
+from trl_dpo_ext import BaseDPOTrainer, DPOPaperTrainer, PreferredFTTrainer, RankingDPOTrainer, UnlikelihoodTrainer
 from trl_dpo_ext.compat import SEAMS, check_seams
 
 
-OURS = [cls for cls in DPOPaperTrainer.__mro__ if cls.__module__.startswith("trl_dpo_ext.")]
+TRAINERS = (DPOPaperTrainer, PreferredFTTrainer, RankingDPOTrainer, UnlikelihoodTrainer)
+OURS = {cls for trainer in TRAINERS for cls in trainer.__mro__ if cls.__module__.startswith("trl_dpo_ext.")}
 
 
 def test_the_installed_trl_has_every_seam():
@@ -62,6 +63,10 @@ def test_every_override_is_a_seam():
     found = set().union(*map(overridden, OURS))
     assert {"compute_loss", "_prepare_dataset", "log"} <= found  # the search finds something
     assert found - set(SEAMS) == set()
+
+
+def test_every_override_stands_in_one_file():
+    assert {cls for cls in OURS if overridden(cls)} == {BaseDPOTrainer}
 
 
 def test_what_changes_too_often_is_not_overridden():

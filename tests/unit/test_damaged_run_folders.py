@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.evaluation.report.page import html_page
-from trl_dpo_ext.evaluation.report.run_data import read_run
-from trl_dpo_ext.evaluation.report.summary import facts, summary_rows
+from trl_dpo_ext.report.page import html_page
+from trl_dpo_ext.report.run_data import read_run
+from trl_dpo_ext.report.summary import facts, summary_rows
 
 
-FIGURES = [
+METRICS = [
     {"step": 1, "epoch": 0.5, "loss": 0.69, "rewards/accuracies": 0.5, "rewards/margins": 0.0, "num_tokens": 90},
     {"step": 2, "epoch": 1.0, "loss": 0.55, "rewards/accuracies": 0.75, "rewards/margins": 0.2, "num_tokens": 180},
     {"step": 2, "eval_loss": 0.6, "eval_rewards/margins": 0.1, "eval_runtime": 2.0},
@@ -22,7 +22,7 @@ FIGURES = [
 DISTRIBUTIONS = [{"step": 2, "name": "eval_rewards/margins", "edges": [-1.0, 0.0, 1.0], "counts": [1, 3]}]
 SAMPLES = [{"step": 2, "name": "eval", "prompt": "Q", "policy": "a", "policy_reward": 0.5}]
 FILES = {
-    "run_log/figures.jsonl": FIGURES,
+    "run_log/metrics.jsonl": METRICS,
     "run_log/distributions.jsonl": DISTRIBUTIONS,
     "run_log/samples.jsonl": SAMPLES,
     "trl_dpo_ext.json": [{"trainer": "DPOPaperTrainer", "beta": 0.1, "reference": {"kind": "adapter off"}}],
@@ -58,13 +58,13 @@ def test_numbers_that_no_axis_can_show(tmp_path, capsys, number):
     assert report(tmp_path, capsys).startswith("0 ")
 
     write_run(tmp_path)
-    path = tmp_path / "run_log/figures.jsonl"
+    path = tmp_path / "run_log/metrics.jsonl"
     path.write_text(path.read_text().replace("0.55", number))
     notes = ["`loss` is not finite at 1 updates (crosses), the first 2."] if number != HUGE[-1] else []
     assert read_run(tmp_path).notes == notes
     write_run(tmp_path)
     path.write_text(path.read_text().replace('"step": 1,', f'"step": {number},'))
-    assert read_run(tmp_path).notes == ["figures.jsonl, line 1 has no whole number `step`: left out."]
+    assert read_run(tmp_path).notes == ["metrics.jsonl, line 1 has no whole number `step`: left out."]
 
 
 @pytest.mark.parametrize("file", FILES)

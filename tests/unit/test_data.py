@@ -9,10 +9,11 @@ from datasets import Dataset, IterableDataset
 from integration.conftest import TINY
 from tiny import BOS_TOKEN, EOS_TOKEN, preference_rows, tiny_llama, tiny_tokenizer
 from tokenizers import processors
+from unit.conftest import GOOD, SAME
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
+from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.data.prompts import split_prompt
-from trl_dpo_ext.data.report import DataReport
 from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
 
 
@@ -21,8 +22,6 @@ KINDS = ("plain", "chat", "implicit", "implicit_chat", "tools", "template")
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
 
-GOOD = {"prompt": "Is it good?", "chosen": " Yes.", "rejected": " No."}
-SAME = GOOD | {"rejected": " Yes."}
 EMPTY = GOOD | {"chosen": ""}
 
 
@@ -406,7 +405,7 @@ class TestCounts:
             rows=5, dropped=2, first_dropped="row 1, both answers are the same", prompts_cut=2, answers_cut=2
         )
         assert prepared.report.share_cut == 0.8
-        assert str(prepared.report) == "5 rows (2 dropped), 2 prompts and 2 answers cut"
+        assert str(prepared.report) == "5 rows (2 dropped), 2 prompts and 2 answers truncated"
         assert "2 rows of the train dataset are left out (first: row 1, both answers are the same)" in caplog.text
         assert len(prepared.rows) == 5
         assert prepared.rows[0] == prepared.rows[-1]
@@ -472,22 +471,6 @@ class TestCounts:
             "a": DataReport(rows=1, dropped=1, first_dropped="row 1, both answers are the same"),
             "b": DataReport(rows=2, answers_cut=1),
         }
-
-
-def test_every_row_has_its_prediction(tmp_path):
-    # A row without a preference carries no loss, but its neighbours must stay in their places
-    trainer = DPOPaperTrainer(
-        tiny_llama(),
-        args=DPOPaperConfig(str(tmp_path), **TINY | {"reference_free": True}),
-        train_dataset=Dataset.from_list([GOOD]),
-        processing_class=TOKENIZER,
-    )
-    other = GOOD | {"chosen": " Sure."}
-    predictions = trainer.predict(Dataset.from_list([GOOD, SAME, other])).predictions
-    assert len(predictions) == 3
-    for place, row in ((0, GOOD), (2, other)):
-        alone = trainer.predict(Dataset.from_list([row])).predictions[0]
-        assert predictions[place].tolist() == pytest.approx(alone.tolist(), rel=1e-5)
 
 
 def test_other_columns_survive(prepare):

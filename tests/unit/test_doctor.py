@@ -1,63 +1,18 @@
-"""The doctor: what it finds, in which rows, and that what it says of preparation is what the trainers' own does."""
-
-import json
-import re
-from typing import Any
+"""The doctor: what it finds in columns, texts, messages and comparisons, and in which rows."""
 
 import pytest
-from datasets import Dataset, DatasetDict, IterableDataset
-from integration.conftest import TINY
-from tiny import BOS_TOKEN, EOS_TOKEN, preference_rows, tiny_llama, tiny_tokenizer
+from datasets import Dataset, IterableDataset
+from tiny import BOS_TOKEN, EOS_TOKEN, preference_rows, tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from unit.conftest import GOOD
+from unit.doctor_rows import MALFORMED_PAIRS, RANKED, chat, found, look, messages, names, pairs
 
-from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
-from trl_dpo_ext.cli import main
-from trl_dpo_ext.data.doctor.examination import examine
-from trl_dpo_ext.data.doctor.findings import Finding
-from trl_dpo_ext.data.doctor.length_checks import Quantiles, fitting_length, wilson_interval
-from trl_dpo_ext.data.doctor.report import DoctorReport
-from trl_dpo_ext.data.rankings.preparation import prepare_rankings
-from trl_dpo_ext.data.report import DataReport
+from trl_dpo_ext.data.doctor.length_checks import wilson_interval
+from trl_dpo_ext.data.preparation_report import DataReport
 
 
-TOKENIZER = tiny_tokenizer()
-GOOD = {"prompt": "Is it good?", "chosen": " Yes.", "rejected": " No."}
-RANKED = {"prompt": "Is it good?", "completions": [" Yes.", " So.", " No."], "ranks": [0, 1, 2]}
 START = "\n\nHuman: Is it good?\n\nAssistant:"
-
-
-def pairs(n: int) -> list[dict[str, Any]]:
-    """Rows with nothing to find: all differ, and the longer answer is preferred in every other one."""
-    return [
-        {"prompt": f"What about {i}?", "chosen": f" {i} it is" + "!" * (i % 2), "rejected": f" no, {i}" + "!" * 3}
-        if i % 2
-        else {"prompt": f"What about {i}?", "chosen": f" it is {i}, yes indeed", "rejected": f" no, {i}"}
-        for i in range(n)
-    ]
-
-
-def messages(*turns: str) -> list[dict[str, str]]:
-    return [{"role": turn.split(":")[0], "content": turn.split(":")[1]} for turn in turns]
-
-
-def chat(prompt: tuple[str, ...], chosen: tuple[str, ...] = ("assistant:Yes.",)) -> dict[str, Any]:
-    return {"prompt": messages(*prompt), "chosen": messages(*chosen), "rejected": messages("assistant:No.")}
-
-
-def look(rows, tokenizer=TOKENIZER, **options) -> DoctorReport:
-    dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
-    return examine(dataset, tokenizer, progress=False, **options)
-
-
-def found(report: DoctorReport, name: str) -> Finding:
-    """The one finding of that name."""
-    (finding,) = [finding for finding in report.findings if finding.name == name]
-    return finding
-
-
-def names(report: DoctorReport, *severities: str) -> set[str]:
-    return {finding.name for finding in report.findings if finding.severity in (severities or {finding.severity})}
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -102,16 +57,6 @@ class TestHealthy:
             rows=1, dropped=1, first_dropped="row 1, both answers have the same tokens"
         )
         assert found(report, "malformed-row").rows == [2]
-
-
-MALFORMED_PAIRS = [
-    GOOD,
-    GOOD | {"chosen": None},
-    GOOD | {"rejected": None},
-    GOOD | {"prompt": ""},
-    GOOD | {"chosen": None},
-    GOOD | {"prompt": None},
-]
 
 
 class TestErrors:
@@ -233,50 +178,6 @@ class TestErrors:
         ]
         assert report.findings[0].meaning == "Training leaves the row out: all completions tie."
         assert found(report, "answer-left-out").severity == "warning"
-
-
-class TestCuts:
-    ROWS = [
-        {"prompt": "z" * p, "chosen": "y" * c, "rejected": "x" * r}
-        for p, c, r in [(10, 5, 5), (80, 19, 30), (60, 10, 60), (120, 4, 5), (10, 100, 3)]
-    ]
-
-    def test_separate(self):
-        report = look(self.ROWS, max_length=100, max_prompt_length=50)
-        # With the EOS token: 80 + 31 and 120 + 6 fit when the prompt is cut, 60 + 61 and 10 + 101 do not
-        assert found(report, "prompts-cut").rows == [1, 2, 3]
-        assert found(report, "answers-cut").rows == [2, 4]
-        assert found(report, "preferred-answer-loses-eos").rows == [4]
-        assert found(report, "answers-cut").example == "60 + 61 tokens"
-        assert found(report, "prompt-fills-max-length").rows == [3]
-        assert report.preparation == DataReport(rows=5, prompts_cut=3, answers_cut=2)
-
-    def test_joint(self):
-        report = look(self.ROWS, max_length=100, tokenization="joint")
-        assert found(report, "row-left-out").rows == [3]
-        assert found(report, "row-left-out").fix.startswith("Raise `max_length`")
-        assert found(report, "answers-cut").rows == [1, 2, 4]
-        assert found(report, "preferred-answer-loses-eos").rows == [4]
-        assert report.lengths["prompt"].max == 120
-        end = look(self.ROWS, max_length=100, tokenization="joint", truncation_mode="keep_end")
-        assert found(end, "answers-cut").rows == [1, 2, 3, 4]
-        assert found(end, "prompt-fills-max-length").rows == [3]
-        assert "preferred-answer-loses-eos" not in names(end)
-
-    def test_lengths(self):
-        report = look(self.ROWS, max_length=100)
-        assert report.lengths == {
-            "prompt": Quantiles(60, 120, 120),
-            "preferred answer": Quantiles(11, 101, 101),
-            "dispreferred answer": Quantiles(6, 61, 61),
-            "prompt with longest answer": Quantiles(111, 126, 126),
-        }
-        assert report.recommended_max_length == 128
-        assert "the longest has 126 tokens and does not fit into the present 100" in str(report)
-
-    def test_the_length_that_fits(self):
-        assert [fitting_length([64] * 98 + [65, 300], share) for share in (0.98, 0.99, 1.0)] == [64, 128, 320]
-        assert fitting_length([], 0.99) is None
 
 
 # Rows 0 and 1 have nothing of it, row 2 has
@@ -425,203 +326,3 @@ class TestComparisons:
         for successes, trials in ((0, 5), (3, 5), (55, 100), (1000, 1000)):
             interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
             assert wilson_interval(successes, trials) == pytest.approx((interval.low, interval.high), abs=1e-6)
-
-
-def mixed_pairs() -> list[dict[str, Any]]:
-    """Rows of all lengths, some of them without a preference."""
-    rows = preference_rows(12).to_list()
-    rows[2]["chosen"] = f"{rows[2]['rejected']}{EOS_TOKEN}"
-    rows[4]["rejected"] = rows[4]["chosen"]
-    rows[7]["chosen"] = ""
-    rows[9]["prompt"] = "z" * 70
-    rows[10]["rejected"] = "y" * 70
-    return rows
-
-
-class TestAgreesWithTheTrainers:
-    @pytest.mark.parametrize("kind", ["plain", "chat", "implicit", "implicit_chat", "mixed"])
-    @pytest.mark.parametrize("tokenization", ["separate", "joint"])
-    def test_pairs(self, tmp_path, kind, tokenization):
-        rows = Dataset.from_list(mixed_pairs()) if kind == "mixed" else preference_rows(8, kind)
-        trainer = DPOPaperTrainer(
-            tiny_llama(),
-            args=DPOPaperConfig(str(tmp_path), **TINY | {"tokenization": tokenization, "max_length": 60}),
-            train_dataset=rows,
-            processing_class=TOKENIZER,
-        )
-        report = look(rows, tokenization=tokenization, max_length=60)
-        assert report.preparation == trainer.data_reports["train"]
-        if kind == "mixed":
-            assert report.preparation.dropped == (4 if tokenization == "joint" else 3)
-            assert report.preparation.answers_cut
-
-    @pytest.mark.parametrize("tokenization", ["separate", "joint"])
-    def test_rankings(self, tokenization):
-        rows = [
-            RANKED,
-            RANKED | {"completions": [" a", " a", " b"]},
-            RANKED | {"completions": [" a", "", ""]},
-            RANKED | {"completions": [" a", " b", "z" * 60], "ranks": [0, None, 3]},
-            RANKED | {"prompt": "z" * 60},
-            RANKED | {"ranks": [2, 2, 2]},
-            RANKED | {"ranks": [0, 0, 1]},
-        ]
-        options = {"tokenization": tokenization, "max_length": 50}
-        _, expected = prepare_rankings(Dataset.from_list(rows), TOKENIZER, **options)
-        assert look(rows, **options).preparation == expected
-        assert (expected.completions_dropped, expected.tied) == (1, 1)
-
-    @pytest.mark.parametrize("row", MALFORMED_PAIRS[1:])
-    def test_what_the_doctor_calls_an_error_stops_training(self, tmp_path, row):
-        rows = Dataset.from_list([GOOD, row])
-        (finding,) = look(rows).findings
-        with pytest.raises(ValueError, match=re.escape(finding.meaning.removeprefix("Training stops: "))):
-            DPOPaperTrainer(
-                tiny_llama(),
-                args=DPOPaperConfig(str(tmp_path), **TINY),
-                train_dataset=rows,
-                processing_class=TOKENIZER,
-            )
-
-
-class TestReport:
-    def test_the_page(self):
-        page = str(
-            look([*pairs(3), GOOD | {"chosen": None}, GOOD | {"prompt": "So", "chosen": "Yes"}], max_length=512)
-        )
-        assert page.startswith(
-            "The train dataset: 5 rows of preference pairs examined\n"
-            "After preparation: 4 rows (0 dropped), 0 prompts and 0 answers cut; malformed: 1\n"
-        )
-        assert (
-            "ERRORS\n\n"
-            "  malformed-row: 1 row (3)\n"
-            "    Training stops: `chosen` in row 3 of the train dataset is None.\n"
-            "    Fix: Fill it in, or drop such rows with `dataset.filter`.\n\n"
-            "WARNINGS\n\n"
-            "  no-space-before-answer: 1 row (4)\n"
-        ) in page
-        assert page.endswith(
-            "1 error, 2 warnings, 1 note. Training would stop, or leave rows out. Mend the errors first."
-        )
-
-    def test_only_the_first_rows_are_named(self):
-        finding = found(look([*pairs(1), *[GOOD | {"chosen": ""}] * 9]), "row-left-out")
-        assert (finding.count, finding.rows) == (9, [1, 2, 3, 4, 5])
-        assert "row-left-out: 9 rows (1, 2, 3, 4, 5, ...)" in str(look([*pairs(1), *[GOOD | {"chosen": ""}] * 9]))
-
-    def test_json(self):
-        report = look([GOOD, GOOD | {"chosen": ""}])
-        loaded = json.loads(json.dumps(report.to_dict()))
-        assert loaded["healthy"] is False
-        assert loaded["preparation"]["first_dropped"] == "row 1, an answer is empty"
-        assert loaded["findings"][0]["rows"] == [1]
-        size = len(TOKENIZER(GOOD["prompt"])["input_ids"])
-        assert loaded["lengths"]["prompt"] == {"median": size, "p95": size, "max": size}
-
-    @pytest.mark.parametrize(
-        ("options", "says"),
-        [
-            ({"tokenization": "together"}, "`tokenization='together'` does not exist"),
-            ({"prompt_truncation_mode": "middle"}, "`prompt_truncation_mode='middle'` does not exist"),
-        ],
-    )
-    def test_options_that_do_not_exist(self, options, says):
-        with pytest.raises(ValueError, match=re.escape(says)):
-            look([GOOD], **options)
-
-    def test_images(self):
-        with pytest.raises(ValueError, match="has the column `images`. Only text and chat is examined"):
-            look([GOOD | {"images": ["https://example.org/cat.png"]}])
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory) -> str:
-    """The folder of a tokenizer."""
-    folder = tmp_path_factory.mktemp("tokenizer")
-    TOKENIZER.save_pretrained(folder)
-    return str(folder)
-
-
-class TestCommand:
-    @pytest.fixture
-    def doctor(self, tmp_path, tokenizer, capsys):
-        def run(rows: list[dict[str, Any]] | str, *argv: str) -> tuple[int, str, str]:
-            if not isinstance(rows, str):
-                path = tmp_path / "rows.jsonl"
-                path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-                rows = str(path)
-            status = main(["doctor", rows, "--tokenizer", tokenizer, *argv])
-            return status, *capsys.readouterr()
-
-        return run
-
-    def test_healthy(self, doctor):
-        status, out, _ = doctor(pairs(4))
-        assert status == 0
-        assert out.endswith("0 errors, 0 warnings, 0 notes. Training would take every row.\n")
-
-    def test_errors(self, doctor, tmp_path):
-        file = tmp_path / "report.json"
-        status, out, _ = doctor([*pairs(4), GOOD | {"chosen": ""}], "--json", str(file))
-        assert status == 1
-        assert "row-left-out: 1 row (4)" in out
-        assert json.loads(file.read_text())["findings"][0]["name"] == "row-left-out"
-
-    def test_only_the_first_rows(self, doctor):
-        status, out, _ = doctor([*pairs(4), GOOD | {"chosen": ""}], "--rows", "3")
-        assert (status, out.split("\n")[0]) == (0, "The train dataset: 3 rows of preference pairs examined")
-
-    def test_the_cut(self, doctor):
-        rows = TestCuts.ROWS
-        _, out, _ = doctor(rows, "--max_length", "100", "--max_prompt_length", "50")
-        assert "5 rows (0 dropped), 3 prompts and 2 answers cut" in out
-        _, out, _ = doctor(rows, "--max_length", "100", "--tokenization", "joint")
-        assert "4 rows (1 dropped), 0 prompts and 3 answers cut" in out
-        assert "nothing is cut" in doctor(rows, "--max_length", "none")[1]
-
-    @pytest.mark.parametrize("form", ["parquet", "json", "folder", "folders"])
-    def test_forms(self, doctor, tmp_path, form):
-        dataset, path = Dataset.from_list(pairs(4)), tmp_path / f"rows.{form}"
-        if form == "folder":
-            dataset.save_to_disk(path)
-        elif form == "folders":
-            DatasetDict({"train": dataset, "test": Dataset.from_list(pairs(2))}).save_to_disk(path)
-        else:
-            getattr(dataset, f"to_{form}")(path)
-        status, out, _ = doctor(str(path))
-        assert (status, out.split(":")[1].split()[0]) == (0, "4")
-        if form == "folders":
-            assert "held-out-prompts: 2 rows (0, 1)" in doctor(str(path), "--test_split", "test")[1]
-            assert doctor(str(path), "--split", "test")[1].startswith("The test dataset: 2 rows")
-
-    @pytest.mark.parametrize(
-        ("argv", "says"),
-        [
-            (("--max_prompt_length", "600"), "`max_prompt_length=600` must be above 0 and below `max_length=512`."),
-            (
-                ("--tokenization", "joint", "--max_prompt_length", "9"),
-                "`max_prompt_length=9` has no effect with `tokenization='joint'`",
-            ),
-        ],
-    )
-    def test_usage(self, doctor, argv, says):
-        status, out, err = doctor([GOOD], *argv)
-        assert (status, out) == (2, "")
-        assert f"trl-dpo-ext doctor: {says}" in err
-
-    @pytest.mark.parametrize("option", ["split", "test_split"])
-    def test_no_split(self, doctor, tmp_path, option):
-        status, out, err = doctor([GOOD], f"--{option}", "eval")
-        assert (status, out) == (2, "")
-        says = f"`{option}`: {tmp_path / 'rows.jsonl'} has no split `eval`, only train."
-        assert err.endswith(f"trl-dpo-ext doctor: {says}\n")
-
-    def test_no_file(self, doctor):
-        assert doctor("absent.jsonl")[::2] == (2, "trl-dpo-ext doctor: `ROWS`: absent.jsonl does not exist.\n")
-
-    @pytest.mark.parametrize("argv", [(), ("--tok", "x"), ("--rows", "0")])
-    def test_options_that_argparse_refuses(self, argv, capsys):
-        with pytest.raises(SystemExit) as stopped:
-            main(["doctor", "rows.jsonl", *argv])
-        assert stopped.value.code == 2

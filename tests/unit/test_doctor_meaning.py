@@ -9,17 +9,15 @@ from datasets import Dataset, IterableDataset
 from tiny import EOS_TOKEN, preference_rows, tiny_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from unit.conftest import GOOD
+from unit.doctor_rows import TOKENIZER, found, look, names
 
+from trl_dpo_ext.data.conversion.public_datasets import from_nectar, from_ultrafeedback
 from trl_dpo_ext.data.doctor.column_checks import columns_read
-from trl_dpo_ext.data.doctor.examination import examine, worst_of_first
-from trl_dpo_ext.data.doctor.findings import Finding
-from trl_dpo_ext.data.doctor.report import DoctorReport
-from trl_dpo_ext.data.rankings.adapters import from_nectar, from_ultrafeedback
+from trl_dpo_ext.data.doctor.examination import worst_of_first
 
 
-TOKENIZER = tiny_tokenizer()
 REVIEWS = Path(__file__).parents[2] / "examples" / "film_reviews" / "reviews.jsonl"
-GOOD = {"prompt": "Is it good?", "chosen": " Yes.", "rejected": " No."}
 
 
 def said(role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -33,20 +31,6 @@ def chat(question: str = "Is it?", chosen: str = "Yes.", rejected: str = "No.", 
         "rejected": [said("assistant", rejected)],
         **more,
     }
-
-
-def look(rows, tokenizer=TOKENIZER, **options) -> DoctorReport:
-    dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
-    return examine(dataset, tokenizer, progress=False, **options)
-
-
-def found(report: DoctorReport, name: str) -> Finding:
-    (finding,) = [finding for finding in report.findings if finding.name == name]
-    return finding
-
-
-def names(report: DoctorReport) -> set[str]:
-    return {finding.name for finding in report.findings}
 
 
 class TestColumns:

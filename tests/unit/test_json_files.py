@@ -14,7 +14,7 @@ from tiny import preference_rows
 
 from trl_dpo_ext.data.json_files import check_json, json_problem, open_bytes, parse_object
 from trl_dpo_ext.data.sources import load_splits
-from trl_dpo_ext.scoring.files.sources import open_rows
+from trl_dpo_ext.reward_model.files.row_sources import open_rows
 
 
 ROW = b'{"prompt": "Q ", "chosen": "a", "rejected": "b"}\n'
@@ -61,6 +61,7 @@ WRONG_LINES = {
     ROW + ROW.replace(b'"Q "', b'{"x": 1}'): "`prompt` is text in line 1 and an object in line 2",
     b"\x1f\x8b\x08" + ROW: "is compressed, and damaged: ",
     b"": "has no row.",
+    b"[]": "has no row.",
 }
 
 

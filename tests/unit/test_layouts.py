@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trl_dpo_ext.logps import existing_completions, find_groups, to_groups
+from trl_dpo_ext.batches import Batch
 from trl_dpo_ext.shared_prompt.attention import block_mask, dense_mask
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.shared_prompt.layout import Layout, lay_out, pack
@@ -24,7 +24,8 @@ def batch_of(*groups: tuple[list[int], list[list[int]]], width: int | None = Non
             batch["input_ids"][b, k, : len(x + y)] = torch.tensor(x + y)
             batch["attention_mask"][b, k, : len(x + y)] = 1
             batch["completion_mask"][b, k, len(x) : len(x + y)] = 1
-    return batch | {"rank_mask": batch["attention_mask"].any(dim=-1)}
+    exists = batch["attention_mask"].any(dim=-1)  # (B, K)
+    return batch | {"rank_mask": exists, "ranks": torch.where(exists, torch.arange(exists.size(1)), -1)}
 
 
 def random_batch(seed: int) -> dict[str, Tensor]:
@@ -42,7 +43,7 @@ def random_batch(seed: int) -> dict[str, Tensor]:
 
 class TestGroups:
     def test_ranked(self):
-        groups = find_groups(batch_of(([1, 2], [[3, 4], [5]]), ([6], [[7, 8, 9], [7], [8, 8]])))
+        groups = Batch.of(batch_of(([1, 2], [[3, 4], [5]]), ([6], [[7, 8, 9], [7], [8, 8]]))).groups
         assert groups.members == [[0, 1], [2, 3, 4]]
         assert groups.shared == [2, 1]
         assert groups.starts == [2, 2, 1, 1, 1]
@@ -57,41 +58,40 @@ class TestGroups:
             "attention_mask": torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]]),
             "completion_mask": torch.tensor([[0, 0, 1, 0], [0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 0]]),
         }
-        groups = find_groups(pairs)
+        groups = Batch.of(pairs).groups
         assert groups.members == [[0, 2], [1, 3]]
         assert groups.shared == [2, 1]
         assert groups.lengths == [3, 4, 4, 3]
         assert groups.places is None
 
     def test_only_the_prompt_is_shared_though_completions_start_alike(self):
-        assert find_groups(batch_of(([1], [[2, 3], [2, 4]]))).shared == [1]
+        assert Batch.of(batch_of(([1], [[2, 3], [2, 4]]))).groups.shared == [1]
 
     def test_prompts_that_were_cut_differently_share_what_they_have_in_common(self):
         batch = batch_of(([1, 2, 3], [[4], [5]]))
         batch["input_ids"][0, 1, 1] = 9
-        assert find_groups(batch).shared == [1]
+        assert Batch.of(batch).groups.shared == [1]
 
     def test_rows_padded_on_the_left_are_seen(self):
         batch = batch_of(([1, 2], [[3, 4], [5]]))
         batch["attention_mask"][0, 1] = torch.tensor([0, 1, 1, 1])
-        assert not find_groups(batch).padded_right
+        assert not Batch.of(batch).groups.padded_right
 
     def test_chunks(self):
-        groups = find_groups(batch_of(([1], [[2], [3], [4]]), ([5], [[6], [7]])))
+        groups = Batch.of(batch_of(([1], [[2], [3], [4]]), ([5], [[6], [7]]))).groups
         assert [part.members for part in groups.chunks(2)] == [[[0, 1], [3, 4]], [[2]]]
         assert groups.chunks(3) == [groups]
         assert groups.chunks(None) == [groups]
 
     def test_apart(self):
-        apart = find_groups(batch_of(([1, 2], [[3], [4, 5]]))).apart()
+        apart = Batch.of(batch_of(([1, 2], [[3], [4, 5]]))).groups.apart()
         assert (apart.members, apart.shared) == ([[0], [1]], [2, 2])
 
     def test_there_and_back(self):
         batch = batch_of(([1], [[2], [3]]), ([5], [[6]]))
-        groups = find_groups(batch)
-        rows = existing_completions(batch, groups)
-        assert rows["input_ids"].tolist() == [[1, 2], [1, 3], [5, 6]]
-        assert to_groups(torch.tensor([1.0, 2.0, 3.0]), groups).tolist() == [[1.0, 2.0], [3.0, 0.0]]
+        read = Batch.of(batch)
+        assert read.rows["input_ids"].tolist() == [[1, 2], [1, 3], [5, 6]]
+        assert read.to_groups(torch.tensor([1.0, 2.0, 3.0])).tolist() == [[1.0, 2.0], [3.0, 0.0]]
 
 
 class TestPack:
@@ -116,9 +116,9 @@ class TestPack:
 class TestLayout:
     def test_by_hand(self):
         batch = batch_of(([11, 12, 13], [[21, 22, 23], [31]]), ([14], [[41, 42]]))
-        groups = find_groups(batch)
+        groups = Batch.of(batch).groups
         layout = lay_out(groups, None, CPU)
-        ids = existing_completions(batch, groups)["input_ids"].flatten()
+        ids = Batch.of(batch).rows["input_ids"].flatten()
         assert ids[layout.tokens].tolist() == [[11, 12, 13, 21, 22, 14, 41]]
         assert layout.positions.tolist() == [[0, 1, 2, 3, 4, 0, 1]]
         assert layout.groups.tolist() == [[0, 0, 0, 0, 0, 1, 1]]
@@ -130,7 +130,7 @@ class TestLayout:
         assert sorted(layout.targets.tolist()) == [2, 3, 4, 5 + 2, 10 + 0, 10 + 1]
 
     def test_rows_are_filled_up(self):
-        layout = lay_out(find_groups(batch_of(([1, 2], [[3, 4]]), ([5], [[6]]))), 0, CPU)
+        layout = lay_out(Batch.of(batch_of(([1, 2], [[3, 4]]), ([5], [[6]]))).groups, 0, CPU)
         assert layout.groups.tolist() == [[0, 0, 0], [1, -1, -1]]
         assert layout.segments == ((2, (1,)), (1, (0,)), (2, ()))
 
@@ -140,8 +140,8 @@ class TestLayout:
     @pytest.mark.parametrize("window", [None, 3])
     def test_each_token_sees_its_own_past(self, seed, budget, shares, window):
         batch = random_batch(seed)
-        groups = find_groups(batch)
-        rows = existing_completions(batch, groups)
+        read = Batch.of(batch)
+        groups, rows = read.groups, read.rows
         part = groups if shares else groups.apart()
         layout = lay_out(part, budget, CPU)
         mask = dense_mask(layout, window)[:, 0]
@@ -168,19 +168,19 @@ class TestLayout:
 
     @pytest.mark.parametrize("window", [None, 3])
     def test_blocks_see_what_the_dense_mask_sees(self, window):
-        layout = lay_out(find_groups(random_batch(0)), 30, CPU)
+        layout = lay_out(Batch.of(random_batch(0)).groups, 30, CPU)
         blocks = block_mask(layout, window)
         rows, width = layout.tokens.shape
         row, query, key = torch.meshgrid(*map(torch.arange, (rows, width, width)), indexing="ij")
         assert torch.equal(blocks.mask_mod(row, 0, query, key), dense_mask(layout, window)[:, 0])
 
     def test_masks_are_made_once(self):
-        layout = lay_out(find_groups(random_batch(0)), None, CPU)
+        layout = lay_out(Batch.of(random_batch(0)).groups, None, CPU)
         assert dense_mask(layout) is dense_mask(layout)
         assert dense_mask(layout) is not dense_mask(layout, 3)
 
     def test_additive_mask(self):
-        layout = lay_out(find_groups(random_batch(0)), None, CPU)
+        layout = lay_out(Batch.of(random_batch(0)).groups, None, CPU)
         added = dense_mask(layout, additive=torch.float32)
         assert torch.equal(added == 0, dense_mask(layout))
         assert added.unique().tolist() == [torch.finfo(torch.float32).min, 0.0]

@@ -12,7 +12,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.utils import add_fused_lm_head
 
-from trl_dpo_ext.logps import completion_logps, from_fused_output, stacked_to_pairs
+from trl_dpo_ext.batches import stacked_to_pairs
+from trl_dpo_ext.logps import completion_logps
+from trl_dpo_ext.trainers.forward.trl_losses import ld_logps
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -78,12 +80,12 @@ class TestAgainstALoop:
         for row, (start, length) in enumerate([(3, 5), (6, 2), (3, 1), (6, 4)]):
             expected[row, start - 1 : start - 1 + length] = True  # the answer's first token is predicted one earlier
         assert torch.equal(scored.mask, expected)
-        for figure in (scored.entropy, scored.mean_logits, scored.is_top1):
-            assert figure.shape == (4, 9)
-            assert not figure[~expected].any()
+        for values in (scored.entropy, scored.mean_logits, scored.is_top1):
+            assert values.shape == (4, 9)
+            assert not values[~expected].any()
         assert scored.aux_loss is None
 
-    def test_other_figures(self):
+    def test_other_values_of_tokens(self):
         model = fused(tiny_llama())
         batch = collate(ROWS)
         scored = completion_logps(model, batch)
@@ -152,7 +154,7 @@ class TestInvariance:
         assert torch.equal(seen["labels"] != -100, batch["completion_mask"].bool())
 
 
-class TestLengthDesensitised:
+class TestLengthDesensitized:
     # Lengths (5, 1) and (2, 4): 1 and 2 tokens are shared
     SHARED = [1, 2, 1, 2]
 
@@ -161,11 +163,10 @@ class TestLengthDesensitised:
         return fused(tiny_llama())
 
     @torch.no_grad()
-    def scored(self, model: PreTrainedModel, alpha: float | None):
-        batch = collate(ROWS)
-        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        return from_fused_output(model(**inputs, labels=labels, fused_lm_head=True), batch, ld_alpha=alpha)
+    def scored(self, model: PreTrainedModel, alpha: float) -> list[float]:
+        """Of all chosen answers, then of all rejected ones."""
+        policy = completion_logps(model, collate(ROWS)).regrouped(stacked_to_pairs)
+        return ld_logps(policy.token_logps, policy.mask, alpha).T.flatten().tolist()
 
     @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
     def test_by_hand(self, model, alpha):
@@ -173,10 +174,10 @@ class TestLengthDesensitised:
             sum(tokens[:shared]) + alpha * sum(tokens[shared:])
             for tokens, shared in zip(by_hand(model, ROWS), self.SHARED, strict=True)
         ]
-        assert self.scored(model, alpha).logps.tolist() == same(expected)
+        assert self.scored(model, alpha) == same(expected)
 
-    def test_without_alpha_every_token_counts_once(self, model):
-        assert self.scored(model, None).logps.tolist() == same(self.scored(model, 1.0).logps.tolist())
+    def test_at_1_every_token_counts_once(self, model):
+        assert self.scored(model, 1.0) == same(completion_logps(model, collate(ROWS)).logps.tolist())
 
 
 def test_stacked_to_pairs():

@@ -1,24 +1,19 @@
-"""What a careless user is told: each error's type and text, and that nothing was changed before it."""
+"""What a careless user is told of columns, rows and arguments: each error's type and text."""
 
 import math
-import re
 from typing import Any
 
 import pytest
-import torch
 import transformers
 import trl
 from accelerate.logging import MultiProcessAdapter
 from datasets import Dataset, IterableDataset
 from integration.conftest import TINY
-from peft import LoraConfig, get_peft_model
-from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_processor, tiny_tokenizer, tiny_vlm
+from peft import get_peft_model
+from tiny import lora_config, preference_rows, tiny_llama, tiny_processor, tiny_tokenizer, tiny_vlm
+from unit.conftest import GOOD, SAME, says, stream
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
-
-
-GOOD = {"prompt": "Is it good?", "chosen": " Yes.", "rejected": " No."}
-SAME = GOOD | {"rejected": " Yes."}
 
 
 def messages(role: str, content: Any, key: str = "content") -> list[dict[str, Any]]:
@@ -30,35 +25,6 @@ CHAT = {
     "chosen": messages("assistant", "Yes."),
     "rejected": messages("assistant", "No."),
 }
-
-
-def lora(**options: Any) -> LoraConfig:
-    return LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)
-
-
-@pytest.fixture
-def build(tmp_path):
-    """Builds a trainer of a tiny model on the given rows."""
-
-    def make(rows, options=None, *, model=None, tokenizer=None, **kwargs) -> DPOPaperTrainer:
-        return DPOPaperTrainer(
-            model or tiny_llama(),
-            args=DPOPaperConfig(str(tmp_path), **TINY | {"max_steps": 2} | (options or {})),
-            train_dataset=Dataset.from_list(rows) if isinstance(rows, list) else rows,
-            processing_class=tokenizer or tiny_tokenizer(),
-            **kwargs,
-        )
-
-    return make
-
-
-def stream(*rows: dict[str, Any]) -> IterableDataset:
-    return IterableDataset.from_generator(lambda: iter(rows))
-
-
-def says(*parts: str, error: type[Exception] = ValueError):
-    """An error whose text holds `parts` in this order."""
-    return pytest.raises(error, match="(?s)" + ".*".join(map(re.escape, parts)))
 
 
 class TestColumns:
@@ -133,6 +99,7 @@ ROW_ERRORS = {
         ("`prompt` in row 1 of the train", "adds no BOS", "Give every row a prompt"),
     ),
 }
+
 # Values that Arrow does not take beside text, so they come alone
 KIND_ERRORS = {
     "list": (
@@ -255,12 +222,12 @@ class TestLength:
 
     def test_cut_rows_are_reported_with_the_fix(self, build, caplog):
         build([GOOD, GOOD | {"prompt": "z" * 30}], {"max_length": 20}).train()
-        assert "50.0% of the training rows are cut (`max_length=20`, `max_prompt_length=10`)" in caplog.text
-        assert "1 prompts and 0 answers cut" in caplog.text and "drop long rows" in caplog.text
+        assert "50.0% of the training rows are truncated (`max_length=20`, `max_prompt_length=10`)" in caplog.text
+        assert "1 prompts and 0 answers truncated" in caplog.text and "drop long rows" in caplog.text
 
     def test_few_cut_rows_are_not_worth_a_warning(self, build, caplog):
         build([GOOD] * 100 + [GOOD | {"prompt": "z" * 30}], {"max_length": 20}).train()
-        assert "are cut" not in caplog.text
+        assert "are truncated" not in caplog.text
 
 
 class TestTokenizer:
@@ -309,9 +276,9 @@ class TestReference:
             with says("Some data sets bring `ref_chosen_logps` and `ref_rejected_logps` and some do not"):
                 build(train, eval_dataset=Dataset.from_list(evaluation))
 
-    @pytest.mark.parametrize("adapter", [None, lora()], ids=["full", "adapter"])
+    @pytest.mark.parametrize("adapter", [None, lora_config()], ids=["full", "adapter"])
     def test_columns_and_rows_without_them_later(self, build, adapter):
-        # Another reference, such as the model with its adapter off, would make the figures incomparable
+        # Another reference, such as the model with its adapter off, would make the metrics incomparable
         trainer = build([WITH_COLUMNS], peft_config=adapter)
         for call in (trainer.evaluate, trainer.predict):
             with says("`ref_chosen_logps` and `ref_rejected_logps`", "the data set's own log-probabilities"):
@@ -338,15 +305,15 @@ class TestReference:
         with says(
             f"`init_lora_weights='{init}'` moves part of the base weights", "`ref_model=`", "`init_lora_weights=True`"
         ):
-            build([GOOD], peft_config=lora(init_lora_weights=init))
+            build([GOOD], peft_config=lora_config(init_lora_weights=init))
 
     def test_such_an_adapter_with_its_reference(self, build):
-        trainer = build([GOOD], peft_config=lora(init_lora_weights="pissa"), ref_model=tiny_llama())
-        assert trainer.reference_description == "the model passed as `ref_model`"
+        trainer = build([GOOD], peft_config=lora_config(init_lora_weights="pissa"), ref_model=tiny_llama())
+        assert trainer.reference.description == "the model passed as `ref_model`"
 
     def test_a_foreign_adapter_of_the_reference_s_name(self, build):
-        model = get_peft_model(tiny_llama(), lora())
-        model.add_adapter("ref", lora())
+        model = get_peft_model(tiny_llama(), lora_config())
+        model.add_adapter("ref", lora_config())
         with says("adapter named `ref`", "`model.delete_adapter('ref')`", "another name"):
             build([GOOD], model=model)
         assert set(model.peft_config) == {"default", "ref"}  # untouched
@@ -406,174 +373,3 @@ class TestArguments:
         args = trl.DPOConfig(str(tmp_path), use_cpu=True, report_to="none")
         DPOPaperTrainer(tiny_llama(), args=args, train_dataset=preference_rows(2), processing_class=tiny_tokenizer())
         assert "`DPOConfig` keeps its values" in caplog.text and "`DPOPaperConfig`" in caplog.text
-
-
-def weights(trainer: DPOPaperTrainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-
-
-def assert_no_update(trainer: DPOPaperTrainer, before: dict[str, torch.Tensor]) -> None:
-    assert trainer.state.global_step == 0
-    for name, tensor in trainer.model.state_dict().items():
-        assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
-
-
-class TestUpdates:
-    def test_a_stream_that_ends_before_one_update(self, build):
-        trainer = build(preference_rows(8).to_iterable_dataset(), {"global_batch_size": 64})
-        with says("ended after 2 micro-batches; an update takes 16", "Lower `global_batch_size`", "stream more rows"):
-            trainer.train()
-
-    @pytest.mark.parametrize("accumulation", [1, 2])
-    def test_weights_that_are_not_finite(self, build, accumulation):
-        trainer = build(preference_rows(8), {"global_batch_size": 4 * accumulation})
-        with torch.no_grad():
-            trainer.model.model.layers[0].mlp.down_proj.weight[0, 0] = math.nan
-        before = weights(trainer)
-        with says("Non-finite policy log-probabilities, losses in update 1, which has not been made", "Lower"):
-            trainer.train()
-        assert_no_update(trainer, before)
-
-    def test_a_reference_that_is_not_finite(self, build):
-        trainer = build(preference_rows(8), ref_model=tiny_llama(seed=1))
-        with torch.no_grad():
-            trainer.ref_model.lm_head.weight[0, 0] = math.nan
-        before = weights(trainer)
-        with says("Non-finite reference log-probabilities, losses in update 1"):
-            trainer.train()
-        assert_no_update(trainer, before)
-
-    def test_a_later_update(self, build):
-        class Poison(transformers.TrainerCallback):
-            def on_step_end(self, args, state, control, model, **kwargs):
-                if state.global_step == 2:
-                    model.lm_head.weight.data[0, 0] = math.inf
-
-        trainer = build(preference_rows(16), {"max_steps": 4}, callbacks=[Poison()])
-        with says("in update 3, which has not been made"):
-            trainer.train()
-        assert trainer.state.global_step == 2
-
-    def test_a_loss_that_is_not_finite_is_not_filtered_away(self, build):
-        assert build([GOOD]).args.logging_nan_inf_filter is False
-
-
-class TestStart:
-    """Rewards before the first update, which should be 0."""
-
-    PART = "Implicit rewards before the first update should be 0, found up to"
-
-    @pytest.mark.parametrize("accumulation", [1, 2])
-    def test_wrong_reference(self, build, accumulation):
-        trainer = build(preference_rows(8), {"global_batch_size": 4 * accumulation})
-        with torch.no_grad():
-            trainer.model.lm_head.weight.mul_(1.1)
-        before = weights(trainer)
-        with says(self.PART, "Cause: wrong reference (copy in memory)", "`ref_model=`"):
-            trainer.train()
-        assert_no_update(trainer, before)
-
-    def test_the_largest_reward_is_named(self, build):
-        trainer = build([GOOD])
-        with torch.no_grad():
-            trainer.model.lm_head.weight.mul_(1.1)
-        rewards = trainer.predict(Dataset.from_list([GOOD])).predictions
-        with pytest.raises(ValueError, match=f"found up to {abs(rewards).max():.3g}"):
-            trainer.train()
-
-    def test_an_adapter_that_does_not_start_at_zero(self, build):
-        trainer = build(preference_rows(8), peft_config=lora(init_lora_weights=False))
-        before = weights(trainer)
-        with says(self.PART, "Cause: adapter initialisation", "`init_lora_weights=True`", "`ref_model=`"):
-            trainer.train()
-        assert_no_update(trainer, before)
-
-    def test_dropout_warns_and_names_its_option(self, build, caplog):
-        trainer = build(preference_rows(8), {"disable_dropout": False, "max_steps": 1}, model=tiny_gpt2())
-        trainer.train()
-        assert trainer.state.global_step == 1
-        assert self.PART in caplog.text and "Cause: dropout" in caplog.text and "disable_dropout=True" in caplog.text
-
-    def test_precision_warns(self, build, caplog):
-        trainer = build(preference_rows(8), {"max_steps": 1})
-        trainer.ref_model.bfloat16()
-        trainer.train()
-        assert "Cause: precision. Policy and reference hold weights of bfloat16, float32. Give them one" in caplog.text
-
-    def test_an_explicit_reference_is_not_judged(self, build, caplog):
-        build(preference_rows(8), {"max_steps": 1}, ref_model=tiny_llama(seed=1)).train()
-        assert self.PART not in caplog.text
-
-    def test_a_right_one_is_not_mentioned(self, build, caplog):
-        build(preference_rows(8), {"max_steps": 1}).train()
-        assert self.PART not in caplog.text
-
-
-@pytest.fixture
-def said(build, capsys, caplog):
-    """The line and the warnings of a run with these options, when it starts."""
-
-    def of(options=None, rows=None, **kwargs):
-        trainer = build(preference_rows(12) if rows is None else rows, options, **kwargs)
-        caplog.clear()
-        trainer.train()
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("DPOPaperTrainer")]
-        return line, [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-
-    return of
-
-
-class TestRunSummary:
-    def test_the_line_states_what_is_in_force(self, said):
-        line, _ = said({"global_batch_size": 12, "max_length": 60, "beta": 0.25})
-        assert line == (
-            "DPOPaperTrainer (preset 'paper'): 12 rows an update = 4 x 3 x 1 (per device x accumulation x ranks), "
-            "2 updates; rmsprop at 0.001, constant_with_warmup (k+1)/(W+1), warm-up 2; beta 0.25; float32 weights; "
-            "reference: copy in memory; prompts: computed once (attention by segments, packed); "
-            "data: 12 rows (0 dropped), 2 prompts and 4 answers cut."
-        )
-
-    @pytest.mark.parametrize(
-        ("options", "kwargs", "part"),
-        [
-            ({"bf16": True}, {}, "float32 weights under bf16 autocast"),
-            ({}, {"peft_config": lora()}, "reference: adapter off"),
-            ({"reference_free": True}, {}, "reference: none"),
-            ({"preset": "trl"}, {}, "preset 'trl'"),
-            ({"lr_scheduler_type": "cosine"}, {}, "cosine, warm-up 2"),
-            ({}, {"rows": preference_rows(8).to_iterable_dataset()}, "data: streaming, not counted"),
-        ],
-        ids=["bf16", "adapter", "reference-free", "trl", "cosine", "stream"],
-    )
-    def test_parts_of_the_line(self, said, options, kwargs, part):
-        assert part in said(options, **kwargs)[0]
-
-    def test_a_usual_run_has_no_warning(self, said):
-        assert said({"max_steps": 4})[1] == []
-
-    def test_warm_up_that_does_not_end(self, said):
-        (warning,) = said({"max_steps": 3, "warmup_steps": 5})[1]
-        # The last of three updates runs at 3/6 of the peak
-        assert "3 updates are fewer than twice the 5 of warm-up; the last runs at 0.0005 of 0.001" in warning
-        assert "Lower `warmup_steps`" in warning
-
-    @pytest.mark.parametrize(
-        ("kwargs", "part"),
-        [({}, "a model of 0.0 M parameters"), ({"peft_config": lora()}, "an adapter")],
-        ids=["full", "adapter"],
-    )
-    def test_the_paper_s_rate_on_something_small(self, said, kwargs, part):
-        (warning,) = said({"max_steps": 4, "learning_rate": 1e-6}, **kwargs)[1]
-        assert "`learning_rate=1e-06`" in warning and part in warning and "Raise it" in warning
-
-    def test_trl_s_rate_is_trl_s_business(self, said):
-        assert said({"max_steps": 4, "learning_rate": 1e-6, "preset": "trl"})[1] == []
-
-    def test_fsdp_that_accelerate_leaves_out(self, said, monkeypatch):
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-        (warning,) = said({"max_steps": 4})[1]
-        assert "FSDP was asked for, and accelerate runs NO here, as it does on a CPU" in warning
-
-    def test_weights_in_half_precision(self, said):
-        (warning,) = said({"max_steps": 4}, model=tiny_llama().bfloat16())[1]
-        assert "The trained weights are bfloat16" in warning and "Load the model in float32" in warning

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trl_dpo_ext.metrics.sums import Sums, mean_of_sums, means, results
-from trl_dpo_ext.trainers.meter import Meter
+from trl_dpo_ext.trainers.logs.meter import Meter
 
 
 def alone(sums: Tensor) -> Tensor:

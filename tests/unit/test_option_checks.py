@@ -12,7 +12,7 @@ import pytest
 from trl import DPOConfig, DPOTrainer
 
 from trl_dpo_ext import DPOPaperConfig, PreferredFTConfig, RankingDPOConfig, UnlikelihoodConfig
-from trl_dpo_ext.trainers.option_checks import VALUES
+from trl_dpo_ext.trainers.options.option_checks import VALUES
 
 
 CONFIGS = (DPOPaperConfig, RankingDPOConfig, UnlikelihoodConfig, PreferredFTConfig)

@@ -6,7 +6,7 @@ import pytest
 from tiny import preference_rows, save_tiny, tiny_llama, tiny_tokenizer
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
-from trl_dpo_ext.trainers.output_folder import check_output_dir
+from trl_dpo_ext.trainers.options.output_folder import check_output_dir
 
 
 @pytest.fixture

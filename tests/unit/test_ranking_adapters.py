@@ -4,15 +4,15 @@ import pytest
 from datasets import Dataset
 from tiny import EOS_TOKEN, tiny_tokenizer
 
-from trl_dpo_ext.data.rankings.adapters import (
+from trl_dpo_ext.data.conversion.from_pairs import pairs_to_rankings
+from trl_dpo_ext.data.conversion.public_datasets import (
     from_nectar,
     from_stack_exchange,
     from_summarize_from_feedback,
     from_ultrafeedback,
 )
-from trl_dpo_ext.data.rankings.converters import all_pairs
-from trl_dpo_ext.data.rankings.from_pairs import pairs_to_rankings
-from trl_dpo_ext.data.rankings.preparation import prepare_rankings
+from trl_dpo_ext.data.conversion.to_pairs import all_pairs
+from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
 
 
 TOKENIZER = tiny_tokenizer()
@@ -108,7 +108,7 @@ class TestUltraFeedback:
             prepare_rankings(adapt(rows, from_ultrafeedback), TOKENIZER)
 
     def test_raw_rows_are_told_where_the_adapters_are(self):
-        with pytest.raises(ValueError, match=r"`completions\[0\]` in row 0 .*rankings.adapters"):
+        with pytest.raises(ValueError, match=r"`completions\[0\]` in row 0 .*from_ultrafeedback"):
             prepare_rankings(Dataset.from_list([self.ROW]), TOKENIZER)
 
 

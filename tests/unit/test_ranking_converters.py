@@ -7,9 +7,9 @@ import pytest
 from datasets import Dataset
 from tiny import tiny_tokenizer
 
-from trl_dpo_ext.data.rankings.converters import all_pairs, best_random_pairs, best_worst_pairs, scores_to_ranking
-from trl_dpo_ext.data.rankings.from_pairs import pairs_to_rankings
-from trl_dpo_ext.data.rankings.preparation import prepare_rankings
+from trl_dpo_ext.data.conversion.from_pairs import pairs_to_rankings
+from trl_dpo_ext.data.conversion.to_pairs import all_pairs, best_random_pairs, best_worst_pairs, scores_to_ranking
+from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
 
 
 def ranking(completions: str, ranks: list | None = None, prompt: str = "q") -> dict:

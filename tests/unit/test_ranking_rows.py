@@ -9,8 +9,8 @@ from datasets import Dataset
 from tiny import tiny_tokenizer
 
 from trl_dpo_ext.data.rankings.checks import check_ranking, check_ranking_columns
-from trl_dpo_ext.data.rankings.preparation import prepare_rankings
-from trl_dpo_ext.data.rankings.rows import (
+from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
+from trl_dpo_ext.data.rankings.order import (
     dense_ranks,
     ranks_from_scores,
     repeated_completions,
@@ -150,7 +150,7 @@ BAD_ROWS = {
     ),
     "another schema": (
         {"completions": [{"response": "a", "overall_score": 3.0}] * 2},
-        r"`completions\[0\]` in {row} is a dict with the keys response, overall_score.*rankings.adapters",
+        r"`completions\[0\]` in {row} is a dict with the keys response, overall_score.*from_ultrafeedback",
     ),
     "a list of texts": (
         {"completions": [["a"], ["b"]]},

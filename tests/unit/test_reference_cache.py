@@ -1,29 +1,23 @@
 """Cached reference log-probabilities: what the key depends on, when a file is taken up again, and when it is not."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
+from closeness import EXACT, same
 from datasets import Dataset
 from integration.conftest import TINY
-from peft import LoraConfig, get_peft_model
-from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_tokenizer
+from peft import get_peft_model
+from tiny import lora_config, preference_rows, tiny_gpt2, tiny_llama, tiny_tokenizer
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
-from trl_dpo_ext.reference import cache, cached_pass
+from trl_dpo_ext.reference import cache
 from trl_dpo_ext.reference.cache import CacheKey, RefLogpsFile, hash_token_ids, sample_rows
-from trl_dpo_ext.reference.cached_pass import reference_pass
-from trl_dpo_ext.reference.identity import hash_weights
+from trl_dpo_ext.reference.weights_hash import hash_weights
 
 
 ROWS = 9
 COLUMNS = ["ref_chosen_logps", "ref_rejected_logps"]
-
-
-def lora(rank: int = 2, **options: Any) -> LoraConfig:
-    return LoraConfig(r=rank, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **options)
 
 
 def scaled(factor: float, model=None):
@@ -101,10 +95,10 @@ class TestWeights:
     @pytest.mark.parametrize(
         "config",
         [
-            lora(),
-            lora(rank=8, init_lora_weights=False),
-            lora(use_dora=True),
-            lora(modules_to_save=["lm_head"]),
+            lora_config(),
+            lora_config(r=8, init_lora_weights=False),
+            lora_config(use_dora=True),
+            lora_config(modules_to_save=["lm_head"]),
         ],
         ids=["fresh", "trained", "dora", "saved modules"],
     )
@@ -114,16 +108,16 @@ class TestWeights:
     @pytest.mark.parametrize("name", ["default", "mine", "model", "mlp"])
     def test_whatever_the_adapter_s_name(self, name):
         base, other = (
-            get_peft_model(model, lora(), adapter_name=name) for model in (tiny_llama(), tiny_llama(seed=1))
+            get_peft_model(model, lora_config(), adapter_name=name) for model in (tiny_llama(), tiny_llama(seed=1))
         )
         assert hash_weights(base) == hash_weights(tiny_llama())
         assert hash_weights(other) != hash_weights(base)
 
     def test_the_reference_s_own_adapter_counts(self):
         def model(seed):
-            model = get_peft_model(tiny_llama(), lora())
+            model = get_peft_model(tiny_llama(), lora_config())
             torch.manual_seed(seed)
-            model.add_adapter("ref", lora(init_lora_weights=False))
+            model.add_adapter("ref", lora_config(init_lora_weights=False))
             return model
 
         assert hash_weights(model(0)) == hash_weights(model(0))
@@ -132,14 +126,14 @@ class TestWeights:
     def test_of_a_reference_that_is_itself_an_adapter_all_weights_count(self):
         def model(seed):
             torch.manual_seed(seed)
-            return get_peft_model(tiny_llama(), lora(init_lora_weights=False))
+            return get_peft_model(tiny_llama(), lora_config(init_lora_weights=False))
 
         hashes = [hash_weights(each, with_adapters=True) for each in (model(0), model(0), model(1), tiny_llama())]
         assert hashes[0] == hashes[1]
         assert len(set(hashes)) == 3
 
     def test_training_the_adapter_changes_nothing(self):
-        model = get_peft_model(tiny_llama(), lora())
+        model = get_peft_model(tiny_llama(), lora_config())
         before = hash_weights(model)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -216,105 +210,6 @@ class TestFile:
         assert torch.equal(file.read(), torch.zeros(9, 2))
 
 
-def exact(rows: torch.Tensor) -> torch.Tensor:
-    """A stand-in for the reference: row i scores (-i, -10 i)."""
-    return -rows[:, None] * torch.tensor([1.0, 10.0])
-
-
-class TestPass:
-    EXPECTED = exact(torch.arange(10.0))
-
-    @pytest.fixture
-    def file(self, tmp_path):
-        return RefLogpsFile(tmp_path, CacheKey("reference", "tokens", "float32"))
-
-    @pytest.fixture
-    def computed(self):
-        return []
-
-    @pytest.fixture
-    def run(self, file, computed):
-        def run(logps_of=exact):
-            def recorded(batch):
-                computed.append(batch["row"].tolist())
-                return logps_of(batch["row"].float())
-
-            return reference_pass(
-                Dataset.from_dict({"row": list(range(10))}),
-                logps_of=recorded,
-                collate=lambda rows: {"row": torch.tensor([row["row"] for row in rows])},
-                to_device=lambda batch: batch,
-                tolerance_of=lambda logps: torch.tensor(1e-3),
-                accelerator=Accelerator(cpu=True),
-                batch_size=4,
-                file=file,
-                name="train",
-            )
-
-        return run
-
-    def test_every_row_once_and_in_order(self, run, computed, file):
-        assert torch.equal(run(), self.EXPECTED)
-        assert computed == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-        assert torch.equal(file.read(), self.EXPECTED)
-
-    def test_a_whole_file_costs_four_rows(self, run, computed, file, caplog):
-        file.write([self.EXPECTED])
-        assert torch.equal(run(), self.EXPECTED)
-        assert computed == [[0, 3, 6, 9]]
-        assert caplog.text == ""
-
-    @pytest.mark.parametrize("done", [1, 3, 8])
-    def test_a_partial_file_is_taken_up_where_it_stopped(self, run, computed, file, done):
-        file.write([self.EXPECTED[:done]])
-        assert torch.equal(run(), self.EXPECTED)
-        sample, *rest = computed
-        assert sample == sample_rows(done)
-        assert [row for batch in rest for row in batch] == list(range(done, 10))
-        assert torch.equal(file.read(), self.EXPECTED)
-
-    def test_an_interrupted_pass_goes_on(self, run, computed, file, monkeypatch):
-        monkeypatch.setattr(cached_pass, "_SECONDS_BETWEEN_WRITES", -1)
-
-        def interrupted(rows):
-            if 8 in rows:
-                raise KeyboardInterrupt
-            return exact(rows)
-
-        with pytest.raises(KeyboardInterrupt):
-            run(interrupted)
-        assert torch.equal(file.read(), self.EXPECTED[:8])
-        computed.clear()
-        assert torch.equal(run(), self.EXPECTED)
-        assert computed == [sample_rows(8), [8, 9]]
-
-    def test_a_stale_file_is_computed_again_with_a_warning(self, run, computed, file, caplog):
-        file.write([self.EXPECTED + 0.5])
-        assert torch.equal(run(), self.EXPECTED)
-        assert [len(batch) for batch in computed] == [4, 4, 4, 2]
-        assert torch.equal(file.read(), self.EXPECTED)
-        assert f"train dataset in {file.path} differ by 0.5 nats" in caplog.text
-        assert "they are computed again" in caplog.text
-
-    def test_a_difference_within_rounding_is_none(self, run, computed, file, caplog):
-        file.write([self.EXPECTED + 5e-4])
-        assert torch.equal(run(), self.EXPECTED + 5e-4)
-        assert len(computed) == 1 and caplog.text == ""
-
-    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-    def test_a_file_that_is_not_finite_is_stale(self, run, file, value, caplog):
-        file.write([torch.full((10, 2), value)])
-        assert torch.equal(run(), self.EXPECTED)
-        assert "they are computed again" in caplog.text
-
-    def test_an_unreadable_file_is_computed_again_with_a_warning(self, run, computed, file, caplog):
-        file.write([self.EXPECTED])
-        file.path.write_bytes(file.path.read_bytes()[:-9])
-        assert torch.equal(run(), self.EXPECTED)
-        assert [len(batch) for batch in computed] == [4, 4, 2]
-        assert str(file.path) in caplog.text and "computed again" in caplog.text
-
-
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "cache"
@@ -362,8 +257,8 @@ class TestWhatTheKeyDependsOn:
             {"options": {"loss_type": "ipo"}},
             {"options": {"gradient_checkpointing": True}},
             {"options": {"max_length": 500}},  # it cuts nothing
-            {"peft_config": lora()},
-            {"peft_config": lora(rank=4)},
+            {"peft_config": lora_config()},
+            {"peft_config": lora_config(r=2)},
         ],
         # The text of a config shows its sets in another order in every process
         ids=lambda change: f"rank={change['peft_config'].r}" if "peft_config" in change else str(change),
@@ -418,7 +313,7 @@ class TestWhatTheKeyDependsOn:
     def test_on_a_trained_adapter(self, cached, folder):
         def trained(seed):
             torch.manual_seed(seed)
-            return get_peft_model(tiny_llama(), lora(init_lora_weights=False))
+            return get_peft_model(tiny_llama(), lora_config(init_lora_weights=False))
 
         cached()
         assert cached(trained(0))[1] == ROWS
@@ -436,6 +331,7 @@ class TestTrainersWithACache:
             computed.append(rows)
         assert computed == [ROWS, REUSED, REUSED]
 
+    @pytest.mark.usefixtures("float64")
     def test_values_are_the_reference_s(self, cached):
         trainer, _ = cached(model=tiny_llama(seed=1), ref_model=tiny_llama(seed=2))
         live = DPOPaperTrainer(
@@ -446,8 +342,9 @@ class TestTrainersWithACache:
         )
         expected = live.predict(preference_rows(ROWS)).predictions  # beta log pi
         found = torch.tensor([trainer.train_dataset[column][:] for column in COLUMNS]).T
-        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-6, atol=1e-4)
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=EXACT, atol=EXACT)
 
+    @pytest.mark.usefixtures("float64")
     def test_a_partial_file_is_taken_up(self, cached, folder):
         whole, _ = cached()
         (path,) = folder.iterdir()
@@ -456,7 +353,7 @@ class TestTrainersWithACache:
         again, computed = cached()
         assert computed == REUSED + ROWS - 5
         for column in COLUMNS:
-            assert again.train_dataset[column][:] == pytest.approx(whole.train_dataset[column][:], abs=1e-4)
+            assert again.train_dataset[column][:] == same(whole.train_dataset[column][:])
 
     def test_another_config_of_the_same_weights_is_not_served(self, cached, caplog):
         # The key cannot see a position encoding, but the rows that are computed again do

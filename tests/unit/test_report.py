@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from trl_dpo_ext import run_files
 from trl_dpo_ext.cli import main
-from trl_dpo_ext.evaluation.report import run_data
-from trl_dpo_ext.evaluation.report.drawing import draw_curves, window_means
-from trl_dpo_ext.evaluation.report.page import write_report
-from trl_dpo_ext.evaluation.report.panels import panels_of, quantile
-from trl_dpo_ext.evaluation.report.run_data import Curve, Distribution, RunData, Sample, find_runs, read_run
-from trl_dpo_ext.evaluation.report.summary import SummaryRow, facts, summary_rows
-from trl_dpo_ext.trainers import run_log
-from trl_dpo_ext.trainers.distributions import Distributions
+from trl_dpo_ext.report.drawing import draw_curves, window_means
+from trl_dpo_ext.report.page import write_report
+from trl_dpo_ext.report.panels import panels_of, quantile
+from trl_dpo_ext.report.run_data import Curve, Distribution, RunData, Sample, find_runs, read_run
+from trl_dpo_ext.report.summary import SummaryRow, facts, summary_rows
+from trl_dpo_ext.trainers.logs import run_log
+from trl_dpo_ext.trainers.logs.distributions import Distributions
 
 
 TRAINING = [
@@ -36,7 +36,7 @@ def write_lines(path: Path, lines: list) -> None:
 
 
 def a_run(folder: Path, lines: list) -> RunData:
-    write_lines(folder / "run_log" / "figures.jsonl", lines)
+    write_lines(folder / "run_log" / "metrics.jsonl", lines)
     return read_run(folder)
 
 
@@ -49,7 +49,7 @@ def histogram(name: str, step: int = 20, **columns) -> dict:
 
 def test_curves_of_training_and_evaluation(tmp_path):
     run = a_run(tmp_path, [*TRAINING, EVALUATION, TOTALS])
-    assert run.source == tmp_path / "run_log" / "figures.jsonl"
+    assert run.source == tmp_path / "run_log" / "metrics.jsonl"
     assert run.curves("loss") == {
         "training": Curve([10, 20], [0.69, 0.55]),
         "evaluation": Curve([20], [0.6]),
@@ -80,7 +80,7 @@ def test_evaluation_sets_are_kept_apart(tmp_path):
     assert run.evaluation["hh"]["aux_loss"] == Curve([20], [0.01])
 
 
-def test_unknown_figures_are_ignored(tmp_path):
+def test_unknown_metrics_are_ignored(tmp_path):
     custom = {"eval_my_loss": 3.0, "eval_rewards/of_mine": 1.0, "my_entropy": 2.0, "note": "text"}
     run = a_run(tmp_path, [TRAINING[0] | {"my_loss": 1.0, "rewards/mine": 2.0, "loss": "high"}, EVALUATION | custom])
     assert set(run.training) == {"epoch", "rewards/accuracies", "num_tokens", "learning_rate"}
@@ -100,15 +100,15 @@ def test_values_that_are_not_finite_are_noted(tmp_path):
 
 
 def test_damaged_lines_are_reported_with_their_number(tmp_path):
-    path = tmp_path / "run_log" / "figures.jsonl"
+    path = tmp_path / "run_log" / "metrics.jsonl"
     write_lines(path, [TRAINING[0], [1, 2], {"loss": 1.0}, TRAINING[1]])
     path.write_text(path.read_text() + '\n{"step": 30, "lo')
     run = read_run(tmp_path)
     assert run.training["loss"].steps == [10, 20]
     assert run.notes == [
-        "figures.jsonl, line 2 is not a JSON object: left out.",
-        "figures.jsonl, line 3 has no whole number `step`: left out.",
-        "figures.jsonl, line 6 is not whole (a run that was killed while writing?): left out.",
+        "metrics.jsonl, line 2 is not a JSON object: left out.",
+        "metrics.jsonl, line 3 has no whole number `step`: left out.",
+        "metrics.jsonl, line 6 is incomplete (was the run killed while writing?): left out.",
     ]
 
 
@@ -116,8 +116,8 @@ def test_of_what_was_logged_twice_the_last_counts(tmp_path):
     run = a_run(tmp_path, [{"step": step, "loss": loss} for step, loss in ((1, 0.7), (2, 0.6), (3, 0.5), (2, 0.65))])
     assert run.training["loss"] == Curve([1, 2, 3], [0.7, 0.65, 0.5])
     assert run.notes == [
-        "figures.jsonl, line 4 goes back from update 3 to 2 (a resumed run, or another in the same folder): of what "
-        "was logged twice for an update, the last is drawn."
+        "metrics.jsonl, line 4 goes back from update 3 to 2 (a resumed run, or another in the same folder): where an "
+        "update was logged twice, the last values are drawn."
     ]
 
 
@@ -128,7 +128,7 @@ def test_a_run_of_trl_is_read_from_its_trainer_state(tmp_path, place):
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps({"log_history": [{"step": 1, "loss": loss}, EVALUATION]}))
     (tmp_path / "run_log").mkdir()
-    (tmp_path / "run_log" / "figures.jsonl").touch()
+    (tmp_path / "run_log" / "metrics.jsonl").touch()
     run = read_run(tmp_path)
     assert run.source == tmp_path / place / "trainer_state.json"
     assert run.training["loss"] == Curve([1], [0.5])
@@ -165,7 +165,7 @@ def test_distributions(tmp_path):
         "hh": {"rewards/calibration": [Distribution(20, edges, counts, [None, 0.8], [None, 0.75])]},
     }
     assert run.notes == [
-        f"distributions.jsonl, line {number} is no histogram of n counts between n + 1 edges: left out."
+        f"distributions.jsonl, line {number} is not a histogram with n counts and n + 1 edges: left out."
         for number in (5, 6, 7)
     ]
 
@@ -184,16 +184,13 @@ def test_samples_of_the_last_evaluation(tmp_path):
         Sample(20, "evaluation", "p", "a", 0.3, "b", -0.1),
         Sample(20, "hh", "q", "c", None, None, None),
     ]
-    assert run.notes == ["samples.jsonl, line 4 is no sample, see its `prompt`, `policy_reward`: left out."]
+    assert run.notes == ["samples.jsonl, line 4 is not a sample, see its `prompt`, `policy_reward`: left out."]
 
 
 def test_reads_what_the_trainers_write(tmp_path):
-    assert run_data.FIGURES_FILE == f"{run_log.FOLDER}/{run_log.FIGURES}"
-    assert run_data.DISTRIBUTIONS_FILE == f"{run_log.FOLDER}/{run_log.DISTRIBUTIONS}"
-    assert run_data.SAMPLES_FILE == f"{run_log.FOLDER}/{run_log.SAMPLES}"
     log = run_log.RunLog(tmp_path)
-    log.append(run_log.FIGURES, TRAINING)
-    log.append(run_log.DISTRIBUTIONS, Distributions("eval", {"rewards/margins": np.arange(100.0)}, None).rows(20))
+    log.append(run_files.METRICS, TRAINING)
+    log.append(run_files.DISTRIBUTIONS, Distributions("eval", {"rewards/margins": np.arange(100.0)}, None).rows(20))
     run = read_run(tmp_path)
     [margins] = run.distributions["evaluation"]["rewards/margins"]
     assert quantile(margins, 0.5) == pytest.approx(49.5)
@@ -250,7 +247,7 @@ def titles(folder: Path, line: dict, distributions: list[dict] = ()) -> list[str
 
 
 @pytest.mark.parametrize(
-    ("figures", "expected"),
+    ("metrics", "expected"),
     [
         (["loss"], ["Loss"]),
         (["rewards/accuracies", "rewards/accuracies_from_length"], ["Pairs in the right order"]),
@@ -258,6 +255,9 @@ def titles(folder: Path, line: dict, distributions: list[dict] = ()) -> list[str
         (["logps/chosen"], ["Log-probability of answers"]),
         (["logps/chosen", "logps/chosen_drift"], ["Drift from the reference"]),
         (["kl_per_token", "entropy"], ["KL from the reference", "Entropy"]),
+        (["logits/rejected", "entropy", "logits/chosen", "grad_norm"], ["Entropy", "Mean logits", "Gradient norm"]),
+        (["rewards/margins_neighbors", "rewards/margins"], ["Reward margin"]),
+        (["rewards/margins_neighbors"], []),
         (["rewards/gradient_weight_near_0", "rewards/gradient_weight"], ["Weight of a pair in the gradient"]),
         (
             ["rewards/rank_1", "rewards/rank_2", "rewards/kendall_tau"],
@@ -267,8 +267,8 @@ def titles(folder: Path, line: dict, distributions: list[dict] = ()) -> list[str
         (["learning_rate", "grad_norm", "num_tokens"], ["Gradient norm", "Learning rate"]),
     ],
 )
-def test_panels_are_those_of_the_figures(tmp_path, figures, expected):
-    assert titles(tmp_path, dict.fromkeys(figures, 0.5)) == expected
+def test_panels_are_those_of_the_metrics(tmp_path, metrics, expected):
+    assert titles(tmp_path, dict.fromkeys(metrics, 0.5)) == expected
 
 
 def test_panels_of_distributions(tmp_path):
@@ -300,7 +300,42 @@ def test_what_a_curve_panel_draws(tmp_path):
     assert crosses.get_xdata().tolist() == [2]
     assert no_crosses.get_xdata().tolist() == []
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("update", "nats")
-    assert axes.get_legend() is None  # one figure needs no key
+    assert axes.get_legend() is None  # one metric needs no legend
+
+
+@pytest.mark.parametrize(
+    ("metrics", "drawn", "labels"),
+    [
+        (
+            {"rewards/margins": 0.6, "rewards/margins_neighbors": 0.2},
+            [0.6, 0.2],
+            ["best minus worst", "neighbouring ranks"],
+        ),
+        ({"rewards/margins": 0.6}, [0.6], None),
+        ({"logits/chosen": -1.5, "logits/rejected": -1.25}, [-1.5, -1.25], ["preferred", "dispreferred"]),
+        ({"logits/chosen": -1.5}, [-1.5], None),  # of single answers
+    ],
+)
+def test_what_the_panels_of_margins_and_of_logits_draw(tmp_path, metrics, drawn, labels):
+    [panel] = panels_of(a_run(tmp_path, [{"step": step} | metrics for step in (1, 2)]))
+    axes = Figure().add_subplot()
+    panel.draw(axes)
+    lines = [
+        line.get_xydata().tolist() for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata())
+    ]
+    assert lines == [[[1, value], [2, value]] for value in drawn]
+    legend = axes.get_legend()
+    assert (legend and [text.get_text() for text in legend.get_texts()]) == labels
+
+
+def test_margins_between_neighbours_and_logits_are_in_the_table(tmp_path):
+    of_rankings = {"rewards/margins_neighbors": 0.2, "logits/chosen": -1.5, "logits/rejected": -1.25}
+    later = {name: value + 0.5 for name, value in of_rankings.items()}
+    assert summary_rows(a_run(tmp_path, [{"step": 1} | of_rankings, {"step": 2} | later])) == [
+        SummaryRow("rewards/margins_neighbors", "training", 0.2, 0.7, (0.7, 2)),
+        SummaryRow("logits/chosen", "training", -1.5, -1.0, None),
+        SummaryRow("logits/rejected", "training", -1.25, -0.75, None),
+    ]
 
 
 def test_what_a_rank_panel_draws(tmp_path):
@@ -352,7 +387,7 @@ class Page(HTMLParser):
 @pytest.fixture
 def evil_run(tmp_path) -> Path:
     folder = tmp_path / "<b>run & $x$"
-    write_lines(folder / "run_log" / "figures.jsonl", [*TRAINING, {"step": 20, f"eval_{EVIL}_loss": 0.5}])
+    write_lines(folder / "run_log" / "metrics.jsonl", [*TRAINING, {"step": 20, f"eval_{EVIL}_loss": 0.5}])
     write_lines(folder / "run_log" / "distributions.jsonl", [histogram(f"eval_{EVIL}_rewards/chosen")])
     sample = {"step": 20, "name": f"eval_{EVIL}", "prompt": EVIL, "policy": EVIL, "reference": "half an emoji \ud83d"}
     write_lines(folder / "run_log" / "samples.jsonl", [sample | {"policy_reward": 0.25, "reference_reward": -2.0}])
@@ -432,13 +467,13 @@ def test_command_without_a_run(tmp_path, capsys):
     assert error_of(tmp_path / "a" / "b").endswith("Pass the `output_dir` of a run.")
     empty = tmp_path / "dpo-model"
     assert error_of(empty) == (
-        f"{empty} holds no figures of a run: no line in run_log/figures.jsonl, no trainer_state.json, no checkpoint "
-        "with one. Pass the `output_dir` of a run; figures are logged every `logging_steps` updates."
+        f"{empty} holds no metrics of a run: no line in run_log/metrics.jsonl, no trainer_state.json, no checkpoint "
+        "with one. Pass the `output_dir` of a run; metrics are logged every `logging_steps` updates."
     )
     state = empty / "checkpoint-3" / "trainer_state.json"
     state.write_text('{"log_history": []}')
-    assert error_of(empty).startswith(f"{state} holds no figures yet: none was logged.")
-    write_lines(tmp_path / "other" / "deep" / "run_log" / "figures.jsonl", TRAINING)
+    assert error_of(empty).startswith(f"{state} holds no metrics yet: none was logged.")
+    write_lines(tmp_path / "other" / "deep" / "run_log" / "metrics.jsonl", TRAINING)
     assert find_runs(tmp_path) == [empty, tmp_path / "other" / "deep"]
     assert error_of(tmp_path).endswith(f"Runs below it: {empty}, {tmp_path / 'other' / 'deep'}.")
     assert error_of(state) == f"There is no folder {state}. It is a file: pass its folder, {state.parent}."

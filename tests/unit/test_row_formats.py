@@ -2,17 +2,17 @@
 
 import pytest
 import trl
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from tiny import EOS_TOKEN, preference_rows, tiny_tokenizer
+from unit.conftest import stream
 
 from trl_dpo_ext.data.columns import opened
+from trl_dpo_ext.data.dataset_preparation import prepare_pairs
 from trl_dpo_ext.data.doctor.examination import examine
-from trl_dpo_ext.data.preparation import prepare_pairs
-from trl_dpo_ext.data.rankings.best import only_best
-from trl_dpo_ext.data.rankings.preparation import prepare_rankings
+from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
 from trl_dpo_ext.data.token_ids import check_ids, suspects
 from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
-from trl_dpo_ext.scoring.row_kinds import completions_of
+from trl_dpo_ext.reward_model.reward_columns import completions_of
 
 
 TOKENIZER = tiny_tokenizer()
@@ -27,10 +27,6 @@ def pairs(rows, tokenizer=TOKENIZER, **cut):
     rows = Dataset.from_list(rows) if isinstance(rows, list) else rows
     dataset, report = prepare_pairs(rows, tokenizer, cut=Cut(leading_ids=tuple(leading_special_ids(tokenizer)), **cut))
     return [{name: row[name] for name in IDS} for row in dataset], report
-
-
-def stream(*rows):
-    return IterableDataset.from_generator(lambda: iter(rows))
 
 
 class TestPromptOnce:
@@ -60,8 +56,9 @@ class TestPromptOnce:
         dataset, report = prepare_rankings(rows, TOKENIZER)
         assert dataset[0]["completion_ids"] == [expected["chosen_ids"], expected["rejected_ids"]]
         assert dataset[0]["prompt_ids"] == expected["prompt_ids"] and report.prompts_repeated == 1
-        best, repeated = only_best(rows, "train")
-        assert best[0]["prompt"] == [USER] and best[0]["completions"] == [[YES]] and repeated == 1
+        best, report = prepare_rankings(rows, TOKENIZER, alone=True)
+        assert best[0]["completion_ids"] == [expected["chosen_ids"]] and best[0]["completions"] == [[YES]]
+        assert best[0]["prompt_ids"] == expected["prompt_ids"] and report.prompts_repeated == 1
 
     def test_text_answers_that_begin_with_their_prompt(self):
         rows = [{"prompt": f"{q}?", "chosen": f"{q}? Yes", "rejected": f"{q}? No"} for q in ("So", "Why")]
@@ -95,14 +92,14 @@ class TestCut:
         good = {"prompt": "zz", "chosen": "q", "rejected": "x"}
         long = {"prompt": "zz", "chosen": "zzzzzzzzzq", "rejected": "zzzzzzzzzx"}
         prepared, report = pairs([good, long], joint=joint, max_length=8, keep_end=not joint)
-        why = "row 1, both answers are the same after the cut to `max_length=8`"
+        why = "row 1, both answers are the same after truncation to `max_length=8`"
         assert (len(prepared), report.dropped, report.first_dropped) == (1, 1, why)
 
     def test_a_copy_after_the_cut_leaves_a_ranking(self):
         row = {"prompt": "zz", "completions": ["q", "zzzzzzzzzq", "zzzzzzzzzx"], "ranks": [0, 1, 1]}
         dataset, report = prepare_rankings(Dataset.from_list([row]), TOKENIZER, max_length=8)
         assert len(dataset[0]["completion_ids"]) == 2
-        assert report.first_completion_dropped == "row 0, completion 2 is a copy of completion 1 after the cut"
+        assert report.first_completion_dropped == "row 0, completion 2 is a copy of completion 1 after truncation"
 
 
 class TestTokenIds:

@@ -8,13 +8,12 @@ from tiny import tiny_tokenizer
 
 from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.columns import is_image
+from trl_dpo_ext.data.dataset_preparation import prepare_pairs
 from trl_dpo_ext.data.doctor.examination import examine
-from trl_dpo_ext.data.preparation import prepare_pairs
-from trl_dpo_ext.data.rankings.best import only_best
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
-from trl_dpo_ext.data.rankings.preparation import prepare_rankings
+from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
 from trl_dpo_ext.data.tokenization import Cut
-from trl_dpo_ext.scoring.row_kinds import completions_of, reward_columns
+from trl_dpo_ext.reward_model.reward_columns import completions_of, reward_columns
 
 
 TOKENIZER = tiny_tokenizer()
@@ -74,14 +73,13 @@ class TestEmptyAnswers:
     def test_preferred_ft_counts_them(self):
         answers = [[YES], [], [{"role": "assistant", "content": ""}], [YES]]
         rows = [{"prompt": [USER], "chosen": answer, "rejected": [NO]} for answer in answers]
-        best, _ = only_best(Dataset.from_list(rows), "train")
-        left, report = prepare_rankings(best, TOKENIZER, alone=True, repeats=False)
+        left, report = prepare_rankings(Dataset.from_list(rows), TOKENIZER, alone=True)
         assert (report.rows, report.dropped, len(left)) == (2, 2, 2)
         assert report.first_dropped == "row 1, its best completion is empty"
 
     def test_a_ranking_of_none(self):
         rows = Dataset.from_list([{"prompt": "a", "completions": texts} for texts in (["b"], [], ["", "c"], ["d"])])
-        _, report = prepare_rankings(only_best(rows, "train")[0], TOKENIZER, alone=True, repeats=False)
+        _, report = prepare_rankings(rows, TOKENIZER, alone=True)
         assert (report.rows, report.dropped, report.first_dropped) == (2, 2, "row 1, its best completion is empty")
 
     def test_two_empty_conversations_beside_a_text_prompt(self):

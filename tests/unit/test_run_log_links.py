@@ -1,8 +1,9 @@
-"""A run's figures are written into its own folder, whatever link is planted there."""
+"""A run's metrics are written into its own folder, whatever link is planted there."""
 
 import json
 
-from trl_dpo_ext.trainers.run_log import FIGURES, RunLog
+from trl_dpo_ext.run_files import METRICS
+from trl_dpo_ext.trainers.logs.run_log import RunLog
 
 
 def test_a_link_is_replaced(tmp_path):
@@ -12,11 +13,11 @@ def test_a_link_is_replaced(tmp_path):
         foreign.unlink(missing_ok=True)
         if content is not None:
             foreign.write_text(content)
-        path = log.folder / FIGURES
+        path = log.folder / METRICS
         path.unlink(missing_ok=True)
         path.symlink_to(foreign)
-        log.append(FIGURES, [{"step": 1}])
-        log.append(FIGURES, [{"step": 2}])
+        log.append(METRICS, [{"step": 1}])
+        log.append(METRICS, [{"step": 2}])
         assert not path.is_symlink()
         assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": 1}, {"step": 2}]
         assert (foreign.read_text() if foreign.exists() else None) == content

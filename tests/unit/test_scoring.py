@@ -2,6 +2,7 @@
 
 import math
 import random
+from functools import partialmethod
 
 import pytest
 import torch
@@ -10,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_processor, tiny_tokenizer
 
 from trl_dpo_ext import ImplicitRewardModel
-from trl_dpo_ext.data.row_options import RowOptions
-from trl_dpo_ext.scoring.results import PreferenceAccuracy, PreferenceReport
-from trl_dpo_ext.scoring.rows import PromptPart, TokenizedRow, batches_of, parts_of, rows_from, tokenize_rows
+from trl_dpo_ext.data.options import RowOptions
+from trl_dpo_ext.reward_model.batching import PromptPart, TokenizedRow, batches_of, parts_of, rows_from, tokenize_rows
+from trl_dpo_ext.reward_model.results import PreferenceAccuracy, PreferenceReport
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +76,23 @@ class TestRows:
         rows = preference_rows(2)
         assert toy.score(rows["prompt"], rows["chosen"]) == toy.score(rows["prompt"][:], rows["chosen"][:])
 
+    def test_relabelled_answers_keep_their_tool_calls(self, toy, monkeypatch):
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+        row = {"prompt": [{"role": "user", "content": "So?"}], "chosen": [{"role": "assistant", "content": "No."}]}
+        row["rejected"] = [{"role": "assistant", "content": "", "tool_calls": [call]}]
+        monkeypatch.setattr(toy, "score_rows", lambda rows, name="": [[1.0, 0.0], [0.0, 1.0]])
+        # `datasets` takes types from the rows that it writes first, by default a thousand
+        monkeypatch.setattr(Dataset, "map", partialmethod(Dataset.map, writer_batch_size=1))
+        same, swapped = toy.relabel(Dataset.from_list([row, row]))
+        assert (swapped["chosen"], swapped["rejected"]) == (row["rejected"], row["chosen"])
+        assert (same["chosen"], same["rejected"]) == (row["chosen"], row["rejected"])
+
     def test_cuts_are_counted(self, caplog):
         rows = [{"prompt": "x" * n, "completions": ["y"]} for n in (2, 30, 40)]
         options = RowOptions(max_length=20)
         with caplog.at_level("WARNING", "trl_dpo_ext"):
             tokenized = tokenize_rows(rows, tiny_tokenizer(), options, "scored")
-        assert "2 of 3 rows exceed `max_length=20` and are cut as in training." in caplog.text
+        assert "2 of 3 rows exceed `max_length=20` and are truncated as in training." in caplog.text
         assert [len(row.prompt_ids) for row in tokenized] == [2, 10, 10]
 
     def test_rows_of_which_nothing_is_left_get_0(self, caplog):
@@ -91,7 +103,8 @@ class TestRows:
             cut, whole = toy.score(["x" * 30, "x"], ["y", "y"])
         assert cut == 0.0 != whole
         assert (
-            "1 of 2 rows exceed `max_length=20` and are cut as in training; of 1 no completion is left" in caplog.text
+            "1 of 2 rows exceed `max_length=20` and are truncated as in training; of 1 no completion is left"
+            in caplog.text
         )
         assert toy.score_tokens(["x" * 30], ["y"])[0].token_ids == []
 
@@ -199,6 +212,10 @@ class TestMessages:
             (rows.select([]), "The dataset has no row"),
             (Dataset.from_list([{"completions": ["a"], "scores": [1.0]}]), "already has a column `scores`"),
             (Dataset.from_list([{"prompt": "a", "text": "b"}]), "no column `completions`"),
+            (
+                Dataset.from_list([{"prompt_ids": [1], "completion_ids": [[2], [3]]}]),
+                "The dataset has token ids but no text",
+            ),
         ):
             with pytest.raises(ValueError, match=message):
                 toy.score_dataset(dataset)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from trl_dpo_ext.trainers.secrets import shown, without_secrets
+from trl_dpo_ext.trainers.options.secrets import shown, without_secrets
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ class TestClosedForms:
         torch.testing.assert_close(policy.sum(-1), torch.ones(3, dtype=torch.float64), rtol=1e-14, atol=0.0)
 
     @pytest.mark.parametrize("beta", BETAS)
-    def test_optimal_policy_maximises_equation_3(self, beta):
+    def test_optimal_policy_maximizes_equation_3(self, beta):
         ref, rewards = random_problem()
         optimum = optimal_policy(ref, rewards, beta=beta)
         value = objective(optimum, ref, rewards, beta)
@@ -134,7 +134,7 @@ class TestClosedForms:
             assert seen.float().mean() > 0.6
 
     @pytest.mark.parametrize("beta", [0.5, 1.0, 5.0])  # below, the softmax saturates and BFGS stops early
-    def test_a_numerical_optimiser_finds_nothing_better(self, beta):
+    def test_a_numerical_optimizer_finds_nothing_better(self, beta):
         ref, rewards = random_problem(num_prompts=1)
 
         def loss_and_gradient(logits):
@@ -272,10 +272,10 @@ class TestClosedForms:
             with pytest.raises(ValueError, match="`beta` to be a finite number above 0"):
                 function(ref, rewards, beta=beta)
 
-        unnormalised = ref.clone()
-        unnormalised[1] += 0.25
+        unnormalized = ref.clone()
+        unnormalized[1] += 0.25
         with pytest.raises(ValueError, match=r"0 within 0\.0001, got 0\.25 for prompt 1 of 3\. .*`log_softmax\(-1\)`"):
-            function(unnormalised, rewards, beta=0.5)
+            function(unnormalized, rewards, beta=0.5)
         with pytest.raises(ValueError, match=r"`logsumexp\(-1\)` 0 within .*, got 1\.95843 for prompt 0 of 3"):
             function(torch.full_like(ref, 1 / 6), rewards, beta=0.5)  # probabilities instead: 1/6 + log 6
         with pytest.raises(ValueError, match=r"got -inf for prompt 2 of 3"):

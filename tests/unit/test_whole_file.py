@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_dpo_ext.scoring.files.parts import ScoredParts, ScoredRow
+from trl_dpo_ext.reward_model.files.parts import ScoredParts, ScoredRow
 from trl_dpo_ext.whole_file import whole_file, write_text
 
 

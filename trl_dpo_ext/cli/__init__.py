@@ -5,7 +5,7 @@ import warnings
 from importlib import import_module
 
 from trl_dpo_ext import __version__
-from trl_dpo_ext.data.spelling import did_you_mean
+from trl_dpo_ext.spelling import did_you_mean
 
 
 __all__ = ["main"]
@@ -16,8 +16,8 @@ _COMMANDS = {
     "preferred-ft": "train PreferredFTTrainer, on preferred answers alone: the stage before DPO",
     "unlikelihood": "train UnlikelihoodTrainer, a baseline",
     "score": "add implicit rewards to the rows of a file",
-    "doctor": "examine a data set before training: bad rows, cuts, and what is probably not meant",
-    "report": "draw one page of a run's figures",
+    "doctor": "examine a dataset before training: invalid rows, truncation, and suspicious patterns",
+    "report": "draw the metrics of a run on one page",
     "env": "print the versions and hardware that a bug report needs",
 }
 

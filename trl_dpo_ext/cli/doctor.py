@@ -17,8 +17,8 @@ def run(argv: list[str]) -> int:
     from transformers import AutoTokenizer
 
     from trl_dpo_ext.data.doctor.examination import examine
+    from trl_dpo_ext.data.options import RowOptions
     from trl_dpo_ext.data.remote_code import remote_code_explained
-    from trl_dpo_ext.data.row_options import RowOptions
     from trl_dpo_ext.data.sources import load_splits, split_of
 
     try:
@@ -61,7 +61,7 @@ def run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = WordParser(
         "doctor",
-        description="Examine a preference or ranking data set: what training would stop at, leave out or cut.",
+        description="Examine a preference or ranking dataset: rows that training would refuse, leave out or truncate.",
         epilog="Exit status: 0, training would take every row; 1, it would not; 2, nothing could be examined.",
     )
     parser.add_argument(
@@ -74,7 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", dest="first", type=count(), metavar="N", help="only the first N rows")
     parser.add_argument("--tokenization", default="separate", choices=["separate", "joint"], help="as in training")
     parser.add_argument(
-        "--max_length", type=_length, default=512, metavar="N", help="as in training: 512 by default, `none`: no cut"
+        "--max_length",
+        type=_length,
+        default=512,
+        metavar="N",
+        help="as in training (default: 512; `none`: no truncation)",
     )
     parser.add_argument("--max_prompt_length", type=count(), metavar="N", help="as in training")
     modes = ["keep_start", "keep_end"]

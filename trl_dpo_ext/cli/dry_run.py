@@ -11,12 +11,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from trl_dpo_ext.cli.memory import estimate_memory
 from trl_dpo_ext.cli.recipe import Recipe
+from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.doctor.examination import examine
-from trl_dpo_ext.data.row_options import RowOptions
+from trl_dpo_ext.data.options import RowOptions
 from trl_dpo_ext.models.limits import Limits, check_config, check_pad_token
-from trl_dpo_ext.trainers.adapter_base import read_adapter_config
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
-from trl_dpo_ext.trainers.secrets import without_secrets
+from trl_dpo_ext.trainers.options.adapter_base import read_adapter_config
+from trl_dpo_ext.trainers.options.secrets import without_secrets
 
 
 __all__ = ["dry_run"]
@@ -44,7 +45,7 @@ def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
         return 0
     args, model = recipe.args, recipe.model
     if isinstance(train, IterableDataset):
-        train = Dataset.from_list(list(train.take(_STREAMED)))
+        train = Dataset.from_list(list(train.take(_STREAMED)), on_mixed_types="use_json")
         print(f"The data set is a stream: its first {len(train)} rows stand for it.")
     print("Options that differ from their defaults, as they are resolved:\n")
     print(yaml.safe_dump(without_secrets(_changed(args) | _changed(model)), sort_keys=False))
@@ -55,6 +56,8 @@ def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
     options = {option.name: getattr(args, option.name) for option in fields(RowOptions)}
     more = ("score_tie_gap", "max_completions")
     options |= {name: getattr(args, name) for name in more if hasattr(args, name)}
+    if "score_tie_gap" not in options and {"completions", "completion_ids"}.intersection(train.column_names):
+        check_columns(train.column_names, "train")  # a trainer of pairs
     tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, trust_remote_code=args.trust_remote_code)
     check_pad_token(tokenizer, limits)
     report = examine(train, tokenizer, **options)
@@ -101,7 +104,8 @@ def _batches(args: BaseDPOConfig, rows: int) -> str:
 def _tokens(args: BaseDPOConfig, train: Dataset) -> int:
     columns = train.column_names
     lists = next((name for name in ("completions", "completion_ids") if name in columns), None)
-    completions = 2 if lists is None else max(map(len, train[lists]))
+    sizes = [len(row) for row in train[lists] if isinstance(row, list)] if lists else []  # others: see the report
+    completions = max(sizes, default=2)
     return args.per_device_train_batch_size * completions * (args.max_length or 1024)
 
 

@@ -65,7 +65,7 @@ def estimate_memory(
         args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
             Options of the trainer.
         model ([`trl.ModelConfig`]):
-            Model, adapter and quantisation.
+            Model, adapter and quantization.
         reference_in_memory (`bool`):
             Whether a second model is the reference.
         tokens (`int`):
@@ -96,7 +96,7 @@ def estimate_memory(
     elif model.load_in_8bit:
         frozen = (parameters - in_layers) * weight + in_layers
     of_trained = weight
-    if peft_config is not None:  # TRL trains adapters in float32, on quantised weights in bfloat16
+    if peft_config is not None:  # TRL trains adapters in float32, on quantized weights in bfloat16
         of_trained = 2 if model.load_in_4bit or model.load_in_8bit else 4
     added = trained * of_trained if peft_config is not None else 0
     optimizer = str(getattr(args.optim, "value", args.optim))

@@ -6,9 +6,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from trl import TrlParser
 
-from trl_dpo_ext.data.spelling import did_you_mean
-from trl_dpo_ext.trainers.option_checks import VALUES
-from trl_dpo_ext.trainers.secrets import shown
+from trl_dpo_ext.spelling import did_you_mean
+from trl_dpo_ext.trainers.options.option_checks import VALUES
+from trl_dpo_ext.trainers.options.secrets import shown
 
 
 __all__ = ["OptionParser"]

@@ -12,11 +12,11 @@ from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 from trl_dpo_ext.cli.options import OptionParser
 from trl_dpo_ext.cli.recipe_file import read_recipe
 from trl_dpo_ext.compat import DatasetConfig
-from trl_dpo_ext.data.spelling import did_you_mean
+from trl_dpo_ext.spelling import did_you_mean
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
-from trl_dpo_ext.trainers.installed import check_package
-from trl_dpo_ext.trainers.option_checks import check_options
-from trl_dpo_ext.trainers.secrets import shown
+from trl_dpo_ext.trainers.options.installed import check_package
+from trl_dpo_ext.trainers.options.option_checks import check_options
+from trl_dpo_ext.trainers.options.secrets import shown
 
 
 __all__ = ["Recipe", "StageArguments", "parse"]

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from trl_dpo_ext.data.spelling import did_you_mean_path
+from trl_dpo_ext.spelling import did_you_mean_path
 
 
 __all__ = ["read_recipe"]

@@ -1,11 +1,11 @@
-"""`trl-dpo-ext report RUN_DIR`: one page of a run's figures."""
+"""`trl-dpo-ext report RUN_DIR`: one page with the metrics of a run."""
 
 import sys
 from pathlib import Path
 
 from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.cli.words import WordParser
-from trl_dpo_ext.data.spelling import did_you_mean_path
+from trl_dpo_ext.spelling import did_you_mean_path
 
 
 __all__ = ["run"]
@@ -15,17 +15,17 @@ def run(argv: list[str]) -> int:
     """Writes `report.png` and `report.html`; 2 if there is no run in the folder or no matplotlib."""
     parser = WordParser(
         "report",
-        description="Draw one page of a run's figures: report.png and report.html, also while the run goes on.",
+        description="Draw the metrics of a run on one page, report.png and report.html. The run need not be finished.",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run's `output_dir`")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write; RUN_DIR by default")
     options = parser.parse_args(argv)
 
-    from trl_dpo_ext.evaluation.report.run_data import read_run
+    from trl_dpo_ext.report.run_data import read_run
 
     try:
         data = read_run(options.run_dir)
-        from trl_dpo_ext.evaluation.report.page import write_report
+        from trl_dpo_ext.report.page import write_report
 
         png, html = write_report(data, options.output)
     except FileNotFoundError as error:
@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
 
 
 def _hint(folder: Path) -> str:
-    from trl_dpo_ext.evaluation.report.run_data import find_runs
+    from trl_dpo_ext.report.run_data import find_runs
 
     if folder.is_file():
         return f"It is a file: pass its folder, {folder.parent}."
@@ -47,4 +47,4 @@ def _hint(folder: Path) -> str:
         return did_you_mean_path(folder, folders=True).strip() or "Pass the `output_dir` of a run."
     if runs := find_runs(folder):
         return f"Runs below it: {', '.join(map(str, runs))}."
-    return "Pass the `output_dir` of a run; figures are logged every `logging_steps` updates."
+    return "Pass the `output_dir` of a run; metrics are logged every `logging_steps` updates."

@@ -106,7 +106,9 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--revision", help="revision of the policy on the hub")
     model.add_argument("--tokenization", choices=["separate", "joint"], help="as in training")
     model.add_argument("--max_length", type=count(), metavar="N", help="most tokens of a prompt with a completion")
-    model.add_argument("--max_prompt_length", type=count(), metavar="N", help="tokens a cut row's prompt keeps")
+    model.add_argument(
+        "--max_prompt_length", type=count(), metavar="N", help="most tokens of the prompt in a truncated row"
+    )
     model.add_argument("--max_tokens_per_batch", type=count(), metavar="N", help="most tokens of a forward")
     model.add_argument(
         "--no_check_reference", action="store_true", help="take a reference that is not the recorded one"
@@ -123,10 +125,10 @@ def _score(options: argparse.Namespace, output: Path) -> int:
     from accelerate.utils import parse_flag_from_env
 
     from trl_dpo_ext.processes import together
-    from trl_dpo_ext.scoring.files.parts import ScoredParts
-    from trl_dpo_ext.scoring.files.scoring import check_output, score_file
-    from trl_dpo_ext.scoring.files.sources import open_rows
-    from trl_dpo_ext.scoring.implicit_reward_model import ImplicitRewardModel
+    from trl_dpo_ext.reward_model.files.parts import ScoredParts
+    from trl_dpo_ext.reward_model.files.row_sources import open_rows
+    from trl_dpo_ext.reward_model.files.score_file import check_output, score_file
+    from trl_dpo_ext.reward_model.implicit_reward_model import ImplicitRewardModel
 
     # Without an accelerator only `cpu=True` has processes find each other. One that is done waits for the others.
     cpu = options.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
@@ -163,7 +165,7 @@ def _score(options: argparse.Namespace, output: Path) -> int:
         return 0
     if result.cut:
         length = reward_model.row_options.max_length
-        print(f"{result.cut} rows exceed `max_length={length}` and are cut as in training.", file=sys.stderr)
+        print(f"{result.cut} rows exceed `max_length={length}` and are truncated as in training.", file=sys.stderr)
     if result.not_scored:
         more = [f"... and {result.not_scored - len(result.problems)} more"]
         lines = result.problems + more * (result.not_scored > len(result.problems))

@@ -18,13 +18,13 @@ from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.remote_code import brings_code, remote_code_explained
 from trl_dpo_ext.data.sources import load_splits, split_of
-from trl_dpo_ext.data.spelling import did_you_mean_path
 from trl_dpo_ext.models.loading import check_adapter
 from trl_dpo_ext.processes import together
-from trl_dpo_ext.trainers.adapter_base import check_base, is_path, read_adapter_config
+from trl_dpo_ext.spelling import did_you_mean_path
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
-from trl_dpo_ext.trainers.output_folder import check_output_dir
+from trl_dpo_ext.trainers.options.adapter_base import check_base, is_path, read_adapter_config
+from trl_dpo_ext.trainers.options.output_folder import check_output_dir
 
 
 __all__ = ["train"]
@@ -200,7 +200,7 @@ def _check_stage(recipe: Recipe) -> None:
             "`--use_peft false` overrules a recipe."
         )
     if adapter == "keep" and (recipe.model.load_in_4bit or recipe.model.load_in_8bit):
-        raise ValueError("`adapter: keep` with a quantised model is not supported. Merge it, and train another.")
+        raise ValueError("`adapter: keep` with a quantized model is not supported. Merge it, and train another.")
     base = read_adapter_config(path).get("base_model_name_or_path") if has_adapter else None
     rows = {f"rows of `{name}`": name for name in _data_of(recipe)}
     sources = {"the model": path, "the adapter's base model": base} | rows

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trl_dpo_ext.cli.failure import fail
-from trl_dpo_ext.data.spelling import did_you_mean
+from trl_dpo_ext.spelling import did_you_mean
 
 
 __all__ = ["WordParser", "count", "file_path", "number"]

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
+from trl_dpo_ext.batches import RANKING_REF_LOGPS_COLUMN, REF_LOGPS_COLUMNS
 from trl_dpo_ext.data.kinds import other_kind
 from trl_dpo_ext.data.messages import check_text, is_empty, text_of
 from trl_dpo_ext.data.prompts import prompt_once
-from trl_dpo_ext.data.spelling import likely_column, misspelt_column
 from trl_dpo_ext.data.token_ids import check_list
+from trl_dpo_ext.spelling import likely_column, misspelt_column
 
 
 __all__ = [
@@ -23,8 +24,6 @@ __all__ = [
     "PROMPT_CUT",
     "PROMPT_NAMES",
     "PROMPT_REPEATED",
-    "RANKING_REF_LOGPS_COLUMN",
-    "REF_LOGPS_COLUMNS",
     "TOKENIZED_COLUMNS",
     "WHY_DROPPED",
     "check_columns",
@@ -39,8 +38,6 @@ __all__ = [
 
 PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")  # `prompt` may be left out: it is then the common start
 TOKENIZED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
-REF_LOGPS_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
-RANKING_REF_LOGPS_COLUMN = "ref_logps"
 
 # Columns of a prepared row that are only counted. A user's cannot have these names.
 PROBLEM, DROPPED, WHY_DROPPED = "__problem", "__dropped", "__why_dropped"

@@ -1,16 +1,26 @@
-"""The columns of a data set as preparation sees them: their names, without a format, and whether any holds images."""
+"""The columns of a data set as preparation sees them: names, types, without a format, and whether any holds images."""
 
 import mimetypes
 import os.path
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Json
 from PIL.Image import Image as Picture
 from transformers.utils import logging
 
 
-__all__ = ["IMAGE_COLUMNS", "columns_of", "holds_images", "is_image", "opened", "plain"]
+__all__ = [
+    "IMAGE_COLUMNS",
+    "columns_of",
+    "columns_of_rows",
+    "holds_images",
+    "is_image",
+    "opened",
+    "plain",
+    "type_of_both",
+    "typed",
+]
 
 IMAGE_COLUMNS = ("image", "images")
 
@@ -20,6 +30,52 @@ logger = logging.get_logger(__name__)
 def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
     """Column names, looked up in the first row where a streaming data set does not know them."""
     return dataset.column_names or list(next(iter(dataset), {}))
+
+
+def columns_of_rows(dataset: Any, dataset_name: str) -> list[str]:
+    """
+    Column names of a data set, which must be one and have a row.
+
+    Raises:
+        TypeError: If it is none.
+        ValueError: If it has no row.
+    """
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        hint = " Pass one of its splits." if isinstance(dataset, dict) else ""
+        raise TypeError(
+            f"The {dataset_name} dataset is a `{type(dataset).__name__}`; expected a `Dataset` or an "
+            f"`IterableDataset`.{hint}"
+        )
+    if next(iter(dataset), None) is None:
+        raise ValueError(f"The {dataset_name} dataset has no row.")
+    return columns_of(dataset)
+
+
+def type_of_both(one: Any, other: Any) -> Any:
+    """
+    The type of a column that takes the values of two. Where they differ it is JSON, which takes messages of any keys.
+    """
+    return one if one == other else Json()
+
+
+def typed(dataset: Dataset | IterableDataset, made: Mapping[str, Any], removed: Sequence[str] = ()) -> dict[str, Any]:
+    """
+    Arguments of `map` for a function that makes columns: their types, so that `datasets` takes these neither from a
+    column of the same name nor from the first thousand rows. A stream has no types to keep.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`):
+            Rows that are mapped.
+        made (`Mapping[str, Any]`):
+            Types of the columns that are made.
+        removed (`Sequence[str]`, *optional*):
+            Columns of the data set to leave out, where it has them.
+    """
+    names = [name for name in columns_of(dataset) if name in removed]
+    if isinstance(dataset, IterableDataset):
+        return {"remove_columns": names}
+    kept = {name: of_column for name, of_column in dataset.features.items() if name not in names}
+    return {"remove_columns": names, "features": Features({**kept, **made})}
 
 
 def plain(dataset: Any, dataset_name: str) -> Any:

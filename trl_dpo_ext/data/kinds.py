@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trl_dpo_ext.data.spelling import misspelt_column
+from trl_dpo_ext.spelling import misspelt_column
 
 
 __all__ = ["other_kind"]
@@ -18,6 +18,11 @@ _KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
         ("completions", "labels"),
         "answers in steps with a label for each, as a process reward model is trained on",
         "They do not say which of two answers is better. Make pairs of answers, `chosen` and `rejected`.",
+    ),
+    (
+        ("completions",),
+        "rankings, as `RankingDPOTrainer` takes them (the command `rank`)",
+        "Train with that, or make pairs of them with `trl_dpo_ext.data.conversion.to_pairs.all_pairs`.",
     ),
     (
         ("conversations", "chosen", "rejected"),
@@ -48,7 +53,7 @@ _KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         ("input_ids",),
         "single sequences of token ids",
-        "Tokenised pairs have `prompt_ids`, `chosen_ids` and `rejected_ids`, tokenised rankings `prompt_ids` and "
+        "Tokenized pairs have `prompt_ids`, `chosen_ids` and `rejected_ids`, tokenized rankings `prompt_ids` and "
         "`completion_ids`.",
     ),
     (

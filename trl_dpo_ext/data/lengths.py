@@ -17,7 +17,7 @@ def add_lengths(dataset: Dataset, column: str, token_columns: Sequence[str]) -> 
 
     Args:
         dataset (`Dataset`):
-            Tokenised rows.
+            Tokenized rows.
         column (`str`):
             Name of the new column. One that exists already is kept.
         token_columns (`Sequence[str]`):

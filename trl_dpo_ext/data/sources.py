@@ -31,7 +31,7 @@ from trl_dpo_ext.data.json_files import (
     parse_array,
     parse_object,
 )
-from trl_dpo_ext.data.spelling import did_you_mean_path
+from trl_dpo_ext.spelling import did_you_mean_path
 
 
 __all__ = ["check_no_config", "check_path", "is_json", "load_splits", "split_of"]
@@ -303,7 +303,7 @@ def _problem(path: Path, error: Exception) -> str:
         if is_path and isinstance(error, FileNotFoundError):
             return f"does not exist.{hint}"
         return f"is no file and no folder, and as the name of a data set: {str(error).rstrip('.')}.{hint}"
-    if isinstance(error, StopIteration):  # from the first look into an empty file
+    if isinstance(error, StopIteration) or "corresponds to no data" in str(error):  # no byte, or no value
         return "has no row."
     if path.is_file() and is_json(path) and (problem := json_problem(path)):
         return f"cannot be read: {problem}."

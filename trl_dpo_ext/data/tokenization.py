@@ -1,4 +1,4 @@
-"""Tokens as the paper's authors make them: prompt and answers apart, the EOS id appended, the prompt cut first."""
+"""Tokenization like the paper's authors: prompt and answers apart, an EOS id appended, the prompt truncated first."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ __all__ = ["Cut", "CutResult", "cut_completions", "leading_special_ids", "tokeni
 @dataclass(frozen=True)
 class CutResult:
     """
-    A prompt with its completions after the cut.
+    A prompt with its completions after truncation.
 
     Args:
-        prompt_ids (`list[int]`): Prompt. With `"joint"` the collator has yet to cut, here and below.
+        prompt_ids (`list[int]`): Prompt. With `"joint"` the collator has yet to truncate, here and below.
         completion_ids (`list[list[int]]`): Completions.
-        prompt_cut (`bool`): Whether the prompt is cut.
-        completions_cut (`bool`): Whether a completion is cut; with `"joint"`, or the prompt.
+        prompt_cut (`bool`): Whether the prompt is truncated.
+        completions_cut (`bool`): Whether a completion is truncated (with `"joint"`: or the prompt).
         left (`list[Hashable]`): Equal where what is left of two completions is equal.
         problem (`str`): Why nothing is left to learn from, or `""`.
     """
@@ -34,15 +34,15 @@ class CutResult:
 @dataclass(frozen=True)
 class Cut:
     """
-    How rows are cut that are too long: options of the trainers, see [`~trl_dpo_ext.data.row_options.RowOptions`].
+    Truncation of rows that are too long, by the options of [`~trl_dpo_ext.data.options.RowOptions`].
 
     Args:
-        joint (`bool`, *optional*, defaults to `False`): Whether the collator cuts, each completion with its prompt, as
-            TRL's does, or preparation by the authors' rule.
-        max_length (`int`, *optional*): Most tokens of a prompt with a completion; `None`: no cut.
-        max_prompt_length (`int`, *optional*): Tokens that an over-long row's prompt is cut to; by default half.
+        joint (`bool`, *optional*, defaults to `False`): Whether the collator truncates (each completion with its
+            prompt, as in TRL) or preparation (by the authors' rule).
+        max_length (`int`, *optional*): Most tokens of a prompt with a completion; `None`: no truncation.
+        max_prompt_length (`int`, *optional*): Tokens that the prompt of a long row is truncated to; by default half.
         keep_end (`bool`, *optional*, defaults to `True`): Which end is kept, of the prompt or, with `joint`, of both.
-        leading_ids (`tuple[int, ...]`, *optional*): Special ids that stay in front of a cut prompt.
+        leading_ids (`tuple[int, ...]`, *optional*): Special ids that stay in front of a truncated prompt.
     """
 
     joint: bool = False
@@ -61,13 +61,13 @@ class Cut:
         truncation_mode: str,
         leading_ids: Sequence[int],
     ) -> "Cut":
-        """The cut of the options of the same names."""
+        """Returns the truncation for options of these names."""
         joint = tokenization == "joint"
         mode = truncation_mode if joint else prompt_truncation_mode or "keep_end"
         return cls(joint, max_length, max_prompt_length, mode == "keep_end", tuple(leading_ids))
 
     def __call__(self, prompt_ids: list[int], completion_ids: Sequence[list[int]]) -> CutResult:
-        """Cuts a prompt with its completions, or says what the collator will cut."""
+        """Truncates a prompt with its completions, or says what the collator will truncate."""
         completion_ids = list(completion_ids)
         if self.max_length is None:
             return CutResult(prompt_ids, completion_ids, False, False, [tuple(ids) for ids in completion_ids])
@@ -89,7 +89,7 @@ class Cut:
         return self.joint and not self.keep_end and self.max_length is not None and len(prompt_ids) >= self.max_length
 
     def cuts_end(self, prompt_ids: list[int], ids: list[int], kept: list[int]) -> bool:
-        """Whether a completion that the cut made `kept` of loses its last token."""
+        """Whether a completion, of which truncation keeps `kept`, loses its last token."""
         if self.joint and self.max_length is not None:
             return not self.keep_end and len(prompt_ids) + len(ids) > self.max_length
         return len(kept) < len(ids)
@@ -124,7 +124,7 @@ def tokenize_apart(
     prompt: str, completions: Sequence[str], tokenizer: PreTrainedTokenizerBase, leading_ids: Sequence[int], where: str
 ) -> tuple[list[int], list[list[int]]]:
     """
-    Tokenises a prompt and its completions apart and appends the EOS id to each completion that lacks it.
+    Tokenizes a prompt and its completions apart and appends the EOS id to each completion that lacks it.
 
     Differs from the authors' code: special tokens that the tokenizer puts before a prompt are kept (the authors drop
     a BOS), and an EOS already at the end of a completion is not doubled (the authors refuse such text).
@@ -168,11 +168,12 @@ def cut_completions(
     leading_ids: Sequence[int],
 ) -> tuple[list[int], list[list[int]], bool, bool]:
     """
-    Cuts an over-long prompt with its completions by the authors' rule.
+    Truncates a long prompt with its completions by the authors' rule.
 
-    With P prompt tokens and R tokens in the longest completion, nothing happens while `P + R <= max_length`. Else the
-    prompt is cut to `max_prompt_length`; if that is not enough, every completion is cut to its first `max_length -
-    max_prompt_length` tokens, whatever the prompt's real length (so the longest completion loses its EOS).
+    With P prompt tokens and R tokens in the longest completion, nothing is truncated if `P + R <= max_length`.
+    Otherwise the prompt is truncated to `max_prompt_length`. If that is not enough, every completion is truncated to
+    its first `max_length - max_prompt_length` tokens, whatever the length of the prompt. The longest completion then
+    loses its EOS.
 
     Args:
         prompt_ids (`list[int]`):
@@ -182,14 +183,14 @@ def cut_completions(
         max_length (`int`):
             Most tokens a prompt with its completion may have.
         max_prompt_length (`int`):
-            Tokens an over-long row's prompt is cut to.
+            Tokens that the prompt of a long row is truncated to.
         keep_end (`bool`):
             Whether the prompt's end is kept, or its start.
         leading_ids (`Sequence[int]`):
-            Special ids that stay in front of a cut prompt.
+            Special ids that stay in front of a truncated prompt.
 
     Returns:
-        `tuple`: The prompt, its completions, whether the prompt was cut, and whether a completion was.
+        `tuple`: The prompt, its completions, whether the prompt was truncated, and whether a completion was.
     """
     completion_ids = list(completion_ids)
     longest = max(map(len, completion_ids))

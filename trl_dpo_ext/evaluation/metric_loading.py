@@ -1,4 +1,4 @@
-"""The package's metrics as modules of Hugging Face `evaluate`, without a network."""
+"""Loading of the package's metrics with Hugging Face `evaluate`, without network access."""
 
 from pathlib import Path
 from typing import Any
@@ -10,29 +10,28 @@ _MODULES = Path(__file__).parent / "modules"
 
 
 def known_metrics() -> list[str]:
-    """Names that [`load_metric`] takes."""
+    """Names that [`load_metric`] accepts."""
     return sorted(path.parent.name for path in _MODULES.glob("*/*.py") if path.stem == path.parent.name)
 
 
 def load_metric(name: str, config_name: str | None = None, **kwargs: Any) -> Any:
     """
-    Loads a metric by `evaluate.load` from its folder in this package.
+    Loads a metric with `evaluate.load` from its folder in this package.
 
     Args:
         name (`str`):
             `"preference_accuracy"`, `"kendall_tau"`, `"preference_calibration"`, `"reward_margin"` or `"win_rate"`.
         config_name (`str`, *optional*):
-            Columns that the metric takes, where there is a choice: `"subsets"` of `preference_accuracy`, `"outcomes"`
-            of `win_rate`.
+            Variant of the metric: `"subsets"` for `preference_accuracy`, `"outcomes"` for `win_rate`.
         kwargs:
-            As of `evaluate.load`, such as `num_process`, `process_id`, `experiment_id` and `cache_dir`.
+            Arguments of `evaluate.load`, such as `num_process`, `process_id`, `experiment_id` and `cache_dir`.
 
     Returns:
         `evaluate.Metric`
 
     Raises:
         ValueError: If there is no such metric.
-        ImportError: Without `evaluate`.
+        ImportError: If `evaluate` is not installed.
 
     Example:
     ```python
@@ -45,7 +44,7 @@ def load_metric(name: str, config_name: str | None = None, **kwargs: Any) -> Any
     ```
     """
     if name not in known_metrics():
-        raise ValueError(f"There is no metric {name!r}; known ones are {', '.join(known_metrics())}.")
+        raise ValueError(f"There is no metric {name!r}. The metrics are {', '.join(known_metrics())}.")
     try:
         import evaluate
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""What `evaluation/modules` compute, as plain functions: lists or arrays in, numbers out."""
+"""The metrics of `evaluation/modules` as plain functions of lists or arrays."""
 
 import math
 from collections.abc import Hashable, Iterable
@@ -23,7 +23,7 @@ __all__ = [
     "win_rate_of_outcomes",
 ]
 
-# Values that a bootstrap draws at a time, 8 bytes each
+# Values that the bootstrap draws at once, 8 bytes each
 _DRAWN_AT_ONCE = 10_000_000
 
 
@@ -33,24 +33,24 @@ def preference_accuracy(
     """
     Share of pairs of completions in which the preferred one has the strictly larger reward.
 
-    Pairs are those of different rank of a prompt; every prompt counts once, whatever its number of pairs. This is
-    `rewards/accuracies` of the trainers.
+    A pair is two completions of a prompt with different ranks. Every prompt counts once, regardless of its number of
+    pairs. The trainers log this as `rewards/accuracies`.
 
     Args:
         rewards (list of lists, or array of shape `(n, K)`):
             Reward of every completion of each prompt, such as `predictions` of a trainer's `predict`.
         ranks (list of lists, or array of shape `(n, K)`, *optional*):
-            Their ranks, such as its `label_ids`: the smallest is the best, equal for ties, `None` for unranked
-            (below every ranked one), -1 (beside a reward of NaN) where there is no completion. By default completions
-            come best first.
+            Rank of every completion, such as `label_ids` of a trainer's `predict`: the smallest is the best, ties have
+            equal ranks, and `None` is below every rank. Padding has rank -1 and reward NaN. By default, completions
+            are in order, best first.
         subsets (list of length `n`, *optional*):
             Subset of each prompt.
 
     Returns:
         `dict`: `preference_accuracy`; `ties`, the share of pairs with equal rewards, which count as wrong;
-        `num_rows`, the prompts that count, and `num_left_out`, those without two completions of different rank. With
-        `subsets` also `preference_accuracy/NAME` for each, and `mean_over_subsets`, each counted once. NaN where no
-        prompt counts.
+        `num_rows`, the number of prompts that count; `num_left_out`, the number of prompts without two different
+        ranks. With `subsets` also `preference_accuracy/NAME` of each subset, and `mean_over_subsets`, in which every
+        subset counts once. NaN if no prompt counts.
 
     Raises:
         ValueError: If a row is malformed.
@@ -66,7 +66,7 @@ def preference_accuracy(
     """
     given = read_rankings(rewards, ranks)
     pairs = given.pairs()
-    figures = {
+    metrics = {
         "preference_accuracy": comparison_sums(pairs)["rewards/accuracies"].result(),
         "ties": means({"ties": pairs.margins == 0}, pairs.weights)["ties"].result(),
         **given.counts,
@@ -78,27 +78,28 @@ def preference_accuracy(
         for name in dict.fromkeys(subset_of):
             rows = torch.tensor([subset == name for subset in subset_of])
             accuracies[name] = comparison_sums(given.pairs(rows))["rewards/accuracies"].result()
-        figures["mean_over_subsets"] = sum(accuracies.values()) / len(accuracies)
-        figures |= {f"preference_accuracy/{name}": accuracy for name, accuracy in accuracies.items()}
-    return figures
+        metrics["mean_over_subsets"] = sum(accuracies.values()) / len(accuracies)
+        metrics |= {f"preference_accuracy/{name}": accuracy for name, accuracy in accuracies.items()}
+    return metrics
 
 
 def kendall_tau(rewards: Iterable[Any], ranks: Iterable[Any] | None = None) -> dict[str, float]:
     """
     Mean over prompts of Kendall's tau-b between the rewards of completions and their observed ranking.
 
-    See [`~trl_dpo_ext.metrics.rankings.kendall_tau_b`]. K may differ from prompt to prompt. This is
-    `rewards/kendall_tau` of [`RankingDPOTrainer`].
+    See [`~trl_dpo_ext.metrics.rankings.kendall_tau_b`]. The number of completions may differ between prompts.
+    [`RankingDPOTrainer`] logs this as `rewards/kendall_tau`.
 
     Args:
         rewards (list of lists, or array of shape `(n, K)`):
-            As of [`preference_accuracy`].
+            Same as in [`preference_accuracy`].
         ranks (list of lists, or array of shape `(n, K)`, *optional*):
-            As of [`preference_accuracy`].
+            Same as in [`preference_accuracy`].
 
     Returns:
-        `dict`: `kendall_tau`, in [-1, 1]: 0 for a prompt whose rewards are all equal, NaN where no prompt counts;
-        `num_rows`, the prompts that count, and `num_left_out`, those without two completions of different rank.
+        `dict`: `kendall_tau`, in [-1, 1], where a prompt whose rewards are all equal counts as 0, and NaN if no prompt
+        counts; `num_rows`, the number of prompts that count; `num_left_out`, the number of prompts without two
+        different ranks.
 
     Raises:
         ValueError: If a row is malformed.
@@ -122,22 +123,23 @@ def preference_calibration(
     rewards: Iterable[Any], ranks: Iterable[Any] | None = None, *, bins: int = BINS
 ) -> dict[str, Any]:
     """
-    Expected calibration error of the Bradley-Terry probabilities that rewards imply, and the points of its diagram.
+    Expected calibration error of the Bradley-Terry probabilities that rewards imply, with its reliability diagram.
 
-    See [`~trl_dpo_ext.metrics.calibration.calibration_sums`]. This is `rewards/calibration_error` of the trainers.
+    See [`~trl_dpo_ext.metrics.calibration.calibration_sums`]. The trainers log this as `rewards/calibration_error`.
 
     Args:
         rewards (list of lists, or array of shape `(n, K)`):
-            As of [`preference_accuracy`]; implicit rewards with their beta, in nats.
+            Same as in [`preference_accuracy`]. Implicit rewards include beta and are in nats.
         ranks (list of lists, or array of shape `(n, K)`, *optional*):
-            As of [`preference_accuracy`].
+            Same as in [`preference_accuracy`].
         bins (`int`, *optional*, defaults to 10):
-            Bins of equal width of the probability of the favoured completion, from 0.5 to 1.
+            Number of bins of equal width for the probability of the more probable order, from 0.5 to 1.
 
     Returns:
-        `dict`: `calibration_error`, in [0, 1], NaN where no prompt counts; `edges`, `counts`, `confidence` and
-        `accuracy` as of [`~trl_dpo_ext.metrics.calibration.Reliability`], where all pairs of a prompt count as one
-        together; `num_rows`, the prompts that count, and `num_left_out`.
+        `dict`: `calibration_error`, in [0, 1], NaN if no prompt counts; `edges`, `counts`, `confidence` and `accuracy`
+        of [`~trl_dpo_ext.metrics.calibration.Reliability`], where the pairs of a prompt have a total weight of 1;
+        `num_rows`, the number of prompts that count; `num_left_out`, the number of prompts without two different
+        ranks.
 
     Raises:
         ValueError: If a row is malformed, or `bins` is below 1.
@@ -146,8 +148,8 @@ def preference_calibration(
     ```python
     >>> from trl_dpo_ext.evaluation.preference_metrics import preference_calibration
 
-    >>> figures = preference_calibration([[9.0, 0.0], [9.0, 0.0], [9.0, 0.0], [0.0, 9.0]], bins=2)
-    >>> round(figures["calibration_error"], 4), figures["counts"], figures["accuracy"]
+    >>> metrics = preference_calibration([[9.0, 0.0], [9.0, 0.0], [9.0, 0.0], [0.0, 9.0]], bins=2)
+    >>> round(metrics["calibration_error"], 4), metrics["counts"], metrics["accuracy"]
     (0.2499, [0.0, 4.0], [nan, 0.75])
 
     ```
@@ -179,25 +181,25 @@ def reward_margin(
     """
     Mean reward of the best completion minus that of the worst, with a bootstrap interval over prompts.
 
-    Where several are best or worst, their mean. This is `rewards/margins` of the trainers. The interval holds the
-    percentiles of means of prompts drawn with replacement ([Efron, 1979](https://doi.org/10.1214/aos/1176344552)), the
-    same for any order of the prompts.
+    If several completions are best or worst, their mean is used. The trainers log this as `rewards/margins`. The
+    interval is the percentile bootstrap over prompts ([Efron, 1979](https://doi.org/10.1214/aos/1176344552)). It does
+    not depend on the order of the prompts.
 
     Args:
         rewards (list of lists, or array of shape `(n, K)`):
-            As of [`preference_accuracy`].
+            Same as in [`preference_accuracy`].
         ranks (list of lists, or array of shape `(n, K)`, *optional*):
-            As of [`preference_accuracy`].
+            Same as in [`preference_accuracy`].
         confidence_level (`float`, *optional*, defaults to 0.95):
             Coverage of the interval, between 0 and 1.
         num_resamples (`int`, *optional*, defaults to 9999):
-            Draws.
+            Number of bootstrap samples.
         seed (`int`, *optional*, defaults to 0):
-            Seed of the draws.
+            Seed of the bootstrap.
 
     Returns:
-        `dict`: `reward_margin`; `low` and `high`, NaN with fewer than two prompts; `num_rows`, the prompts that count,
-        and `num_left_out`, those without two completions of different rank. NaN where no prompt counts.
+        `dict`: `reward_margin`; `low` and `high`, NaN with fewer than two prompts; `num_rows`, the number of prompts
+        that count; `num_left_out`, the number of prompts without two different ranks. NaN if no prompt counts.
 
     Raises:
         ValueError: If a row or an option is malformed.
@@ -222,7 +224,8 @@ def reward_margin(
         raise ImportError('The interval needs scipy: pip install "trl-dpo-ext[evaluate]"') from error
 
     given = read_rankings(rewards, ranks)
-    margins = given.margins.sort().values.numpy()  # draws are by place, so a fixed order makes them the same
+    # Samples are drawn by index: sorted, they do not depend on the order of the prompts
+    margins = given.margins.sort().values.numpy()
     low = high = math.nan
     if len(margins) > 1:
         interval = bootstrap(
@@ -243,7 +246,7 @@ def win_rate(
     scores: Iterable[float], baseline_scores: Iterable[float], *, confidence_level: float = 0.95
 ) -> dict[str, float]:
     """
-    How often a policy's answers score higher than a baseline's to the same prompts.
+    Share of prompts to which a policy's answer scores higher than a baseline's.
 
     Args:
         scores (list or array of length `n`):
@@ -254,17 +257,17 @@ def win_rate(
             Coverage of the interval, between 0 and 1.
 
     Returns:
-        `dict`: as of [`win_rate_of_outcomes`]; equal scores are ties.
+        `dict`: same as in [`win_rate_of_outcomes`]. Equal scores are ties.
 
     Raises:
-        ValueError: If the lengths differ, a score is no finite number, or there is none.
+        ValueError: If the lengths differ, a score is not a finite number, or there are no scores.
 
     Example:
     ```python
     >>> from trl_dpo_ext.evaluation.preference_metrics import win_rate
 
-    >>> figures = win_rate([0.9, 0.5, 0.8, 0.7], [0.1, 0.5, 0.9, 0.2])
-    >>> figures["win_rate"], figures["wins"], figures["ties"], figures["losses"]
+    >>> metrics = win_rate([0.9, 0.5, 0.8, 0.7], [0.1, 0.5, 0.9, 0.2])
+    >>> metrics["win_rate"], metrics["wins"], metrics["ties"], metrics["losses"]
     (0.625, 2, 1, 1)
 
     ```
@@ -287,8 +290,8 @@ def win_rate_of_outcomes(outcomes: Iterable[str], *, confidence_level: float = 0
             {1 + \frac{z^2}{n}} $$
 
     at \\( \hat p = (\mathrm{wins} + \mathrm{ties} / 2) / n \\)
-    ([Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)). A tie varies less than the win or loss that it
-    half is, so with ties the interval is wider than it need be.
+    ([Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)). The interval is derived for wins and losses,
+    and with ties it is wider than necessary.
 
     Args:
         outcomes (list of length `n`):
@@ -300,14 +303,14 @@ def win_rate_of_outcomes(outcomes: Iterable[str], *, confidence_level: float = 0
         `dict`: `win_rate`; `low` and `high`, its interval; `wins`, `ties` and `losses`, counts.
 
     Raises:
-        ValueError: If an outcome is another, or there is none.
+        ValueError: If an outcome is not one of these, or there are no outcomes.
 
     Example:
     ```python
     >>> from trl_dpo_ext.evaluation.preference_metrics import win_rate_of_outcomes
 
-    >>> figures = win_rate_of_outcomes(["win"] * 61 + ["loss"] * 39)
-    >>> figures["win_rate"], round(figures["low"], 3), round(figures["high"], 3)
+    >>> metrics = win_rate_of_outcomes(["win"] * 61 + ["loss"] * 39)
+    >>> metrics["win_rate"], round(metrics["low"], 3), round(metrics["high"], 3)
     (0.61, 0.512, 0.7)
 
     ```
@@ -326,7 +329,7 @@ def win_rate_of_outcomes(outcomes: Iterable[str], *, confidence_level: float = 0
     middle = rate + z * z / (2 * num)
     reach = z * math.sqrt(rate * (1 - rate) / num + z * z / (4 * num * num))
     low, high = ((middle + sign * reach) / (1 + z * z / num) for sign in (-1, 1))
-    # Rounding may leave [0, 1] by an ulp
+    # Rounding errors may leave [0, 1]
     return {
         "win_rate": rate,
         "low": max(0.0, low),

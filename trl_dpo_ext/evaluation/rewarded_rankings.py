@@ -1,4 +1,4 @@
-"""Rewards and ranks, in the lists or arrays that people have, as checked tensors."""
+"""Rewards and ranks of users, in lists or arrays, as checked tensors."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,11 +21,11 @@ _ABSENT = -1
 @dataclass(frozen=True)
 class RewardedRankings:
     """
-    Rankings whose completions have rewards.
+    Rankings with a reward for every completion.
 
     Args:
-        rewards (`torch.Tensor` of shape `(B, K)`): Rewards, 0 where there is no completion.
-        ranks (`torch.Tensor` of shape `(B, K)`): The smallest is the best, equal for ties, infinite for unranked.
+        rewards (`torch.Tensor` of shape `(B, K)`): Rewards; 0 for padding.
+        ranks (`torch.Tensor` of shape `(B, K)`): The smallest is the best; equal for ties, infinite if unranked.
         mask (`torch.Tensor` of shape `(B, K)`, bool): `True` where there is a completion.
     """
 
@@ -35,23 +35,23 @@ class RewardedRankings:
 
     @property
     def compares(self) -> Tensor:
-        """`True` for rows with two completions of different rank, `(B,)`."""
+        """`True` for rows with two different ranks, `(B,)`."""
         return ordered_pairs(self.ranks, self.mask).any(dim=2).any(dim=1)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Rows that a figure counts, and those that compare nothing."""
+        """Number of rows with two different ranks, which metrics count, and of the others, which they leave out."""
         compared = int(self.compares.sum())
         return {"num_rows": compared, "num_left_out": len(self.mask) - compared}
 
     @property
     def margins(self) -> Tensor:
-        """Reward of the best minus that of the worst of the rows that compare, means over those that tie; `(N,)`."""
+        """Best minus worst reward of the rows that count, `(N,)`; the mean of completions that tie."""
         best, worst = best_and_worst_means(self.rewards, self.ranks, self.mask)
         return (best - worst)[self.compares]
 
     def pairs(self, rows: Tensor | None = None) -> Comparisons:
-        """All pairs of different rank of the rows of a mask `(B,)`, by default all, every row of the same weight."""
+        """Pairs of different rank of the rows in a mask `(B,)`, by default of all. Every row has the same weight."""
         weights = self.compares if rows is None else self.compares & rows
         no_lengths = torch.zeros_like(self.rewards)
         return pairs_of_ranking(self.rewards, no_lengths, self.ranks, self.mask, weights.to(self.rewards.dtype))
@@ -59,21 +59,21 @@ class RewardedRankings:
 
 def read_rankings(rewards: Iterable[Any], ranks: Iterable[Any] | None = None) -> RewardedRankings:
     """
-    Checks rewards and ranks, and pads rows of unequal K.
+    Checks rewards and ranks, and pads rows to the same number of completions.
 
     Args:
         rewards (list of lists, or array of shape `(n, K)`):
             Reward of every completion of each prompt.
         ranks (list of lists, or array of shape `(n, K)`, *optional*):
-            Their ranks: whole numbers, the smallest is the best, equal for ties; `None` for an unranked completion,
-            below every ranked one; -1 where a row has no such completion, as `predict` returns it, beside a reward of
-            NaN. By default completions come best first.
+            Rank of every completion: whole numbers, the smallest is the best, ties have equal ranks, and `None` is
+            below every rank. Padding has rank -1 and reward NaN, as `predict` returns it. By default, completions are
+            in order, best first.
 
     Returns:
         [`RewardedRankings`] in float64.
 
     Raises:
-        ValueError: Naming the first row that is malformed.
+        ValueError: If a row is malformed. The message names the first one.
     """
     given = _rows(rewards, "rewards")
     ranked = [list(range(len(row))) for row in given] if ranks is None else _rows(ranks, "ranks")
@@ -88,9 +88,9 @@ def read_rankings(rewards: Iterable[Any], ranks: Iterable[Any] | None = None) ->
             )
     reward, rank = _padded(given, math.nan, missing=math.nan), _padded(ranked, _ABSENT, missing=math.inf)
     absent = rank == _ABSENT
-    _refuse(reward, rank, ~((rank >= _ABSENT) & (rank == rank.round())), "ranks are whole numbers, 0 for the best")
-    _refuse(reward, rank, ~absent & ~reward.isfinite(), "a completion needs a finite reward")
-    _refuse(reward, rank, absent & ~reward.isnan(), "rank -1 means that there is no completion, so its reward is NaN")
+    _refuse(reward, rank, ~((rank >= _ABSENT) & (rank == rank.round())), "ranks must be whole numbers, 0 for the best")
+    _refuse(reward, rank, ~absent & ~reward.isfinite(), "the reward must be finite")
+    _refuse(reward, rank, absent & ~reward.isnan(), "rank -1 is padding, whose reward must be NaN")
     return RewardedRankings(reward.masked_fill(absent, 0), rank, ~absent)
 
 
@@ -114,7 +114,7 @@ def _padded(rows: Sequence[list[Any]], absent: float, missing: float) -> Tensor:
     try:
         numbers = [[missing if value is None else float(value) for value in column] for column in columns]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"Rewards and ranks are numbers, one for each completion: {error}.") from error
+        raise ValueError(f"Rewards and ranks must be numbers, one for each completion: {error}.") from error
     return torch.tensor(numbers, dtype=torch.float64).T  # (B, K)
 
 

@@ -1,1 +1,1 @@
-"""What the figures of preferences mean: torch only. Trainers add them up; `evaluation/modules` makes them metrics."""
+"""Preference metrics in plain torch. Trainers log them, and `evaluation/modules` offers them as `evaluate` metrics."""

@@ -1,4 +1,4 @@
-"""Whether the preference probabilities that rewards imply are as often right as they say."""
+"""Calibration of the preference probabilities that rewards imply."""
 
 import math
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ BINS = 10
 @dataclass(frozen=True)
 class Reliability:
     """
-    How often the favoured answer of a pair is the preferred one, by how sure the rewards are.
+    How often the answer with the larger reward is the preferred one, by the probability that the rewards imply.
 
     Args:
         edges (`list[float]` of length `bins + 1`): Limits of the bins, from 0.5 to 1.
-        counts (`list[float]` of length `bins`): Pairs, by their weights.
-        confidence (`list[float]` of length `bins`): Mean implied probability of the favoured; NaN without pairs.
-        accuracy (`list[float]` of length `bins`): Share in which it is the preferred one; NaN without pairs.
+        counts (`list[float]` of length `bins`): Sum of the weights of the pairs.
+        confidence (`list[float]` of length `bins`): Mean implied probability; NaN without pairs.
+        accuracy (`list[float]` of length `bins`): Share of pairs in the right order; NaN without pairs.
     """
 
     edges: list[float]
@@ -39,10 +39,10 @@ def calibration_sums(margins: Tensor, weights: Tensor, bins: int = BINS) -> Sums
 
     $$ ECE = \sum_b \frac{n_b}{n} \left| \mathrm{acc}_b - \mathrm{conf}_b \right| $$
 
-    over bins of equal width of the confidence \\( \max(p, 1 - p) \\), \\( p = \sigma(r_w - r_l) \\): in each the share
-    of pairs whose favoured answer is the preferred one, and the mean confidence
-    ([Guo et al., 2017](https://huggingface.co/papers/1706.04599)). Equal rewards favour neither answer, which is half
-    right at confidence 1/2.
+    over bins of equal width of the confidence \\( \max(p, 1 - p) \\), \\( p = \sigma(r_w - r_l) \\)
+    ([Guo et al., 2017](https://huggingface.co/papers/1706.04599)). \\( \mathrm{acc}_b \\) is the share of pairs whose
+    preferred answer has the larger reward, and \\( \mathrm{conf}_b \\) the mean confidence. A pair with equal rewards
+    counts as half right, at confidence 1/2.
 
     Args:
         margins (`torch.Tensor`):
@@ -53,7 +53,8 @@ def calibration_sums(margins: Tensor, weights: Tensor, bins: int = BINS) -> Sums
             Number of bins.
 
     Returns:
-        [`~trl_dpo_ext.metrics.sums.Sums`] of `(3 * bins,)`: pairs, confidence and right ones by bin.
+        [`~trl_dpo_ext.metrics.sums.Sums`] of `(3 * bins,)`: for each bin the weighted number of pairs, the weighted
+        sum of their confidence, and the weighted number of pairs in the right order.
     """
     margins, weights = margins.detach().flatten().to(sum_dtype(margins)), weights.flatten()
     confidence = torch.sigmoid(margins.abs())
@@ -82,7 +83,7 @@ def calibration_error(margins: Tensor, bins: int = BINS) -> float:
     >>> import torch
     >>> from trl_dpo_ext.metrics.calibration import calibration_error
 
-    >>> round(calibration_error(torch.tensor([9.0, 9.0, 9.0, -9.0])), 4)  # sure of all, right in three of four
+    >>> round(calibration_error(torch.tensor([9.0, 9.0, 9.0, -9.0])), 4)  # confident in all four, right in three
     0.2499
 
     ```
@@ -91,7 +92,7 @@ def calibration_error(margins: Tensor, bins: int = BINS) -> float:
 
 
 def reliability(sums: Sums) -> Reliability:
-    """The points of a reliability diagram, from what [`calibration_sums`] returns."""
+    """The points of a reliability diagram, computed from the sums of [`calibration_sums`]."""
     counts, confidence, right = sums.values.view(3, -1).tolist()
     bins = len(counts)
     return Reliability(

@@ -1,4 +1,4 @@
-"""What rewards say of pairs of answers whose preference is known."""
+"""Metrics of pairs of answers whose preference is known."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,19 @@ from .sums import Sums, means
 
 __all__ = ["NEAR_0", "Comparisons", "comparison_sums", "pairs_of_ranking"]
 
-# A pair whose gradient weight is below has next to nothing left to teach
+# A pair with a smaller gradient weight hardly contributes to training
 NEAR_0 = 0.05
 
 
 @dataclass(frozen=True)
 class Comparisons:
     """
-    Pairs of answers to the same prompt, in any shape.
+    Pairs of answers to the same prompt. The three tensors have the same shape.
 
     Args:
         margins (`torch.Tensor`): Reward of the preferred answer minus that of the other.
         longer (`torch.Tensor`): Tokens of the preferred answer minus those of the other.
-        weights (`torch.Tensor`): Weight of each pair; 0 for one that does not exist.
+        weights (`torch.Tensor`): Weight of each pair; 0 for padding.
     """
 
     margins: Tensor
@@ -34,12 +34,12 @@ class Comparisons:
 
 def comparison_sums(pairs: Comparisons) -> dict[str, Sums]:
     r"""
-    The figures of pairs, by their names in the logs.
+    The metrics of pairs as sums, by their names in the logs.
 
     - `rewards/accuracies`: share of margins above 0. Ties count as wrong, as in TRL.
-    - `rewards/accuracies_from_length`: what the rule "the longer answer is preferred" would get, ties half.
+    - `rewards/accuracies_from_length`: accuracy of the rule "the longer answer is preferred". Ties count as half.
     - `rewards/gradient_weight`: mean of \\( \sigma(r_l - r_w) \\), the weight of a pair in the gradient of Eq. 7,
-      and `rewards/gradient_weight_near_0`: share of pairs below 0.05, which teach next to nothing any more.
+      and `rewards/gradient_weight_near_0`: share of pairs whose weight is below 0.05.
     - `rewards/calibration_error`: see [`~trl_dpo_ext.metrics.calibration.calibration_sums`].
     """
     margins, weights = pairs.margins, pairs.weights
@@ -55,7 +55,7 @@ def comparison_sums(pairs: Comparisons) -> dict[str, Sums]:
 
 def pairs_of_ranking(rewards: Tensor, lengths: Tensor, ranks: Tensor, mask: Tensor, weights: Tensor) -> Comparisons:
     """
-    All pairs of completions of different rank. Those of a row share its weight, so that every row counts once.
+    All pairs of completions with different ranks. The pairs of a row share its weight, so that every row counts once.
 
     Args:
         rewards (`torch.Tensor` of shape `(B, K)`): Rewards.

@@ -1,4 +1,4 @@
-"""Whether rewards follow something that they should not, such as the length of an answer."""
+"""Correlation of rewards with another quantity of completions, such as their length."""
 
 import math
 
@@ -13,13 +13,13 @@ __all__ = ["within_group_correlation_sums"]
 
 def within_group_correlation_sums(x: Tensor, y: Tensor, mask: Tensor, weights: Tensor) -> Sums:
     r"""
-    Correlation of two quantities of completions within their prompts, as sums.
+    Correlation of two quantities of completions within prompts, as sums.
 
     $$ \rho = \frac{\sum_b \sum_k (x_{bk} - \bar x_b)(y_{bk} - \bar y_b)}
                   {\sqrt{\sum (x_{bk} - \bar x_b)^2 \sum (y_{bk} - \bar y_b)^2}} $$
 
-    Pearson's correlation of the deviations from each prompt's mean: implicit rewards can only be compared within a
-    prompt. Which completion is preferred does not enter.
+    This is Pearson's correlation of the deviations from each prompt's mean, because implicit rewards can only be
+    compared within a prompt. It does not depend on which completion is preferred.
 
     Args:
         x (`torch.Tensor` of shape `(B, K)`):
@@ -32,7 +32,7 @@ def within_group_correlation_sums(x: Tensor, y: Tensor, mask: Tensor, weights: T
             Weight of each prompt.
 
     Returns:
-        [`~trl_dpo_ext.metrics.sums.Sums`]: in [-1, 1]; none where one of the two is the same throughout.
+        [`~trl_dpo_ext.metrics.sums.Sums`]: in [-1, 1]; no value if one of the two is constant.
     """
     count = mask.sum(dim=1, keepdim=True).clamp(min=1)
 

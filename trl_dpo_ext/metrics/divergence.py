@@ -1,4 +1,4 @@
-"""How far the policy is from the reference."""
+"""KL divergence between policy and reference."""
 
 from torch import Tensor
 
@@ -8,14 +8,15 @@ __all__ = ["token_kl"]
 
 def token_kl(token_logps: Tensor, ref_token_logps: Tensor) -> Tensor:
     r"""
-    Estimate of the KL divergence between policy and reference at every token, in nats, never negative.
+    Estimate of the KL divergence between policy and reference at every token, in nats. It is never negative.
 
     $$ k_3 = r - 1 - \log r, \qquad r = \frac{\pi_\theta(y_t | x, y_{<t})}{\pi_{ref}(y_t | x, y_{<t})} $$
 
-    [Schulman (2020)](http://joschu.net/blog/kl-approx.html). Its mean over tokens that the reference samples is
-    \\( KL(\pi_{ref} \| \pi_\theta) \\), which is \\( KL(\pi_\theta \| \pi_{ref}) \\) while both are small. Training
-    completions are not the policy's samples, so that the usual \\( 1/r - 1 + \log r \\) is no estimate here: on the
-    quickstart's task after 200 updates it says 5.3 nats where the divergences are 0.19 and 0.17, and this says 0.22.
+    ([Schulman, 2020](http://joschu.net/blog/kl-approx.html)). Its mean over tokens sampled from the reference is
+    \\( KL(\pi_{ref} \| \pi_\theta) \\). While the two divergences are small, this is close to
+    \\( KL(\pi_\theta \| \pi_{ref}) \\). The more common \\( 1/r - 1 + \log r \\) needs samples of the policy, and
+    training completions are not: on the quickstart's task after 200 updates, it gives 5.3 nats where the divergences
+    are 0.19 and 0.17, and this estimate gives 0.22.
 
     Args:
         token_logps (`torch.Tensor`):

@@ -1,4 +1,4 @@
-"""How well rewards order the completions of a prompt."""
+"""Metrics of how well rewards order the completions of a prompt."""
 
 import torch
 from torch import Tensor
@@ -8,37 +8,37 @@ __all__ = ["best_and_worst", "best_and_worst_means", "kendall_tau_b", "mean_over
 
 
 def ordered_pairs(ranks: Tensor, rank_mask: Tensor) -> Tensor:
-    """`True` at `(b, i, j)` where completion i ranks above j, `(B, K, K)`. Arguments as of [`kendall_tau_b`]."""
+    """`True` at `(b, i, j)` where completion i ranks above j, `(B, K, K)`. Same arguments as [`kendall_tau_b`]."""
     both = rank_mask[:, :, None] & rank_mask[:, None, :]
     return both & (ranks[:, :, None] < ranks[:, None, :])
 
 
 def best_and_worst(ranks: Tensor, rank_mask: Tensor) -> tuple[Tensor, Tensor]:
     """
-    `True` at the completions that none ranks above, and at those that rank above none, `(B, K)` each.
+    `True` at the best completions of each row, and at the worst (several if they tie), `(B, K)` each.
 
-    Arguments as of [`kendall_tau_b`].
+    Same arguments as [`kendall_tau_b`].
     """
     above = ordered_pairs(ranks, rank_mask)
     return rank_mask & ~above.any(dim=1), rank_mask & ~above.any(dim=2)
 
 
 def mean_over(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of each row of values `(B, K)` over the places `where` is `True`, `(B,)`; 0 where there is none."""
+    """Mean of each row of values `(B, K)` where `where` is `True`, `(B,)`; 0 for a row without any."""
     return (values * where).sum(dim=1) / where.sum(dim=1).clamp(min=1)
 
 
 def best_and_worst_means(values: Tensor, ranks: Tensor, rank_mask: Tensor) -> tuple[Tensor, Tensor]:
     """
-    Mean of values over the completions that none ranks above, and over those that rank above none.
+    Mean of values over the best completions of each row, and over the worst.
 
     Args:
-        values (`torch.Tensor` of shape `(B, K)`): Values, finite also where there is no completion.
+        values (`torch.Tensor` of shape `(B, K)`): Values; finite for padding, too.
         ranks (`torch.Tensor` of shape `(B, K)`): The smallest is the best, equal for ties.
         rank_mask (`torch.Tensor` of shape `(B, K)`, bool): `True` where there is a completion.
 
     Returns:
-        `tuple` of two `torch.Tensor` of shape `(B,)`, 0 where a row has no completion.
+        `tuple` of two `torch.Tensor` of shape `(B,)`; 0 for a row without completions.
     """
     best, worst = best_and_worst(ranks, rank_mask)
     return mean_over(values, best), mean_over(values, worst)
@@ -50,8 +50,8 @@ def kendall_tau_b(rewards: Tensor, ranks: Tensor, rank_mask: Tensor) -> Tensor:
 
     $$ \tau_b = \frac{C - D}{\sqrt{(n_0 - n_1)(n_0 - n_2)}} $$
 
-    over C concordant and D discordant of the \\( n_0 \\) pairs, \\( n_1 \\) and \\( n_2 \\) of which tie in rank and
-    in reward ([Kendall, 1945](https://doi.org/10.1093/biomet/33.3.239)). 0 where all rewards tie.
+    for C concordant and D discordant pairs out of \\( n_0 \\), of which \\( n_1 \\) tie in rank and \\( n_2 \\) in
+    reward ([Kendall, 1945](https://doi.org/10.1093/biomet/33.3.239)). 0 if all rewards tie.
 
     Args:
         rewards (`torch.Tensor` of shape `(B, K)`): Rewards.

@@ -1,4 +1,4 @@
-"""Figures as sums: what adds up over batches and processes is kept until the figure itself is asked for."""
+"""Metrics as sums, which can be added over batches and processes before the metric is computed from them."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,16 +14,16 @@ __all__ = ["Sums", "mean_of_sums", "means", "results", "sum_dtype"]
 @dataclass(frozen=True)
 class Sums:
     """
-    What a figure needs of its examples.
+    Sums over examples from which a metric is computed.
 
-    A mean of batch means is another number when batches differ in size, and a correlation within each batch says
-    nothing of all; sums over examples can be added, whatever the batches and the processes, and finished once.
+    The mean of batch means differs from the mean over examples when batches differ in size, and correlations of
+    batches cannot be averaged either. Sums can be added over batches and processes, and the metric is computed once.
 
     Args:
         values (`torch.Tensor` of shape `(S,)`):
             Sums over examples, without gradient.
         finish (`Callable`):
-            Makes the figure of them; `None` where they hold no example, or too few.
+            Computes the metric from them; `None` if there are no examples, or too few.
 
     Example:
     ```python
@@ -45,31 +45,31 @@ class Sums:
         return Sums(self.values + other.values, self.finish)
 
     def result(self) -> float:
-        """The figure of these sums alone; NaN where there is none."""
-        figure = self.finish(self.values.tolist())
-        return math.nan if figure is None else figure
+        """The metric of these sums; NaN if there are too few examples."""
+        metric = self.finish(self.values.tolist())
+        return math.nan if metric is None else metric
 
 
 def sum_dtype(values: Tensor) -> torch.dtype:
-    """Dtype of sums: float64, since a log window may hold millions of tokens; float32 on MPS, which has no other."""
+    """Dtype of sums: float64, as a log window may have millions of tokens; float32 on MPS, which has no float64."""
     return torch.float32 if values.device.type == "mps" else torch.float64
 
 
 def mean_of_sums(sums: list[float]) -> float | None:
-    """Finishes a mean: `(2,)`, a sum of weighted values and the sum of the weights."""
+    """A mean from two sums: of the weighted values, and of the weights."""
     total, weight = sums
     return total / weight if weight else None
 
 
 def means(values: Mapping[str, Tensor], weights: Tensor) -> dict[str, Sums]:
     """
-    Weighted means of several figures over the same examples (or tokens).
+    Weighted means of several metrics over the same examples (or tokens), as sums.
 
     Args:
         values (`Mapping` of `torch.Tensor`):
-            For each name its values, all of the shape of `weights`.
+            Values of each metric, by name, all with the shape of `weights`.
         weights (`torch.Tensor`):
-            Weight of each; 0 for one that does not exist.
+            Weight of each value; 0 for padding.
 
     Returns:
         `dict[str, Sums]`
@@ -83,6 +83,6 @@ def means(values: Mapping[str, Tensor], weights: Tensor) -> dict[str, Sums]:
 
 
 def results(sums: Mapping[str, Sums]) -> dict[str, float]:
-    """The figures of several sums; those that no example has are left out."""
-    figures = {name: entry.finish(entry.values.tolist()) for name, entry in sums.items()}
-    return {name: figure for name, figure in figures.items() if figure is not None}
+    """Computes the metrics of several sums. Metrics with too few examples are left out."""
+    metrics = {name: entry.finish(entry.values.tolist()) for name, entry in sums.items()}
+    return {name: metric for name, metric in metrics.items() if metric is not None}

@@ -130,7 +130,7 @@ def score_logits(logits: Any, labels: Tensor | None, shift_labels: Tensor | None
             In their place: of each token the next one.
 
     Returns:
-        [`~trl.trainer.utils.FusedCausalLMOutput`]: Figures of shape `(N, T - 1)`, or `(N, T)` with `shift_labels`.
+        [`~trl.trainer.utils.FusedCausalLMOutput`]: Values per token, `(N, T - 1)`, or `(N, T)` with `shift_labels`.
     """
     aux_loss = None
     if not isinstance(logits, Tensor):
@@ -145,7 +145,7 @@ def score_logits(logits: Any, labels: Tensor | None, shift_labels: Tensor | None
     log_probs = scored.gather(-1, targets[:, None])[:, 0] - scored.logsumexp(dim=-1)
     with torch.no_grad():
         logp = scored.log_softmax(dim=-1)
-        figures = {
+        statistics = {
             "entropy": -(logp.exp() * logp).sum(dim=-1),
             "log_sum_sq_probs": (2 * logp).logsumexp(dim=-1),
             "mean_logits": scored.mean(dim=-1),
@@ -161,5 +161,5 @@ def score_logits(logits: Any, labels: Tensor | None, shift_labels: Tensor | None
         log_probs=spread(log_probs),
         label_mask=mask,
         aux_loss=aux_loss,
-        **{name: spread(values) for name, values in figures.items()},
+        **{name: spread(values) for name, values in statistics.items()},
     )

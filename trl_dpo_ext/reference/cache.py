@@ -31,7 +31,7 @@ class CacheKey:
 
     Args:
         reference (`str`): Hash of the reference's weights.
-        tokens (`str`): Hash of the token ids as cut.
+        tokens (`str`): Hash of the truncated token ids.
         compute_dtype (`str`): Dtype of the weights, and of autocast.
         ld_alpha (`float`, *optional*): LD-DPO's weight of tokens beyond the shared length.
     """

@@ -39,7 +39,7 @@ def reference_pass(
 
     Args:
         dataset (`Dataset`):
-            Tokenised rows.
+            Tokenized rows.
         logps_of (`Callable`):
             Reference log-probabilities `(B, K)` of a batch.
         collate (`Callable`):

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from trl_dpo_ext.data.preparation import has_ref_logps
+from trl_dpo_ext.data.dataset_preparation import has_ref_logps
 from trl_dpo_ext.reference.fixed import check_reference_is_fixed
 from trl_dpo_ext.reference.policy import (
     ADAPTER_COPY,

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trl_dpo_ext.reference.identity import adapter_pattern
 from trl_dpo_ext.reference.policy import ADAPTER_COPY, ADAPTER_OFF
+from trl_dpo_ext.reference.weights_hash import adapter_pattern
 
 
 __all__ = ["check_reference_is_fixed", "movement"]

@@ -38,7 +38,7 @@ COPY = "copy in memory"
 SECOND_LOAD = "second load of the path"
 START = "policy at the start"  # kept only as cached log-probabilities
 
-# Initialisations that move part of the base weights into the adapter: switching it off is then not the start
+# Initializations that move part of the base weights into the adapter: switching it off is then not the start
 _BASE_CHANGING_INITS = ("pissa", "olora", "loftq", "corda", "lora_ga")
 
 _REF_ADAPTER_MARK = "_trl_dpo_ext_made_ref_adapter"
@@ -102,7 +102,7 @@ def check_adapter_start(model: nn.Module | str, peft_config: Any) -> None:
             Adapter that TRL is going to add.
 
     Raises:
-        ValueError: If the adapter's initialisation changes the base weights.
+        ValueError: If the adapter's initialization changes the base weights.
     """
     configs = [peft_config] if peft_config is not None else []
     if is_peft_model(model):

@@ -75,8 +75,8 @@ def explain_start(
         return False, f"Cause: precision. Policy and reference hold weights of {found}. Give them one dtype."
     if kind == ADAPTER_OFF:
         return True, (
-            "Cause: adapter initialisation. The new adapter already changes the policy, so the model with the adapter "
-            "switched off is not where training starts. Use an initialisation that starts at 0 "
+            "Cause: adapter initialization. The new adapter already changes the policy, so the model with the adapter "
+            "switched off is not where training starts. Use an initialization that starts at 0 "
             "(`init_lora_weights=True`), or pass `ref_model=`."
         )
     return True, (

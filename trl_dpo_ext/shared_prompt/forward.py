@@ -69,7 +69,7 @@ class GroupedForward:
     Gives a causal language model's fused forward an argument `prompt_groups`, with which it runs on distinct tokens.
 
     `model(input_ids, attention_mask, labels, fused_lm_head=True, prompt_groups=groups)` returns what it returns
-    without: per-token figures of shape `(N, T - 1)`, with gradient, equal up to rounding. How the rows are run is
+    without: per-token values of shape `(N, T - 1)`, with gradient, equal up to rounding. How the rows are run is
     decided here, so that policy, reference, an adapter that is off and TRL's own losses need not know.
 
     Args:

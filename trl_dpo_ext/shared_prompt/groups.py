@@ -58,7 +58,7 @@ class PromptGroups:
         most: int | None = None,
     ) -> "PromptGroups":
         """
-        Finds the groups of a batch, at one synchronisation.
+        Finds the groups of a batch, at one synchronization.
 
         Args:
             input_ids (`torch.Tensor` of shape `(B, K, T)`):

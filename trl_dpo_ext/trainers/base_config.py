@@ -12,11 +12,11 @@ from accelerate.utils import get_int_from_env, parse_flag_from_env
 from trl import DPOConfig
 from typing_extensions import Self
 
-from trl_dpo_ext.data.row_options import RowOptions
-from trl_dpo_ext.trainers.installed import check_installed
-from trl_dpo_ext.trainers.option_checks import check_options
+from trl_dpo_ext.data.options import RowOptions
+from trl_dpo_ext.trainers.options.installed import check_installed
+from trl_dpo_ext.trainers.options.option_checks import check_options
+from trl_dpo_ext.trainers.options.secrets import without_secrets
 from trl_dpo_ext.trainers.presets import PRESETS, preset_values
-from trl_dpo_ext.trainers.secrets import without_secrets
 
 
 __all__ = ["BaseDPOConfig"]
@@ -34,7 +34,7 @@ _PAIRWISE_ONLY = (
     "use_weighting",
 )
 
-# `None` is a value of `max_length` ("cut nothing"), so "left alone" needs another one that a command line can show.
+# `None` is a value of `max_length` ("no truncation"), so "left alone" needs another one that a command line can show.
 _MAX_LENGTH_OF_PRESET = -1
 
 _NEAR = 12  # batch sizes that a message proposes
@@ -57,14 +57,14 @@ class BaseDPOConfig(DPOConfig):
             (per_device_train_batch_size * ranks)`, which must be a whole number. Setting
             `gradient_accumulation_steps` alone overrides the preset's value; contradicting it is an error.
         tokenization (`str`, *optional*):
-            `"separate"`: prompt and answers tokenised apart and the EOS id appended, as the authors do (chat data
-            goes through the chat template). `"joint"`: TRL's tokens and TRL's cut.
+            `"separate"`: prompt and answers tokenized apart and the EOS id appended, as the authors do (chat data
+            goes through the chat template). `"joint"`: TRL's tokenization and truncation.
         max_prompt_length (`int`, *optional*):
-            With `tokenization="separate"`: tokens that a prompt is cut to when prompt and longest answer together
-            exceed `max_length`. Defaults to half of `max_length`.
+            With `tokenization="separate"`: tokens that a prompt is truncated to if prompt and longest answer exceed
+            `max_length`. Defaults to half of `max_length`.
         prompt_truncation_mode (`str`, *optional*):
-            With `tokenization="separate"`: which end of a cut prompt is kept, `"keep_end"` (the authors' choice for
-            dialogue) or `"keep_start"` (for everything else).
+            With `tokenization="separate"`: which end of a truncated prompt is kept, `"keep_end"` (the authors' choice
+            for dialogue) or `"keep_start"` (for everything else).
         share_prompt (`bool`, *optional*):
             Compute a prompt once for all its completions. `None`: where that is exact, and with a logged reason where
             it is not; `True`: error where it is not; `False`: never.
@@ -101,17 +101,17 @@ class BaseDPOConfig(DPOConfig):
     tokenization: str | None = field(
         default=None,
         metadata={
-            "help": "'separate': prompt and answers apart, EOS id appended (paper). 'joint': TRL's tokens and cut.",
+            "help": "'separate': prompt and answers apart, EOS id appended (paper). 'joint': as in TRL.",
             "choices": ["separate", "joint"],
         },
     )
     max_prompt_length: int | None = field(
         default=None,
-        metadata={"help": "Tokens an over-long row's prompt is cut to. Default: half of `max_length`."},
+        metadata={"help": "Tokens that the prompt of a long row is truncated to. Default: half of `max_length`."},
     )
     prompt_truncation_mode: str | None = field(
         default=None,
-        metadata={"help": "Which end of a cut prompt is kept.", "choices": ["keep_start", "keep_end"]},
+        metadata={"help": "Which end of a truncated prompt is kept.", "choices": ["keep_start", "keep_end"]},
     )
     share_prompt: bool | None = field(
         default=None,
@@ -153,7 +153,9 @@ class BaseDPOConfig(DPOConfig):
     num_train_epochs: float | None = field(default=None, metadata={"help": "Epochs. Authors' code: 1."})
     max_length: int | None = field(
         default=_MAX_LENGTH_OF_PRESET,
-        metadata={"help": "Most tokens of a prompt with an answer; null: no cut; -1: the preset's (paper: 512)."},
+        metadata={
+            "help": "Most tokens of a prompt with an answer. null: no truncation. -1: the preset's (paper: 512)."
+        },
     )
     gradient_accumulation_steps: int | None = field(
         default=None, metadata={"help": "Micro-batches per update. Default: derived from `global_batch_size`."}

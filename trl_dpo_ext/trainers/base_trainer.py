@@ -1,50 +1,52 @@
-"""What all the trainers share: data, reference, exact weighting of rows, exact figures."""
+"""Every method of TRL's that the trainers override, in the order in which TRL calls them."""
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import DataCollator
-from transformers.trainer_utils import PredictionOutput, has_length
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput, has_length
+from trl import DPOTrainer
 
-from trl_dpo_ext.data.columns import opened
-from trl_dpo_ext.data.image_collator import NO_ANSWER_LEFT, ImageCollator, no_answer_left
+from trl_dpo_ext.batches import Batch, num_examples
+from trl_dpo_ext.data.dataset_preparation import has_ref_logps
+from trl_dpo_ext.data.image_collator import ImageCollator, images_explained
 from trl_dpo_ext.data.lengths import add_lengths
-from trl_dpo_ext.data.report import DataReport
-from trl_dpo_ext.logps import CompletionLogps
-from trl_dpo_ext.models.limits import check_is_causal_lm
+from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.models.loading import whole_models
-from trl_dpo_ext.processes import check_same, get_logger, together
+from trl_dpo_ext.processes import get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
-from trl_dpo_ext.reference.choice import choose_reference
-from trl_dpo_ext.reference.identity import hash_weights
-from trl_dpo_ext.reference.start_check import explain_start
-from trl_dpo_ext.trainers.arguments import (
+from trl_dpo_ext.trainers.argument_checks import (
     SAMPLED_BY_LENGTH,
     check_attention,
-    check_data_loading,
-    check_reference_model,
-    config_from,
+    check_trainable,
+    checked_arguments,
     datasets_by_name,
-    has_images,
-    opened_sets,
 )
-from trl_dpo_ext.trainers.base_config import BaseDPOConfig
-from trl_dpo_ext.trainers.dataset_preparation import prepare_preferences
+from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole
+from trl_dpo_ext.trainers.checkpoints.checkpoints import Checkpoints
+from trl_dpo_ext.trainers.checkpoints.described_run import complete_card, describe_run
 from trl_dpo_ext.trainers.first_look import warn_of_text
-from trl_dpo_ext.trainers.output_folder import check_overwrites_nothing
-from trl_dpo_ext.trainers.rows import NUM_REAL_ROWS, first_rows, num_real_rows, num_rows, num_rows_everywhere
-from trl_dpo_ext.trainers.run_summary import RunSummary
-from trl_dpo_ext.trainers.scored_batch import ScoredBatch
-from trl_dpo_ext.trainers.update_guard import UpdateGuard
-from trl_dpo_ext.trainers.with_samples import WithSamples
+from trl_dpo_ext.trainers.forward.batch_result import BatchResult
+from trl_dpo_ext.trainers.forward.cached_reference import cached_ref_logps
+from trl_dpo_ext.trainers.forward.first_rewards import explain_first_rewards
+from trl_dpo_ext.trainers.forward.precision import compute_dtype
+from trl_dpo_ext.trainers.forward.reference_logps import Reference
+from trl_dpo_ext.trainers.forward.repeated_rows import NUM_REAL, count_real_examples, end_of_stream, num_real_examples
+from trl_dpo_ext.trainers.forward.update_guard import UpdateGuard
+from trl_dpo_ext.trainers.logs.batch_metrics import batch_distributions
+from trl_dpo_ext.trainers.logs.evaluation_log import show_evaluation
+from trl_dpo_ext.trainers.logs.metrics_log import MetricsLog
+from trl_dpo_ext.trainers.logs.run_log import RunLog
+from trl_dpo_ext.trainers.logs.run_summary import RunSummary
+from trl_dpo_ext.trainers.logs.samples import SampleLog
+from trl_dpo_ext.trainers.objective import Objective
+from trl_dpo_ext.trainers.prepared_data import prepare_everywhere
 
 
 __all__ = ["BaseDPOTrainer"]
@@ -52,20 +54,20 @@ __all__ = ["BaseDPOTrainer"]
 logger = get_logger(__name__)
 
 
-class BaseDPOTrainer(WithSamples):
+# TRL and transformers type `args`, `model` and `ref_model` more widely
+class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
     """
-    [`trl.DPOTrainer`] with the right reference, exact figures, and rows weighted by example.
+    [`trl.DPOTrainer`] with the right reference, exact metrics, and rows weighted by example.
 
     A subclass sets `config_class` and implements [`losses`]; see [`DPOPaperTrainer`]. Arguments are those of
     [`trl.DPOTrainer`]; a plain [`trl.DPOConfig`] is taken as `preset="trl"`.
+
+    Every method of TRL's that is overridden stands here, in the order in which TRL calls them. The work is done by
+    `runner` (forwards), `reference`, `guard` (what must hold of an update), `metrics`, `samples`, `run_log` and
+    `checkpoints`; [`Objective`] has what differs from method to method.
     """
 
-    args: BaseDPOConfig
-
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]
-
-    config_class: ClassVar[type[BaseDPOConfig]] = BaseDPOConfig
-    takes_images: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -82,211 +84,121 @@ class BaseDPOTrainer(WithSamples):
         quantization_config=None,
         peft_config=None,
     ):
-        args = config_from(args, model, self.config_class, self._name)
-        # A non-finite loss is an error here; the filter would replace it by an average, at one synchronisation a
-        # micro-batch
-        args.logging_nan_inf_filter = False
-        train_dataset, eval_dataset = opened_sets(train_dataset, eval_dataset)
-        check_data_loading(args, train_dataset, eval_dataset)
-        check_reference_model(ref_model)
-        check_overwrites_nothing(args, model, ref_model, train_dataset)
-        for given in (model, ref_model):  # one that TRL loads is checked as soon as it has
-            if isinstance(given, nn.Module):
-                check_is_causal_lm(given)
-        if not self.takes_images and has_images(train_dataset):
-            raise ValueError(f"`{type(self).__name__}` takes no images. Use `DPOPaperTrainer` with pairs.")
-        self.data_reports: dict[str, DataReport] = {}
-        self._reference_hash: str | None = None
-
-        self.reference_kind = choose_reference(
-            model, ref_model, args, train_dataset, eval_dataset, peft_config, self.ref_columns
+        args, train_dataset, eval_dataset = checked_arguments(
+            type(self), model, ref_model, args, train_dataset, eval_dataset
         )
+        self.data_reports: dict[str, DataReport] = {}
         explicit = ref_model is not None
-        if explicit and ref_model is not model:
-            self._reference_hash = hash_weights(ref_model, with_adapters=True)
-        if self.reference_kind == reference_policy.COPY:
-            ref_model = reference_policy.copy_in_memory(model)
-        reference_policy.forget_ref_adapter(model)
-        without_reference = self.reference_kind in (reference_policy.NONE, reference_policy.COLUMNS)
-        if without_reference:
-            ref_model = reference_policy.NoReference()
-
-        with whole_models():
-            super().__init__(
-                model=model,
-                ref_model=ref_model,
-                args=args,
-                data_collator=self.default_collator(args) if data_collator is None else data_collator,
-                train_dataset=train_dataset,
-                eval_dataset=eval_dataset,
-                processing_class=processing_class,
-                compute_metrics=compute_metrics,
-                callbacks=callbacks,
-                optimizers=optimizers,
-                quantization_config=quantization_config,
-                peft_config=peft_config,
-            )
+        self.reference, ref_model = Reference.of_arguments(
+            model, ref_model, args, train_dataset, eval_dataset, peft_config, self.ref_columns, self.run_reference
+        )
+        # TRL has no such thing at present, and would warn
+        self._padding_free, args.padding_free = args.padding_free, False
+        try:
+            with whole_models():
+                super().__init__(
+                    model=model,
+                    ref_model=ref_model,
+                    args=args,
+                    data_collator=self.default_collator(args) if data_collator is None else data_collator,
+                    train_dataset=train_dataset,
+                    eval_dataset=eval_dataset,
+                    processing_class=processing_class,
+                    compute_metrics=compute_metrics,
+                    callbacks=callbacks,
+                    optimizers=optimizers,
+                    quantization_config=quantization_config,
+                    peft_config=peft_config,
+                )
+        finally:
+            args.padding_free = self._padding_free
         # HF then divides by the micro-batches of an update, also a term that an override of `compute_loss` adds
         self.model_accepts_loss_kwargs = False
+        self.runner  # noqa: B018 - made now, if it has not been for the cache
+        without_reference = not self.reference.has_model
         if without_reference or (args.precompute_ref_log_probs and not explicit):
             self.ref_model = None
         if without_reference:
             self.precompute_ref_logps = False
-        self.check_samples()
-        self.check_rows_fit()
+        self.reference.is_cached = self.precompute_ref_logps
+        self.samples = SampleLog(self)
+        datasets = datasets_by_name(self.train_dataset, self.eval_dataset)
+        self.runner.check_rows_fit(datasets, self.token_columns)
         if self._is_vision_dataset and args.max_length is not None:
-            self.data_collator = ImageCollator(self.data_collator)
-            for name, rows in datasets_by_name(self.train_dataset, self.eval_dataset).items():
-                self.data_collator.check_first(rows or [], name, args.max_length)
+            self.data_collator = ImageCollator(self.data_collator, args.max_length, datasets)
         reference_policy.mark_ref_adapter(self.model)
-        check_attention(self.model.config._attn_implementation, self.compute_dtype(self.model))
-        self.reference_hash  # noqa: B018 - computed now: training changes the weights, or shards them
-        self._guard = UpdateGuard(
-            self.accelerator, self.beta, self.compute_dtype(self.model), self._reference_is_the_start
-        )
-        self.add_callback(self._guard)
-        self.add_callback(
-            RunSummary(
-                name=type(self).__name__,
-                args=args,
-                model=self.model,
-                mixed_precision=self.lowered_precision,
-                distributed_type=self.accelerator.distributed_type,
-                prompts=self.layout_description,
-                reference=self.reference_description,
-                data=self.data_reports.get("train"),
-            )
-        )
+        dtype = compute_dtype(self.accelerator, self.model)
+        check_attention(self.model.config._attn_implementation, dtype)
+        self.reference.hash_of(self.model)  # now: training changes the weights, or shards them
+        self.metrics = MetricsLog(self.accelerator, args.data_parallel_ranks)
+        self.run_log = RunLog(args.output_dir)
+        self.checkpoints = Checkpoints(args, self.accelerator)
+        is_start = self.reference.is_start_of(self.model, args)
+        self.guard = UpdateGuard(self.accelerator, self.beta, dtype, checks_start=is_start)
+        for callback in (self.run_log, self.checkpoints.epoch_start, self.guard, RunSummary(self)):
+            self.add_callback(callback)
 
-    def default_collator(self, args: Any) -> DataCollator | None:
-        """Collator of a trainer whose batches are not pairs; `None` for TRL's."""
-        return None
+    # TRL's methods: data
 
-    def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
-        """
-        Returns the losses of a batch. The one method a new objective implements.
+    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
+        prepared, report = prepare_everywhere(self.prepare, dataset, processing_class, args, dataset_name)
+        self.data_reports[dataset_name] = report
+        for warning in report.warnings(dataset_name):
+            logger.warning(warning)
+        if dataset_name == "train":
+            warn_of_text(dataset, self._tokenizer, args.tokenization)
+            if args.train_sampling_strategy in SAMPLED_BY_LENGTH and isinstance(prepared, Dataset):
+                return add_lengths(prepared, args.length_column_name, self.token_columns)
+        return prepared
 
-        Args:
-            policy_logps (`torch.Tensor` of shape `(B, 2)`):
-                Summed log-probabilities under the policy, chosen first, nats.
-            ref_logps (`torch.Tensor` of shape `(B, 2)`, *optional*):
-                The same under the reference.
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None and not self._is_vision_dataset:
+            self._signature_columns = [*self.token_columns, *self.ref_columns, self.args.length_column_name]
+        super()._set_signature_columns_if_needed()
 
-        Returns:
-            `torch.Tensor` of shape `(B,)`: losses, with gradient.
-        """
-        raise NotImplementedError
+    def _precompute_ref_logps(self, dataset, name, batch_size):
+        if isinstance(dataset, IterableDataset):
+            return super()._precompute_ref_logps(dataset, name, batch_size)  # TRL's error
+        if self.reference.kind == reference_policy.NONE or has_ref_logps(dataset, self.ref_columns):
+            return dataset
+        self.runner  # noqa: B018 - TRL calls this before its own `__init__` ends
+        return self.with_ref_logps(dataset, cached_ref_logps(self, dataset, name, batch_size))
 
-    def losses_of(self, policy: CompletionLogps, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
-        """As [`losses`], for an objective that looks at single tokens."""
-        return self.losses(policy_logps, ref_logps)
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # HF groups by length here too, and `predict` would return rows in another order than they came in
+        return SequentialSampler(eval_dataset) if self.args.world_size == 1 and has_length(eval_dataset) else None
 
-    def divergence_of(self, scored: ScoredBatch) -> Tensor | None:
-        """How far a batch has run away, above 1 too far; `None` for an objective that is bounded below."""
-        return None
+    # TRL's methods: training
 
-    @property
-    def loss_is_overridden(self) -> bool:
-        return type(self).compute_loss is not BaseDPOTrainer.compute_loss
-
-    @property
-    def divergence(self) -> str:
-        """What running away means here, and what to do, for the error."""
-        return ""
-
-    def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> ScoredBatch:
-        """Runs reference and policy on a batch and applies the objective."""
-        ref_logps, ref_token_logps = self.reference_logps(inputs)
-        policy, policy_logps = self.run_policy(model, inputs)
-        losses = self.losses_of(policy, policy_logps, ref_logps)
-        if self.aux_loss_enabled:
-            losses = losses + self.router_aux_loss_coef * policy.aux_loss
-        rewards = self.rewards(policy_logps, ref_logps)
-        return ScoredBatch(losses, rewards, ref_logps, policy, weights, ref_token_logps=ref_token_logps)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        rows = num_rows(inputs)
-        real = inputs.pop(NUM_REAL_ROWS, rows)
-        prompt_of_full_row = inputs.pop(NO_ANSWER_LEFT, None)
-        if real < rows and not self._is_vision_dataset:
-            inputs = first_rows(inputs, max(real, 1))
-        weights = (torch.arange(num_rows(inputs), device=inputs["input_ids"].device) < real).float()  # (B,)
-        inputs = self.with_groups(inputs)  # once, for policy and reference
-        try:
-            scored = self.score(model, inputs, weights)
-        except ValueError as error:
-            # TRL's words for a model's terse error
-            if "Image features and image tokens do not match" in str(error) and self.args.max_length is not None:
-                raise ValueError(
-                    f"The current `max_length` ({self.args.max_length}) is too short and causes image placeholder "
-                    "tokens in `input_ids` to be truncated, while the corresponding image features remain intact. "
-                    "Please increase `max_length` or set it to `None` to disable truncation."
-                ) from error
-            raise
-        if prompt_of_full_row is not None:
-            row = f"the row whose prompt begins with {prompt_of_full_row}"
-            raise ValueError(no_answer_left(row, self.args.max_length))
-        self.record(scored, inputs)
-        if self.model.training:
-            self._guard.add(scored, self.divergence_of(scored))
-            if self.accelerator.sync_gradients:
-                explain = partial(self._explain_start, model, inputs, scored)
-                self._guard.finish(self.state.global_step + 1, explain, self.divergence)
-
-        total = (scored.losses * scored.weights).sum()
-        if num_items_in_batch is None:
-            loss = total / max(real, 1)
+    def train(self, resume_from_checkpoint=None, trial=None, ignore_keys_for_eval=None) -> TrainOutput:
+        check_trainable(self.model, self.optimizer)
+        self.metrics.start_training()
+        self.reference.start_training()
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = newest_whole(self.args.output_dir)
+        eval_on_start = self.args.eval_on_start
+        if resume_from_checkpoint:
+            self._go_on_from(resume_from_checkpoint)
+            self.args.eval_on_start = False
         else:
-            # Gradients are averaged over the ranks; this makes them the mean over the update's examples
-            scale = self.args.data_parallel_ranks * self.current_gradient_accumulation_steps
-            loss = total * scale / num_items_in_batch
-        return (loss, scored) if return_outputs else loss
+            self.checkpoints.warn_of_older()
+        try:
+            output = super().train(resume_from_checkpoint, trial, ignore_keys_for_eval)
+        finally:
+            self.args.eval_on_start = eval_on_start
+        if not self.args.sync_ref_model:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                self.reference.check_has_not_moved(self.model, self.ref_model, self.accelerator)
+        return output
 
-    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """Collects the micro-batches of an update, notes how many rows of each are real, and counts them."""
-        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if len(batches) < num_batches and isinstance(self.train_dataset, IterableDataset):
-            return self._end_of_stream(batches, num_batches), None
-        in_update = 0
-        for position, batch in enumerate(batches, start=1):
-            is_last = position == len(batches)
-            in_update += num_rows_everywhere(
-                self.accelerator, num_rows(batch), self.args.data_parallel_ranks, is_last=is_last
-            )
-            batch[NUM_REAL_ROWS] = num_real_rows(self.accelerator, batch, is_last=is_last)
-        return batches, in_update or None
-
-    def _end_of_stream(self, batches: list, num_batches: int) -> list:
-        # HF would carry these micro-batches' gradients into the next epoch, or loop for ever without an update
-        if self.state.global_step == 0:
-            raise ValueError(
-                f"The streaming training set ended after {len(batches)} micro-batches; an update takes {num_batches}. "
-                "Lower `global_batch_size` (or `gradient_accumulation_steps`), or stream more rows."
-            )
-        if batches:
-            logger.warning(
-                f"The streaming training set ended within an update: its last {sum(map(num_rows, batches))} rows on "
-                "each process, fewer than an update takes, are left out."
-            )
-        return []
-
-    def _get_grad_norm(self, model, grad_norm=None):
-        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self._guard.add_gradient_norm(grad_norm)
-        return grad_norm
-
-    def _explain_start(
-        self, model: nn.Module, inputs: dict[str, Any], scored: ScoredBatch, tolerance: float
-    ) -> tuple[bool, str]:
-        def gap_without_dropout() -> float:
-            model.eval()
-            with torch.no_grad():
-                _, policy_logps = self.run_policy(model, inputs)
-            model.train()
-            gap = self.rewards(policy_logps, scored.ref_logps).abs().max()
-            return self._guard.worst_of_all_processes(gap[None])[0]
-
-        return explain_start(gap_without_dropout, tolerance, self.model, self.ref_model, self.reference_kind)
+    def _go_on_from(self, checkpoint: str) -> None:
+        with together():  # a checkpoint may be missing on one machine
+            now = describe_run(self) | self._progress()
+            kind, weights_hash = self.reference.kind, self.reference.hash_of(self.model)
+            state = self.checkpoints.checked_state(checkpoint, self.model, now, kind, weights_hash)
+        self.metrics.num_tokens = state.get("num_tokens", 0)
+        self.guard.checks_start = False
+        self.run_log.go_on_from(checkpoint, state.get("run_log", {}))
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.lr_scheduler is None and self.args.uses_paper_schedule:
@@ -296,103 +208,190 @@ class BaseDPOTrainer(WithSamples):
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        load = partial(super()._load_from_checkpoint, resume_from_checkpoint, model)
+        self.checkpoints.load_weights(resume_from_checkpoint, self.accelerator.unwrap_model(self.model), load)
+
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ) -> tuple[int, int]:
+        found = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is None:
+            return found
+        if self.args.sync_ref_model:
+            self.checkpoints.load_reference(resume_from_checkpoint, self.ref_model)
+        if self.checkpoints.has_windows(resume_from_checkpoint):
+            self.checkpoints.epoch_start.start_by(partial(self._go_on_with_window, resume_from_checkpoint))
+        return self.checkpoints.start_of_epoch(
+            resume_from_checkpoint,
+            found,
+            updates_per_epoch=num_update_steps_per_epoch,
+            num_epochs=num_train_epochs,
+            max_steps=max_steps,
+            state=self.state,
+            is_stream=isinstance(self.train_dataset, IterableDataset),
+            load_random_state=self._load_rng_state,
+        )
+
+    def _go_on_with_window(self, checkpoint: str) -> None:
+        window = self.checkpoints.window(checkpoint)
+        loss = window["loss"].to(self._tr_loss)
+        self._tr_loss += loss
+        # The mean loss of a run is that of its own updates
+        self._total_loss_scalar -= self.accelerator.reduce(loss, reduction="mean").item()
+        self._globalstep_last_logged -= window["updates"]
+        self.metrics.carry(window["metrics"])
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self.checkpoints.of_other_processes(checkpoint):
+            # One order of rows for all; transformers would set some of them only
+            self.checkpoints.epoch_start.load(checkpoint, of_process=0, at="now")
+        else:
+            super()._load_rng_state(checkpoint)
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
+        """Collects the micro-batches of an update, notes how many rows of each are real, and counts them."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end
+            return [], None
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if len(batches) < num_batches and isinstance(self.train_dataset, IterableDataset):
+            return end_of_stream(batches, num_batches, self.state.global_step), None
+        examples = count_real_examples(self.accelerator, batches, self.args.data_parallel_ranks)
+        return batches, self.divisor_of(batches, examples) if examples else None
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        real = inputs.pop(NUM_REAL, num_examples(inputs))
+        with images_explained(inputs, self.args.max_length):
+            batch = self.read_batch(inputs, real)
+            result = self.score(model, batch)
+        self._record(result, batch)
+        if self.model.training:
+            self.guard.add(result, self.divergence_of(result))
+            if self.accelerator.sync_gradients:
+                explain = partial(explain_first_rewards, self, model, batch, result)
+                self.guard.finish(self.state.global_step + 1, explain, self.divergence)
+
+        total = (result.losses * result.weights).sum()
+        if num_items_in_batch is None:
+            loss = total / max(real, 1)
+        else:
+            # Gradients are averaged over the ranks; this makes them the mean over the update's examples
+            scale = self.args.data_parallel_ranks * self.current_gradient_accumulation_steps
+            loss = total * scale / num_items_in_batch
+        return (loss, result) if return_outputs else loss
+
+    def _record(self, result: BatchResult, batch: Batch) -> None:
+        metrics = self.metrics_of(result)
+        if type(self).compute_loss is not BaseDPOTrainer.compute_loss:  # another loss, which transformers logs
+            del metrics["loss"]
+        if self.model.training:
+            self.metrics.add_training(metrics, batch.num_tokens)
+        else:
+            self.metrics.add_evaluation(metrics, batch_distributions(result, self.largest), result.weights)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.guard.add_gradient_norm(grad_norm)
+        return grad_norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        # HF's logs of a training window, and of the end, where TRL puts what came after the last window. Every process
+        # makes them
+        if "loss" in logs or "train_runtime" in logs:
+            logs.update(self.metrics.training_window())
+        super().log(logs, start_time)
+        distributions, samples = self.metrics.distributions_for(logs), self.samples.for_logs(logs)
+        if self.is_world_process_zero():
+            callbacks, step = self.callback_handler.callbacks, self.state.global_step
+            show_evaluation(self.run_log, callbacks, step, distributions, samples)
+
+    # TRL's methods: evaluation
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ) -> EvalLoopOutput:
+        self.metrics.start_evaluation()
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        self.samples.evaluated(metric_key_prefix, dataloader.dataset)
+        return output._replace(metrics=output.metrics | self.metrics.end_evaluation(metric_key_prefix))
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
-        rows = num_rows(inputs)
-        inputs[NUM_REAL_ROWS] = num_real_rows(self.accelerator, inputs)
+        examples = num_examples(inputs)
+        inputs[NUM_REAL] = num_real_examples(self.accelerator, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss, scored = self.compute_loss(model, inputs, return_outputs=True)
+            loss, result = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
-        if not isinstance(scored, ScoredBatch):  # an override's outputs, as TRL takes them
-            return loss, scored.logits, inputs["input_ids"]
-        rewards, ranks = self.predictions_of(scored)
+        if not isinstance(result, BatchResult):  # an override's outputs, as TRL takes them
+            return loss, result.logits, inputs["input_ids"]
+        rewards, ranks = self.predictions_of(result)
         # Every process returns as many rows, and the repeated ones are dropped when they are gathered
-        missing = rows - len(rewards)
-        return loss, F.pad(rewards, (0, 0, 0, missing)), F.pad(ranks, (0, 0, 0, missing))
-
-    def predictions_of(self, scored: ScoredBatch) -> tuple[Tensor, Tensor]:
-        """What `predict` returns for a batch: rewards `(B, 2)` and ranks `(B, 2)`."""
-        ranks = torch.arange(scored.rewards.size(1), device=scored.rewards.device)
-        return scored.rewards, ranks.expand_as(scored.rewards)
+        missing = (0, 0, 0, examples - len(rewards))
+        return loss, F.pad(rewards, missing), F.pad(ranks, missing)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test") -> PredictionOutput:
         """
-        Scores raw or prepared rows.
-
-        Args:
-            test_dataset (`Dataset`):
-                Preference rows, as for training. All are scored, also those with two equal answers.
-            ignore_keys (`list[str]`, *optional*):
-                As in [`~transformers.Trainer.predict`].
-            metric_key_prefix (`str`, *optional*, defaults to `"test"`):
-                Prefix of the metrics.
+        Scores raw or prepared rows, also those with two equal answers. Arguments are those of
+        [`~transformers.Trainer.predict`].
 
         Returns:
-            [`~transformers.trainer_utils.PredictionOutput`]: `predictions` are implicit rewards `(n, 2)`, chosen
-            first; `label_ids` are ranks `(n, 2)`, 0 for the best; `metrics` are the exact means.
+            [`~transformers.trainer_utils.PredictionOutput`]: `predictions` are implicit rewards `(n, K)`, chosen
+            first; `label_ids` are ranks `(n, K)`, 0 for the best; `metrics` are the exact means.
         """
         if not self._is_vision_dataset:
-            test_dataset, _ = self._prepare_everywhere(
-                test_dataset, self.processing_class, self.args, metric_key_prefix, keep_all=True
+            test_dataset, _ = prepare_everywhere(
+                self.prepare, test_dataset, self.processing_class, self.args, metric_key_prefix, keep_all=True
             )
             if self.precompute_ref_logps:
-                if self.ref_model is None and not is_peft_model(self.model) and self.state.global_step > 0:
-                    raise ValueError(
-                        "`predict` cannot compute reference log-probabilities of new rows after training: with "
-                        "`precompute_ref_log_probs=True` and no `ref_model` the reference was the policy before "
-                        "training. Pass `ref_model`, or set `precompute_ref_log_probs=False`."
-                    )
+                self.reference.check_is_in_memory(self.model, self.ref_model, self.state.global_step)
                 batch_size = self.args.precompute_ref_batch_size or self.args.per_device_eval_batch_size
                 test_dataset = self._precompute_ref_logps(test_dataset, metric_key_prefix, batch_size)
         return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
-    def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
-        raw = dataset
-        dataset, report = self._prepare_everywhere(dataset, processing_class, args, dataset_name)
-        self.data_reports[dataset_name] = report
-        if report.dropped:
-            logger.warning(
-                f"{report.dropped} rows of the {dataset_name} dataset are left out (first: {report.first_dropped})."
+    # TRL's methods: saving
+
+    def _save_checkpoint(self, model, trial) -> None:
+        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with self.checkpoints.make_room(folder):
+            super()._save_checkpoint(model, trial)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        self.guard.check_made(self.state.global_step, self.model)
+        super().save_model(output_dir, _internal_call)
+        if _internal_call:  # a checkpoint, which every process makes
+            self.metrics.count_tokens()
+        if self.args.should_save:
+            state = describe_run(self) | (self._progress() if _internal_call else {})
+            self.checkpoints.write(
+                output_dir or self.args.output_dir, state, self.ref_model if _internal_call else None
             )
-        if dataset_name == "train":
-            warn_of_text(raw, self._tokenizer, args.tokenization)
-        if report.prompts_repeated:
-            logger.warning(
-                f"The answers of {report.prompts_repeated} rows of the {dataset_name} dataset begin with their "
-                "prompt, which is taken once."
-            )
-        if args.train_sampling_strategy in SAMPLED_BY_LENGTH and dataset_name == "train":
-            if isinstance(dataset, Dataset):
-                dataset = add_lengths(dataset, args.length_column_name, self.token_columns)
-        return dataset
 
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
-        # HF groups by length here too, and `predict` would return rows in another order than they came in
-        return SequentialSampler(eval_dataset) if self.args.world_size == 1 and has_length(eval_dataset) else None
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        updates = self.state.global_step - self._globalstep_last_logged
+        self.checkpoints.write_own(output_dir, updates, self._tr_loss, self.metrics.held())
 
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        assert self._signature_columns is not None
-        if self.args.length_column_name not in self._signature_columns:
-            self._signature_columns.append(self.args.length_column_name)
-
-    def _prepare_everywhere(
-        self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
-    ) -> tuple[Any, DataReport]:
-        # Each machine may have a copy of its own
+    def _load_best_model(self) -> None:
+        if not self.checkpoints.is_whole_here:
+            super()._load_best_model()
+            return
+        best = self.state.best_model_checkpoint
+        logger.info(f"Loading the best model from {best} (score: {self.state.best_metric}).")
         with together():
-            dataset = opened(dataset, dataset_name)
-            if isinstance(dataset, IterableDataset) and dataset_name != "train" and args.world_size > 1:
-                # A stream cannot be split over processes without repeating rows or leaving some out
-                dataset = Dataset.from_list(list(dataset))
-            dataset, report = self.prepare(dataset, processing_class, args, dataset_name, keep_all)
-        if isinstance(dataset, Dataset):
-            check_same(len(dataset), f"usable rows of the {dataset_name} dataset")
-        return dataset, report
+            self.checkpoints.check_best(best)
+        self._load_from_checkpoint(best)  # transformers overlooks adapters with names of their own
 
-    def prepare(
-        self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
-    ) -> tuple[Any, DataReport]:
-        """Turns raw rows into token ids; with `keep_all`, for prediction, none is left out."""
-        return prepare_preferences(dataset, processing_class, args, dataset_name, keep_all)
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        super().create_model_card(model_name, dataset_name, tags)
+        if self.is_world_process_zero():
+            complete_card(self)
+
+    def _progress(self) -> dict[str, Any]:
+        return self.checkpoints.progress(self.run_log.lines, self.train_dataset, self.token_columns)

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass, field
 
-from trl_dpo_ext.trainers.baseline_config import BaselineConfig
+from trl_dpo_ext.trainers.reference_free_config import ReferenceFreeConfig
 
 
 __all__ = ["PreferredFTConfig"]
 
 
 @dataclass(repr=False)
-class PreferredFTConfig(BaselineConfig):
+class PreferredFTConfig(ReferenceFreeConfig):
     r"""
     Configuration of [`PreferredFTTrainer`]. Options of [`trl.DPOConfig`] that only change DPO's loss are refused.
 
@@ -23,8 +23,9 @@ class PreferredFTConfig(BaselineConfig):
         score_tie_gap (`float`, *optional*, defaults to `0.0`):
             With scored completions: scores this close to the best tie with it, and the first of them is taken.
 
-    `reference_free` and `beta` are documented in [`~trl_dpo_ext.trainers.baseline_config.BaselineConfig`], the options
-    that all trainers share in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
+    `reference_free` and `beta` are documented in
+    [`~trl_dpo_ext.trainers.reference_free_config.ReferenceFreeConfig`], the options that all trainers share in
+    [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
     """
 
     loss_reduction: str = field(

@@ -1,22 +1,20 @@
 """Preferred-FT: supervised fine-tuning on the preferred answer (Sec. 4 and 6)."""
 
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trl_dpo_ext.data.rankings.best import only_best, unique_prompts
-from trl_dpo_ext.data.report import DataReport
-from trl_dpo_ext.metrics.divergence import token_kl
-from trl_dpo_ext.metrics.sums import Sums, mean_of_sums, means
+from trl_dpo_ext.batches import first_examples
+from trl_dpo_ext.data.preparation_report import DataReport
+from trl_dpo_ext.data.rankings.best_completions import unique_prompts
+from trl_dpo_ext.metrics.sums import Sums, mean_of_sums
 from trl_dpo_ext.objectives import preferred_ft_loss
 from trl_dpo_ext.processes import get_logger
+from trl_dpo_ext.trainers.forward.batch_result import BatchResult
+from trl_dpo_ext.trainers.forward.repeated_rows import NUM_REAL
 from trl_dpo_ext.trainers.group_trainer import GroupTrainer
 from trl_dpo_ext.trainers.preferred_ft_config import PreferredFTConfig
-from trl_dpo_ext.trainers.rows import first_rows, real_rows_of
-from trl_dpo_ext.trainers.scored_batch import ScoredBatch
 
 
 __all__ = ["PreferredFTTrainer"]
@@ -71,59 +69,35 @@ class PreferredFTTrainer(GroupTrainer):
     equation = r"L = -\log \pi_\theta(y_w|x)"
     args: PreferredFTConfig
 
-    _num_places = 1
+    largest = 1
 
     def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         return preferred_ft_loss(policy_logps)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list, int | Tensor | None]:
-        batches, examples = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.args.loss_reduction == "sum" or examples is None:
-            return batches, examples
+    def divisor_of(self, batches: list[dict[str, Any]], examples: int) -> int | Tensor:
+        if self.args.loss_reduction == "sum":
+            return examples
         tokens = torch.zeros((), device=self.accelerator.device)
-        for batch in batches:
-            mask = first_rows(batch, real_rows_of(batch))["completion_mask"]
+        for collated in batches:
+            mask = first_examples(collated, collated[NUM_REAL])["completion_mask"]
             tokens = tokens + mask[..., 1:].sum().to(tokens.device)
         everywhere = self.accelerator.reduce(tokens, reduction="sum")
-        return batches, everywhere * self.args.data_parallel_ranks / self.accelerator.num_processes
+        return everywhere * self.args.data_parallel_ranks / self.accelerator.num_processes
 
-    def figures_of(self, scored: ScoredBatch) -> dict[str, Sums]:
-        weights, policy = scored.weights, scored.policy
-        tokens = policy.mask * weights[:, None]  # (B, T - 1)
-        by_example = {
-            "loss": scored.losses,
-            "rewards/chosen": scored.rewards[:, 0],
-            "logps/chosen": policy.logps,
-        }
-        if scored.ref_logps is not None:
-            by_example["logps/chosen_drift"] = policy.logps - scored.ref_logps[:, 0]
-        if policy.aux_loss is not None:
-            by_example["aux_loss"] = policy.aux_loss.expand_as(weights)
-        by_token = {
-            "entropy": policy.entropy,
-            "logits/chosen": policy.mean_logits,
-            "mean_token_accuracy": policy.is_top1.float(),
-        }
-        if scored.ref_token_logps is not None:
-            by_token["kl_per_token"] = token_kl(policy.token_logps, scored.ref_token_logps)
-        sums = means(by_example, weights)
+    def metrics_of(self, result: BatchResult) -> dict[str, Sums]:
+        metrics = super().metrics_of(result)
         if self.args.loss_reduction == "token_mean":
-            total = sums["loss"].values[0]
-            sums["loss"] = Sums(torch.stack([total, tokens.sum(dtype=total.dtype)]), mean_of_sums)
-        return sums | means(by_token, tokens)
-
-    def distributions_of(self, scored: ScoredBatch) -> dict[str, Tensor]:
-        return {"rewards/chosen": scored.rewards[:, 0]}
+            loss = metrics["loss"].values[0]
+            tokens = (result.policy.mask * result.weights[:, None, None]).sum(dtype=loss.dtype)
+            metrics["loss"] = Sums(torch.stack([loss, tokens]), mean_of_sums)
+        return metrics
 
     def prepare(
         self, dataset: Any, processing_class: Any, args: PreferredFTConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
-        # First, so that each is tokenised and cut by itself, whatever it was compared with
-        best, repeated = only_best(dataset, dataset_name, args.score_tie_gap, args.dataset_num_proc)
-        dataset, report = self.prepare_groups(best, args, dataset_name, keep_all=keep_all, alone=True, repeats=False)
-        report = replace(report, prompts_repeated=repeated)
+        dataset, report = self.prepare_groups(
+            dataset, args, dataset_name, score_tie_gap=args.score_tie_gap, keep_all=keep_all, alone=True
+        )
         if args.unique_prompts and dataset_name == "train" and not keep_all:
             given = report.rows
             dataset = unique_prompts(dataset, dataset_name)

@@ -20,7 +20,7 @@ class RankingDPOConfig(BaseDPOConfig):
         top_m (`int`, *optional*):
             Only the first `top_m` places of each ranking are observed; what comes after them is below, in no order.
         max_completions (`int`, *optional*):
-            Most completions a row may have. A longer row is an error; nothing is cut.
+            Most completions a row may have. A row with more is an error; none is dropped.
         score_tie_gap (`float`, *optional*, defaults to `0.0`):
             Scores that are this close to the best of their group, or closer, tie.
         reference_free (`bool`, *optional*, defaults to `False`):

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trl_dpo_ext.data.report import DataReport
-from trl_dpo_ext.metrics.sums import Sums
+from trl_dpo_ext.batches import Batch
+from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.objectives import plackett_luce_loss
+from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 from trl_dpo_ext.trainers.group_trainer import GroupTrainer
 from trl_dpo_ext.trainers.ranking_config import RankingDPOConfig
-from trl_dpo_ext.trainers.ranking_figures import RankedBatch, ranking_distributions, ranking_sums
 
 
 __all__ = ["RankingDPOTrainer"]
@@ -65,29 +65,27 @@ class RankingDPOTrainer(GroupTrainer):
     )
     args: RankingDPOConfig
 
-    def score(self, model: nn.Module, inputs: dict[str, Any], weights: Tensor) -> RankedBatch:
-        ref_logps, ref_token_logps = self.reference_logps(inputs)
-        policy, policy_logps = self.run_policy(model, inputs)
-        mask, ranks = inputs["rank_mask"], inputs["ranks"]
-        order_losses = losses = self.order_losses(policy_logps, ref_logps, mask, ranks)
+    def score(self, model: nn.Module, batch: Batch) -> BatchResult:
+        ref_logps, ref_token_logps = self.reference_logps(batch)
+        policy = self.runner.run_policy(model, batch)
+        exists, ranks = batch.exists, batch.ranks
+        order_losses = losses = self.order_losses(policy.logps, ref_logps, exists, ranks)
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
         if self.args.top_m is not None:
-            # What comes after the last observed place is below it, in no order
+            # What comes after the last observed rank is below it, in no order
             last = ranks[:, : self.args.top_m].amax(dim=1, keepdim=True)
-            ranks = torch.where(mask, torch.minimum(ranks, last + 1), ranks)
-        return RankedBatch(
+            ranks = torch.where(exists, torch.minimum(ranks, last + 1), ranks)
+        return BatchResult(
             losses=losses,
-            rewards=self.rewards(policy_logps, ref_logps),
-            ref_logps=ref_logps,
+            rewards=self.rewards(policy.logps, ref_logps),
             policy=policy,
-            weights=weights,
+            ref_logps=ref_logps,
             ref_token_logps=ref_token_logps,
-            order_losses=order_losses.detach(),
-            logps=policy_logps,
             ranks=ranks,
-            rank_mask=mask,
-            groups=inputs["prompt_groups"],
+            exists=exists,
+            weights=batch.weights,
+            order_losses=order_losses.detach(),
         )
 
     def order_losses(self, policy_logps: Tensor, ref_logps: Tensor | None, mask: Tensor, ranks: Tensor) -> Tensor:
@@ -104,16 +102,10 @@ class RankingDPOTrainer(GroupTrainer):
             )
         return losses
 
-    def figures_of(self, scored: RankedBatch) -> dict[str, Sums]:
-        return ranking_sums(scored, self._num_places)
-
-    def distributions_of(self, scored: RankedBatch) -> dict[str, Tensor]:
-        return ranking_distributions(scored)
-
-    def predictions_of(self, scored: RankedBatch) -> tuple[Tensor, Tensor]:
-        absent = self._num_places - scored.ranks.size(1)
-        rewards = scored.rewards.masked_fill(~scored.rank_mask, torch.nan)
-        return F.pad(rewards, (0, absent), value=torch.nan), F.pad(scored.ranks, (0, absent), value=-1)
+    def predictions_of(self, result: BatchResult) -> tuple[Tensor, Tensor]:
+        absent = self.largest - result.ranks.size(1)
+        rewards = result.rewards.masked_fill(~result.exists, torch.nan)
+        return F.pad(rewards, (0, absent), value=torch.nan), F.pad(result.ranks, (0, absent), value=-1)
 
     def prepare(
         self, dataset: Any, processing_class: Any, args: RankingDPOConfig, dataset_name: str, keep_all: bool = False
@@ -127,5 +119,5 @@ class RankingDPOTrainer(GroupTrainer):
             keep_all=keep_all,
         )
         # Every process logs and gathers as many
-        self._num_places = max(self._num_places, report.largest or 0, args.max_completions or 0)
+        self.largest = max(self.largest, report.largest or 0, args.max_completions or 0)
         return dataset, report

@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass, field
 
-from trl_dpo_ext.trainers.baseline_config import BaselineConfig
+from trl_dpo_ext.trainers.reference_free_config import ReferenceFreeConfig
 
 
 __all__ = ["UnlikelihoodConfig"]
 
 
 @dataclass(repr=False)
-class UnlikelihoodConfig(BaselineConfig):
+class UnlikelihoodConfig(ReferenceFreeConfig):
     r"""
     Configuration of [`UnlikelihoodTrainer`]. Options of [`trl.DPOConfig`] that only change DPO's loss are refused.
 
@@ -25,8 +25,9 @@ class UnlikelihoodConfig(BaselineConfig):
             micro-batch (a uniform guess among 50,000 tokens is \\( e^{-10.8} \\)). `None` switches it off; losses that
             are not finite stop a run in any case.
 
-    `reference_free` and `beta` are documented in [`~trl_dpo_ext.trainers.baseline_config.BaselineConfig`], the options
-    that all trainers share in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
+    `reference_free` and `beta` are documented in
+    [`~trl_dpo_ext.trainers.reference_free_config.ReferenceFreeConfig`], the options that all trainers share in
+    [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
     """
 
     alpha: float = field(default=1.0, metadata={"help": "Weight of the rejected answer, in [0, 1]."})

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from trl_dpo_ext.logps import CompletionLogps, stacked_to_pairs
+from trl_dpo_ext.logps import CompletionLogps
 from trl_dpo_ext.objectives import token_unlikelihood_loss, unlikelihood_loss
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
-from trl_dpo_ext.trainers.scored_batch import ScoredBatch
+from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 from trl_dpo_ext.trainers.unlikelihood_config import UnlikelihoodConfig
 
 
@@ -61,18 +61,18 @@ class UnlikelihoodTrainer(BaseDPOTrainer):
     def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         return unlikelihood_loss(policy_logps, alpha=self.args.alpha)
 
-    def losses_of(self, policy: CompletionLogps, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
+    def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None) -> Tensor:
         if self.args.unlikelihood_form == "sequence":
-            return super().losses_of(policy, policy_logps, ref_logps)
-        rejected, mask = stacked_to_pairs(policy.token_logps)[:, 1], stacked_to_pairs(policy.mask)[:, 1]
-        return token_unlikelihood_loss(policy_logps[:, 0], rejected, mask, alpha=self.args.alpha)
+            return super().losses_of(policy, ref_logps)
+        return token_unlikelihood_loss(
+            policy.logps[:, 0], policy.token_logps[:, 1], policy.mask[:, 1], alpha=self.args.alpha
+        )
 
-    def divergence_of(self, scored: ScoredBatch) -> Tensor | None:
+    def divergence_of(self, result: BatchResult) -> Tensor | None:
         if self.args.divergence_guard is None:
             return None
-        logps = stacked_to_pairs(scored.policy.logps)[:, 1].detach()
-        tokens = stacked_to_pairs(scored.policy.mask)[:, 1].sum(dim=1)
-        mean = (logps / tokens.clamp(min=1) * scored.weights).sum() / scored.weights.sum().clamp(min=1)
+        logps, tokens = result.policy.logps[:, 1].detach(), result.policy.mask[:, 1].sum(dim=1)  # (B,)
+        mean = (logps / tokens.clamp(min=1) * result.weights).sum() / result.weights.sum().clamp(min=1)
         return -mean / self.args.divergence_guard
 
     @property

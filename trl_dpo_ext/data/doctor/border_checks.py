@@ -16,7 +16,7 @@ _WINDOW = 48  # characters on each side of the border: tokens further away do no
 
 
 class BorderOfSeparateTokens(Check):
-    """Compares prompt and preferred answer, tokenised apart, with the tokens of both as one text."""
+    """Compares prompt and preferred answer, tokenized apart, with the tokens of both as one text."""
 
     name = "border-tokens-differ"
     severity = NOTE
@@ -29,7 +29,7 @@ class BorderOfSeparateTokens(Check):
         self.other_text = Finding(
             "border-text-differs",
             WARNING,
-            "Tokenised apart, prompt and answer read differently: the tokenizer puts a space before an answer, or "
+            "Tokenized apart, prompt and answer read differently: the tokenizer puts a space before an answer, or "
             "loses one.",
             "Use `tokenization='joint'`, or give the white space at the border to the side where it survives.",
         )

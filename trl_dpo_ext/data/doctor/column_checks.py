@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from trl_dpo_ext.data.checks import PREFERENCE_COLUMNS, RANKING_REF_LOGPS_COLUMN, REF_LOGPS_COLUMNS, TOKENIZED_COLUMNS
+from trl_dpo_ext.batches import RANKING_REF_LOGPS_COLUMN, REF_LOGPS_COLUMNS
+from trl_dpo_ext.data.checks import PREFERENCE_COLUMNS, TOKENIZED_COLUMNS
 from trl_dpo_ext.data.doctor.findings import NOTE, WARNING, Check, Finding
 from trl_dpo_ext.data.doctor.prepared_row import PreparedRow
 

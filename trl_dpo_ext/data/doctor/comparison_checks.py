@@ -49,7 +49,7 @@ class DuplicatePrompts(Check):
     meaning = "A prompt is there before, with other answers."
     fix = (
         "Nothing, if it was answered several times; keep its rows in one split. "
-        "`trl_dpo_ext.data.rankings.from_pairs` makes rankings of such pairs."
+        "`trl_dpo_ext.data.conversion.from_pairs` makes rankings of such pairs."
     )
 
     def __init__(self) -> None:

@@ -202,7 +202,7 @@ class GenerationPromptMissing(TextCheck):
 class UnclosedThinking(Check):
     name = "unclosed-think"
     severity = WARNING
-    meaning = "An answer opens `<think>` and does not close it: its reasoning was cut off, or lost its end."
+    meaning = "An answer opens `<think>` and does not close it: its reasoning was truncated."
     fix = "Drop such rows, or complete them."
 
     def found(self, row: PreparedRow) -> str | None:

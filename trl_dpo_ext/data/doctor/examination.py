@@ -24,12 +24,12 @@ from trl_dpo_ext.data.doctor.comparison_checks import (
 )
 from trl_dpo_ext.data.doctor.findings import ERROR, SEVERITIES, WARNING, Check, Finding, Refusals
 from trl_dpo_ext.data.doctor.length_checks import (
-    AnswersCut,
-    EndsCut,
+    AnswersTruncated,
+    EndsTruncated,
     FullPrompts,
     LengthBias,
     Lengths,
-    PromptsCut,
+    PromptsTruncated,
     fitting_length,
 )
 from trl_dpo_ext.data.doctor.meaning_checks import meaning_checks
@@ -48,11 +48,11 @@ from trl_dpo_ext.data.doctor.text_checks import (
     WordsRunTogether,
 )
 from trl_dpo_ext.data.kinds import other_kind
+from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.data.prompts import answers_repeat_prompts
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
-from trl_dpo_ext.data.rankings.report import RankingReport
-from trl_dpo_ext.data.report import DataReport
-from trl_dpo_ext.data.spelling import misspelt_column
+from trl_dpo_ext.data.rankings.ranking_report import RankingReport
+from trl_dpo_ext.spelling import misspelt_column
 
 
 __all__ = ["examine", "worst_of_first"]
@@ -61,7 +61,7 @@ __all__ = ["examine", "worst_of_first"]
 _ANSWERS = {"chosen", "rejected", "chosen_ids", "rejected_ids", "completions", "completion_ids"}
 
 _FIRST_LOOK, _FIRST_OF_STREAM = 64, 16  # rows that training has a look at
-_CHUNK = 256  # rows whose borders are tokenised in one call
+_CHUNK = 256  # rows whose borders are tokenized in one call
 
 
 def examine(
@@ -74,11 +74,11 @@ def examine(
     **options: Any,
 ) -> DoctorReport:
     """
-    Examines a data set as the trainers will prepare it: every malformed row, every row that would be left out or cut,
-    and what is probably not meant.
+    Examines a dataset as the trainers will prepare it: malformed rows, rows that would be left out or truncated, and
+    what is probably not intended.
 
-    Rows go through the functions that training checks, tokenises and cuts them with, so that `report.preparation` is
-    what `trainer.data_reports` will hold of the rows that are not malformed. Nothing is changed.
+    Rows are prepared by the same functions as in training, so that `report.preparation` equals `trainer.data_reports`
+    for the rows that are not malformed. Nothing is changed.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -95,7 +95,7 @@ def examine(
         options:
             `tokenization`, `max_length`, `max_prompt_length`, `prompt_truncation_mode`, `truncation_mode`,
             `score_tie_gap`, `max_completions`: the options of the trainer, see
-            [`~trl_dpo_ext.data.doctor.prepared_row.RowPreparation`]. By default nothing is cut.
+            [`~trl_dpo_ext.data.doctor.prepared_row.RowPreparation`]. By default, nothing is truncated.
 
     Returns:
         [`~trl_dpo_ext.data.doctor.report.DoctorReport`]
@@ -136,8 +136,9 @@ def worst_of_first(
     dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, dataset_name: str = "train", **options: Any
 ) -> Finding | None:
     """
-    The worst thing in the first rows (64, of a stream 16) that is probably not meant, by the checks of
-    [`~trl_dpo_ext.data.doctor.meaning_checks`] alone: for training, which itself stops at errors and counts cuts.
+    The worst finding in the first rows (64, of a stream 16) that is probably not intended, by the checks of
+    [`~trl_dpo_ext.data.doctor.meaning_checks`] alone: for training, which itself stops at errors and counts truncated
+    rows.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): Raw rows.
@@ -179,9 +180,9 @@ class _Examination:
         self.length_bias = LengthBias()
         tokenizer = preparation.tokenizer
         self.checks: list[Check] = [
-            PromptsCut(),
-            AnswersCut(),
-            EndsCut(),
+            PromptsTruncated(),
+            AnswersTruncated(),
+            EndsTruncated(),
             FullPrompts(preparation.max_length),
             EosInText(tokenizer),
             SpecialTokenInText(tokenizer),
@@ -271,7 +272,7 @@ class _Examination:
             )
         else:
             self.refused.add(
-                f"{where} cannot be tokenised: {error or type(error).__name__}",
+                f"{where} cannot be tokenized: {error or type(error).__name__}",
                 index,
                 "Mend or drop such rows, or use another tokenizer or chat template.",
             )

@@ -1,4 +1,4 @@
-"""Tokens: what is cut, how long things are, and whether the longer answer is the preferred one."""
+"""Checks of lengths in tokens: truncation, quantiles, and whether the longer answer is the preferred one."""
 
 import math
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from trl_dpo_ext.metrics.correlation import within_group_correlation_sums
 
 
 __all__ = [
-    "AnswersCut",
-    "EndsCut",
+    "AnswersTruncated",
+    "EndsTruncated",
     "FullPrompts",
     "LengthBias",
     "Lengths",
-    "PromptsCut",
+    "PromptsTruncated",
     "Quantiles",
     "fitting_length",
     "wilson_interval",
@@ -28,20 +28,20 @@ _BIASED = 0.6  # share from which length alone explains too much
 _SIGMAS = 1.959964  # of a 95 % interval
 
 
-class PromptsCut(Check):
-    name = "prompts-cut"
+class PromptsTruncated(Check):
+    name = "prompts-truncated"
     severity = WARNING
-    meaning = "The prompt is cut."
+    meaning = "The prompt is truncated."
     fix = "Raise `max_length` (see the lengths), or `max_prompt_length` where answers leave room."
 
     def found(self, row: PreparedRow) -> str | None:
         return f"{len(row.prompt_ids)} tokens" if row.prompt_cut else None
 
 
-class AnswersCut(Check):
-    name = "answers-cut"
+class AnswersTruncated(Check):
+    name = "answers-truncated"
     severity = WARNING
-    meaning = "An answer is cut."
+    meaning = "An answer is truncated."
     fix = "Raise `max_length` (see the lengths), or drop such rows."
 
     def found(self, row: PreparedRow) -> str | None:
@@ -49,10 +49,10 @@ class AnswersCut(Check):
         return f"{len(row.prompt_ids)} + {longest} tokens" if row.completions_cut else None
 
 
-class EndsCut(Check):
+class EndsTruncated(Check):
     name = "preferred-answer-loses-eos"
     severity = WARNING
-    meaning = "The preferred answer is cut and loses its EOS token: the policy is not taught to end it."
+    meaning = "The preferred answer is truncated and loses its EOS token: the policy does not learn to end it."
     fix = "Raise `max_length` (see the lengths), or drop such rows."
 
     def found(self, row: PreparedRow) -> str | None:
@@ -77,7 +77,7 @@ class FullPrompts(Check):
 @dataclass(frozen=True)
 class Quantiles:
     """
-    Lengths in tokens, uncut, with the special tokens.
+    Lengths in tokens, before truncation and with special tokens.
 
     Args:
         median (`int`): Half are no longer.
@@ -127,7 +127,7 @@ class Lengths:
 
 def fitting_length(whole: list[int], share: float) -> int | None:
     """
-    The smallest multiple of 64 that so large a share of the rows fits into, uncut.
+    The smallest multiple of 64 to which this share of the rows fits without truncation.
 
     Args:
         whole (`list[int]`): Tokens of each row's prompt with its longest answer.

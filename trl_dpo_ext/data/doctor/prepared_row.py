@@ -1,4 +1,4 @@
-"""One row through the functions that training prepares it with: refused, left out, or token ids and their cut."""
+"""One row as training prepares it: refused, left out, or its token ids and their truncation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS
 from trl_dpo_ext.data.messages import text_of
-from trl_dpo_ext.data.one_pair import PreparedPair, prepare_pair
-from trl_dpo_ext.data.rankings.one_row import PreparedRanking, check_options, checked_ranking, prepare_ranking
-from trl_dpo_ext.data.rankings.rows import split_shared_prompt
+from trl_dpo_ext.data.pair_preparation import PreparedPair, prepare_pair
+from trl_dpo_ext.data.rankings.order import split_shared_prompt
+from trl_dpo_ext.data.rankings.ranking_preparation import (
+    PreparedRanking,
+    check_options,
+    checked_ranking,
+    prepare_ranking,
+)
 from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
 
 
@@ -32,12 +37,12 @@ class PreparedRow:
         prompt (`str` or `list`, *optional*): Prompt; `None` in a row of token ids.
         completions (`list`): Texts or message lists; empty in a row of token ids.
         ranks (`list[int]`): 0 for the best, equal for ties.
-        prompt_ids (`list[int]`): Tokens of the prompt, uncut.
-        completion_ids (`list[list[int]]`): Tokens of the completions, uncut.
+        prompt_ids (`list[int]`): Tokens of the prompt, not truncated.
+        completion_ids (`list[list[int]]`): Tokens of the completions, not truncated.
         left_out (`int`): Completions left out.
         why_left_out (`str`): Why the first of them is.
-        prompt_cut (`bool`): Whether training cuts the prompt.
-        completions_cut (`bool`): Whether training cuts a completion (with `tokenization="joint"`: or the prompt).
+        prompt_cut (`bool`): Whether training truncates the prompt.
+        completions_cut (`bool`): Whether training truncates a completion (with `tokenization="joint"`: or the prompt).
         best_end_cut (`bool`): Whether the best completion loses its last token.
         prompt_repeated (`bool`): Whether the completions repeated the prompt, which is taken once.
     """
@@ -103,7 +108,7 @@ def key_of(value: Any) -> int:
 
 class RowPreparation:
     """
-    Prepares rows as training does, by options of the same names, and keeps what they were before the cut.
+    Prepares rows as training does, by options of the same names, and keeps what they were before truncation.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
@@ -111,8 +116,8 @@ class RowPreparation:
         dataset_name (`str`): Name used in messages.
         tokenization (`str`): `"separate"` or `"joint"`.
         max_length (`int`, *optional*): Most tokens of a prompt with a completion.
-        max_prompt_length (`int`, *optional*): Tokens an over-long row's prompt is cut to.
-        prompt_truncation_mode (`str`, *optional*): Which end of a cut prompt is kept.
+        max_prompt_length (`int`, *optional*): Tokens that the prompt of a long row is truncated to.
+        prompt_truncation_mode (`str`, *optional*): Which end of a truncated prompt is kept.
         truncation_mode (`str`): With `"joint"`: which end TRL's collator keeps.
         score_tie_gap (`float`): Difference up to which scores tie.
         max_completions (`int`, *optional*): Most completions that a row may have.

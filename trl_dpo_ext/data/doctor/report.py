@@ -6,7 +6,7 @@ from typing import Any
 
 from trl_dpo_ext.data.doctor.findings import ERROR, SEVERITIES, Finding
 from trl_dpo_ext.data.doctor.length_checks import Quantiles
-from trl_dpo_ext.data.report import DataReport
+from trl_dpo_ext.data.preparation_report import DataReport
 
 
 __all__ = ["DoctorReport"]
@@ -24,10 +24,10 @@ class DoctorReport:
         kind (`str`): `"preference pairs"` or `"rankings"`.
         examined (`int`): Rows looked at.
         refused (`int`): Rows that training stops at.
-        preparation ([`~trl_dpo_ext.data.report.DataReport`]): What training will do to the other rows: the report
-            that the trainer itself will keep of them.
-        lengths (`dict[str, Quantiles]`): Tokens, uncut, by what is measured; empty if no row is usable.
-        max_length (`int`, *optional*): Tokens that rows are cut to.
+        preparation ([`~trl_dpo_ext.data.preparation_report.DataReport`]): What training will do to the other rows: the
+            report that the trainer itself will keep of them.
+        lengths (`dict[str, Quantiles]`): Tokens before truncation, by what is measured; empty if no row is usable.
+        max_length (`int`, *optional*): Tokens that rows are truncated to.
         recommended_max_length (`int`, *optional*): The smallest multiple of 64 that 99 % of the rows fit into.
         longer_preferred (`tuple[float, float, float]`, *optional*): Share of rows whose longer answer is preferred,
             of those whose best and worst answer differ in length, and both ends of its 95 % interval.
@@ -80,10 +80,10 @@ class DoctorReport:
             return ""
         lines = [f"{'tokens':<28}{'median':>9}{'95 %':>9}{'longest':>9}"]
         lines += [f"{name:<28}{q.median:>9,}{q.p95:>9,}{q.max:>9,}" for name, q in self.lengths.items()]
-        advice = f"99 % of the rows fit uncut into `max_length={self.recommended_max_length}`"
+        advice = f"99 % of the rows fit into `max_length={self.recommended_max_length}`"
         longest = self.lengths["prompt with longest answer"].max
         if self.max_length is None:
-            advice += "; nothing is cut."
+            advice += "; nothing is truncated."
         else:
             fits = "all fit" if longest <= self.max_length else f"the longest has {longest:,} tokens and does not fit"
             advice += f"; {fits} into the present {self.max_length:,}."

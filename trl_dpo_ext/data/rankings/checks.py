@@ -1,4 +1,4 @@
-"""Checks of raw and of tokenised rankings: one error that names the row, the column, what was found and the fix."""
+"""Checks of raw and of tokenized rankings: one error that names the row, the column, what was found and the fix."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,8 @@ from trl_dpo_ext.data.checks import (
 )
 from trl_dpo_ext.data.kinds import other_kind
 from trl_dpo_ext.data.messages import check_text
-from trl_dpo_ext.data.spelling import likely_column, misspelt_column
 from trl_dpo_ext.data.token_ids import check_ids, check_list
+from trl_dpo_ext.spelling import likely_column, misspelt_column
 
 
 __all__ = [
@@ -63,7 +63,7 @@ def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
     elif "completion_ids" in found:
         raise ValueError(
             f"The {dataset_name} dataset has the column `completion_ids` but not `prompt_ids`; found "
-            f"{', '.join(columns)}. A tokenised ranking needs both."
+            f"{', '.join(columns)}. A tokenized ranking needs both."
         )
     else:
         kind = other_kind(columns)
@@ -144,7 +144,7 @@ def _check_text(value: Any, name: str, where: str) -> None:
         hint = (
             "Put each completion's messages into a list of their own."
             if "role" in value
-            else "For the schemas of UltraFeedback, Nectar and others see `trl_dpo_ext.data.rankings.adapters`."
+            else "For UltraFeedback, Nectar and others, `trl_dpo_ext.data` has `from_ultrafeedback` and others."
         )
         raise ValueError(
             f"`{name}` in {where} is a dict with the keys {', '.join(map(str, value))}. Expected text, or a list of "

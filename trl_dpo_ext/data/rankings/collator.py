@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers.data.data_collator import DataCollatorMixin
 
-from trl_dpo_ext.data.checks import RANKING_REF_LOGPS_COLUMN
-from trl_dpo_ext.data.rankings.rows import as_ranking
+from trl_dpo_ext.batches import RANKING_REF_LOGPS_COLUMN
+from trl_dpo_ext.data.rankings.order import as_ranking
 
 
 __all__ = ["DataCollatorForRanking"]
@@ -21,7 +21,7 @@ class DataCollatorForRanking(DataCollatorMixin):
 
     Axes: **B** rows, **K** completions of the row that has most, **T** tokens. Each example holds `"prompt_ids"`,
     `"completion_ids"` (a list per completion, best first) and, optionally, `"ranks"` (left out: no ties) and
-    `"ref_logps"` (a number per completion). A preference pair as TRL tokenises it (`"chosen_ids"`, `"rejected_ids"`,
+    `"ref_logps"` (a number per completion). A preference pair as TRL tokenizes it (`"chosen_ids"`, `"rejected_ids"`,
     and optionally `"ref_chosen_logps"`, `"ref_rejected_logps"`) is a ranking of two. The returned dictionary holds:
     - `"input_ids"`: Token ids of shape `(B, K, T)`, the padding token where there is none.
     - `"attention_mask"`: 1 at every token of a prompt or completion, of shape `(B, K, T)`.
@@ -35,9 +35,9 @@ class DataCollatorForRanking(DataCollatorMixin):
         pad_token_id (`int`):
             Token id to use for padding.
         max_length (`int`, *optional*):
-            Most tokens of a prompt with a completion. Longer ones are cut, each by itself, as TRL's collator does.
+            Most tokens of a prompt with a completion. Longer ones are truncated, each by itself, as by TRL's collator.
         truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
-            What is kept of one that is cut, `"keep_start"` or `"keep_end"`.
+            Which end of a truncated one is kept, `"keep_start"` or `"keep_end"`.
         pad_to_multiple_of (`int`, *optional*):
             If set, T is a multiple of this value.
         return_tensors (`str`, *optional*, defaults to `"pt"`):

@@ -34,7 +34,7 @@ def tokenize_ranking(
     """
     Token ids of a prompt and of its completions.
 
-    Text is tokenised apart by [`~trl_dpo_ext.data.tokenization.tokenize_apart`], chat by [`tokenize_jointly`].
+    Text is tokenized apart by [`~trl_dpo_ext.data.tokenization.tokenize_apart`], chat by [`tokenize_jointly`].
 
     Args:
         row (`Mapping`):
@@ -46,7 +46,7 @@ def tokenize_ranking(
         where (`str`):
             The row's name in messages.
         joint (`bool`, *optional*, defaults to `False`):
-            Whether text is tokenised by [`tokenize_jointly`] as well.
+            Whether text is tokenized by [`tokenize_jointly`] as well.
         names (`Sequence[str]`, *optional*):
             Columns of the completions, for messages; by default their places in `completions`.
 
@@ -128,7 +128,7 @@ def tokenize_jointly(
     if start < len(prompt_ids):
         # Without the row or the text, so that it comes once
         logger.warning_once(
-            "A tokenised prompt is not the start of the tokenised prompt and completion, because the chat template "
+            "A tokenized prompt is not the start of the tokenized prompt and completion, because the chat template "
             "renders it differently or tokens merge across the border. Completions begin where the two part, and the "
             "prompt loses its end. End prompts on a token border, or use a chat template that renders a prompt alone "
             "as it does before a completion. This is shown once, and may hold for many rows."

@@ -1,1 +1,1 @@
-"""The folder that `evaluate.load` takes."""
+"""The folder that `evaluate.load` loads this metric from."""

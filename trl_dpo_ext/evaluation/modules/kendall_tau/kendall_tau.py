@@ -1,4 +1,4 @@
-"""How well rewards order the completions of a prompt."""
+"""Rank correlation of rewards with the observed ranking."""
 
 import datasets
 import evaluate
@@ -10,7 +10,7 @@ __all__ = ["KendallTau"]
 
 _DESCRIPTION = """
 Kendall's tau-b between the rewards of the completions of a prompt and their observed ranking, corrected for ties in
-both; the mean over prompts, whose number of completions may differ.
+both. The result is the mean over prompts. The number of completions may differ between prompts.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -18,12 +18,13 @@ Args:
     predictions (`list` of `list` of `float`):
         Rewards of the completions of each prompt, such as `predictions` of a trainer's `predict`.
     references (`list` of `list` of `int`):
-        Their ranks, such as its `label_ids`: the smallest is the best, equal for ties, `None` for unranked (below
-        every ranked one) and -1, beside a reward of NaN, where a row has no such completion.
+        Their ranks, such as `label_ids` of a trainer's `predict`: the smallest is the best, ties have equal ranks, and
+        `None` is below every rank. Padding has rank -1 and reward NaN.
 
 Returns:
-    `dict`: `kendall_tau`, in [-1, 1]: 0 for a prompt whose rewards are all equal, NaN where no prompt counts;
-    `num_rows`, the prompts that count, and `num_left_out`, those without two completions of different rank.
+    `dict`: `kendall_tau`, in [-1, 1], where a prompt whose rewards are all equal counts as 0, and NaN if no prompt
+    counts; `num_rows`, the number of prompts that count; `num_left_out`, the number of prompts without two different
+    ranks.
 
 Examples:
 
@@ -56,7 +57,7 @@ class KendallTau(evaluate.Metric):
             features=datasets.Features(
                 {
                     "predictions": datasets.List(datasets.Value("float64")),
-                    # As `int64`, ranks such as 0.5 would be cut without a word
+                    # With `int64`, ranks such as 0.5 would be rounded without an error
                     "references": datasets.List(datasets.Value("float64")),
                 }
             ),

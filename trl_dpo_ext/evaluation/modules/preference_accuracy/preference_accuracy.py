@@ -1,4 +1,4 @@
-"""Share of pairs that rewards order as people did."""
+"""Share of pairs whose preferred completion has the larger reward."""
 
 import datasets
 import evaluate
@@ -10,7 +10,7 @@ __all__ = ["PreferenceAccuracy"]
 
 _DESCRIPTION = """
 Preference accuracy: the share of pairs of completions of a prompt in which the preferred one has the strictly larger
-reward. Equal rewards are ties, which count as wrong. Every prompt counts once, whatever its number of pairs.
+reward. Equal rewards are ties, which count as wrong. Every prompt counts once, regardless of its number of pairs.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -18,17 +18,17 @@ Args:
     predictions (`list` of `list` of `float`):
         Rewards of the completions of each prompt, such as `predictions` of a trainer's `predict`.
     references (`list` of `list` of `int`):
-        Their ranks, such as its `label_ids`: the smallest is the best, equal for ties, `None` for unranked (below
-        every ranked one) and -1, beside a reward of NaN, where a row has no such completion. Of a pair,
-        chosen first: [0, 1].
+        Their ranks, such as `label_ids` of a trainer's `predict`: the smallest is the best, ties have equal ranks, and
+        `None` is below every rank. Padding has rank -1 and reward NaN. The ranks
+        of a pair, chosen first, are [0, 1].
     subsets (`list`, *optional*):
-        Subset of each prompt. An argument of `compute`, in the order of all rows; with
-        `evaluate.load(..., "subsets")` a column of names, which `add_batch` takes as well.
+        Subset of each prompt. This is an argument of `compute`, in the order of all rows. With
+        `evaluate.load(..., "subsets")` it is a column of names, which `add_batch` accepts, too.
 
 Returns:
-    `dict`: `preference_accuracy`; `ties`, the share of pairs with equal rewards; `num_rows`, the prompts that count,
-    and `num_left_out`, those without two completions of different rank. With `subsets` also `preference_accuracy/NAME`
-    and `mean_over_subsets`. NaN where no prompt counts.
+    `dict`: `preference_accuracy`; `ties`, the share of pairs with equal rewards; `num_rows`, the number of prompts
+    that count; `num_left_out`, the number of prompts without two different ranks. With `subsets` also
+    `preference_accuracy/NAME` and `mean_over_subsets`. NaN if no prompt counts.
 
 Examples:
 
@@ -53,7 +53,7 @@ class PreferenceAccuracy(evaluate.Metric):
     def _info(self):
         features = {
             "predictions": datasets.List(datasets.Value("float64")),
-            # As `int64`, ranks such as 0.5 would be cut without a word
+            # With `int64`, ranks such as 0.5 would be rounded without an error
             "references": datasets.List(datasets.Value("float64")),
         }
         if self.config_name == "subsets":

@@ -1,4 +1,4 @@
-"""Whether the preference probabilities that rewards imply are as often right as they say."""
+"""Calibration error of the preference probabilities that rewards imply."""
 
 import datasets
 import evaluate
@@ -9,9 +9,9 @@ from trl_dpo_ext.evaluation import preference_metrics
 __all__ = ["PreferenceCalibration"]
 
 _DESCRIPTION = """
-Expected calibration error of the Bradley-Terry probabilities that rewards imply: pairs of completions of a prompt fall
-into bins by the probability of the favoured one; in each bin, its mean is compared with the share of pairs in which
-the favoured one is the preferred one. Equal rewards favour neither and are half right.
+Expected calibration error of the Bradley-Terry probabilities that rewards imply. Pairs of completions of a prompt are
+put into bins by the probability of the more probable order. In each bin, the mean probability is compared with the
+share of pairs in the right order. Pairs with equal rewards count as half right.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -19,24 +19,24 @@ Args:
     predictions (`list` of `list` of `float`):
         Rewards of the completions of each prompt, in nats, such as `predictions` of a trainer's `predict`.
     references (`list` of `list` of `int`):
-        Their ranks, such as its `label_ids`: the smallest is the best, equal for ties, `None` for unranked (below
-        every ranked one) and -1, beside a reward of NaN, where a row has no such completion. Of a pair,
-        chosen first: [0, 1].
+        Their ranks, such as `label_ids` of a trainer's `predict`: the smallest is the best, ties have equal ranks, and
+        `None` is below every rank. Padding has rank -1 and reward NaN. The ranks
+        of a pair, chosen first, are [0, 1].
     bins (`int`, *optional*, defaults to 10):
-        Bins of equal width from 0.5 to 1.
+        Number of bins of equal width from 0.5 to 1.
 
 Returns:
-    `dict`: `calibration_error`, in [0, 1], NaN where no prompt counts; the points of the reliability diagram: `edges`
-    (`bins + 1` numbers), `counts`, `confidence` and `accuracy` (`bins` each, NaN without pairs), where all pairs of a
-    prompt count as one together; `num_rows`, the prompts that count, and `num_left_out`, those without two completions
-    of different rank.
+    `dict`: `calibration_error`, in [0, 1], NaN if no prompt counts; the points of the reliability diagram: `edges`
+    (`bins + 1` numbers), `counts`, `confidence` and `accuracy` (`bins` each, NaN without pairs), where the pairs of a
+    prompt have a total weight of 1; `num_rows`, the number of prompts that count; `num_left_out`, the number of
+    prompts without two different ranks.
 
 Examples:
 
     >>> from trl_dpo_ext.evaluation.metric_loading import load_metric
     >>> metric = load_metric("preference_calibration")
-    >>> figures = metric.compute(predictions=[[9.0, 0.0], [0.0, 9.0]], references=[[0, 1], [0, 1]], bins=2)
-    >>> round(figures["calibration_error"], 4), figures["counts"], figures["accuracy"]
+    >>> metrics = metric.compute(predictions=[[9.0, 0.0], [0.0, 9.0]], references=[[0, 1], [0, 1]], bins=2)
+    >>> round(metrics["calibration_error"], 4), metrics["counts"], metrics["accuracy"]
     (0.4999, [0.0, 2.0], [nan, 0.5])
 """
 
@@ -61,7 +61,7 @@ class PreferenceCalibration(evaluate.Metric):
             features=datasets.Features(
                 {
                     "predictions": datasets.List(datasets.Value("float64")),
-                    # As `int64`, ranks such as 0.5 would be cut without a word
+                    # With `int64`, ranks such as 0.5 would be rounded without an error
                     "references": datasets.List(datasets.Value("float64")),
                 }
             ),

@@ -1,4 +1,4 @@
-"""By how much rewards prefer the best completion to the worst."""
+"""Difference between the rewards of the best and the worst completion."""
 
 import datasets
 import evaluate
@@ -9,8 +9,8 @@ from trl_dpo_ext.evaluation import preference_metrics
 __all__ = ["RewardMargin"]
 
 _DESCRIPTION = """
-Mean over prompts of the reward of the best completion minus that of the worst (of a pair: chosen minus rejected), the
-mean over those that tie, with a percentile bootstrap interval over prompts.
+Mean over prompts of the reward of the best completion minus that of the worst (in a pair: chosen minus rejected). If
+several completions tie, their mean is used. A percentile bootstrap interval over prompts is included.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -18,19 +18,19 @@ Args:
     predictions (`list` of `list` of `float`):
         Rewards of the completions of each prompt, such as `predictions` of a trainer's `predict`.
     references (`list` of `list` of `int`):
-        Their ranks, such as its `label_ids`: the smallest is the best, equal for ties, `None` for unranked (below
-        every ranked one) and -1, beside a reward of NaN, where a row has no such completion. Of a pair,
-        chosen first: [0, 1].
+        Their ranks, such as `label_ids` of a trainer's `predict`: the smallest is the best, ties have equal ranks, and
+        `None` is below every rank. Padding has rank -1 and reward NaN. The ranks
+        of a pair, chosen first, are [0, 1].
     confidence_level (`float`, *optional*, defaults to 0.95):
         Coverage of the interval, between 0 and 1.
     num_resamples (`int`, *optional*, defaults to 9999):
-        Draws of the bootstrap.
+        Number of bootstrap samples.
     seed (`int`, *optional*, defaults to 0):
-        Seed of the draws.
+        Seed of the bootstrap.
 
 Returns:
-    `dict`: `reward_margin`; `low` and `high`, NaN with fewer than two prompts; `num_rows`, the prompts that count, and
-    `num_left_out`, those without two completions of different rank. NaN where no prompt counts.
+    `dict`: `reward_margin`; `low` and `high`, NaN with fewer than two prompts; `num_rows`, the number of prompts that
+    count; `num_left_out`, the number of prompts without two different ranks. NaN if no prompt counts.
 
 Examples:
 
@@ -63,7 +63,7 @@ class RewardMargin(evaluate.Metric):
             features=datasets.Features(
                 {
                     "predictions": datasets.List(datasets.Value("float64")),
-                    # As `int64`, ranks such as 0.5 would be cut without a word
+                    # With `int64`, ranks such as 0.5 would be rounded without an error
                     "references": datasets.List(datasets.Value("float64")),
                 }
             ),

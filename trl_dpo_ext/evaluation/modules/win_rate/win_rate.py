@@ -1,4 +1,4 @@
-"""How often a policy's answers beat a baseline's."""
+"""Share of prompts to which a policy's answer is better than a baseline's."""
 
 import datasets
 import evaluate
@@ -9,8 +9,8 @@ from trl_dpo_ext.evaluation import preference_metrics
 __all__ = ["WinRate"]
 
 _DESCRIPTION = """
-Win rate: the share of prompts to which a policy's answer beats a baseline's, ties counting half, with Wilson's
-interval (wider than it need be where there are ties). From two lists of scores, or from outcomes that a judge gave.
+Win rate: the share of prompts to which a policy's answer is better than a baseline's. Ties count as half. Wilson's
+interval is included, which is wider than necessary with ties. The input is two lists of scores, or a judge's outcomes.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -19,7 +19,7 @@ Args:
         Score of the policy's answer to each prompt, higher is better. With `evaluate.load(..., "outcomes")` the
         outcome for the policy: "win", "tie" or "loss".
     references (`list` of `float`):
-        Score of the baseline's answer to the same prompt; equal scores are ties. None with "outcomes".
+        Score of the baseline's answer to the same prompt. Equal scores are ties. Left out with "outcomes".
     confidence_level (`float`, *optional*, defaults to 0.95):
         Coverage of the interval, between 0 and 1.
 
@@ -29,8 +29,8 @@ Returns:
 Examples:
 
     >>> from trl_dpo_ext.evaluation.metric_loading import load_metric
-    >>> figures = load_metric("win_rate").compute(predictions=[0.9, 0.5, 0.8, 0.7], references=[0.1, 0.5, 0.9, 0.2])
-    >>> figures["win_rate"], round(figures["low"], 3), round(figures["high"], 3)
+    >>> metrics = load_metric("win_rate").compute(predictions=[0.9, 0.5, 0.8, 0.7], references=[0.1, 0.5, 0.9, 0.2])
+    >>> metrics["win_rate"], round(metrics["low"], 3), round(metrics["high"], 3)
     (0.625, 0.219, 0.908)
     >>> load_metric("win_rate", "outcomes").compute(predictions=["win", "win", "tie", "loss"])["win_rate"]
     0.625

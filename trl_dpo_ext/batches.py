@@ -1,0 +1,175 @@
+"""The shape of a batch: B prompts with up to K completions each, whichever way its rows are stacked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trl_dpo_ext.shared_prompt.groups import PromptGroups
+
+
+__all__ = [
+    "RANKING_REF_LOGPS_COLUMN",
+    "REF_LOGPS_COLUMNS",
+    "Batch",
+    "first_examples",
+    "first_pairs",
+    "num_examples",
+    "stacked_to_pairs",
+]
+
+# Columns of reference log-probabilities: of pairs, by TRL's names, and of rankings
+REF_LOGPS_COLUMNS = ("ref_chosen_logps", "ref_rejected_logps")
+RANKING_REF_LOGPS_COLUMN = "ref_logps"
+
+_TOKENS = ("input_ids", "attention_mask", "completion_mask")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    A batch of examples: prompts with their completions, pairs and rankings alike.
+
+    A collator makes rows `(2B, T)`, all chosen answers above all rejected ones, as TRL's does, or groups `(B, K, T)`,
+    as [`~trl_dpo_ext.data.rankings.collator.DataCollatorForRanking`] does. The models take rows `(N, T)`, the N
+    completions that exist. Everything else has the shape `(B, K, ...)`.
+
+    Args:
+        rows (`dict`):
+            What the models take: `input_ids`, `attention_mask` and `completion_mask` `(N, T)`, and what else a
+            collator adds.
+        num_prompts, num_completions (`int`):
+            B and K.
+        is_stacked (`bool`):
+            Whether rows are ordered `[all first completions; all second ones]`, and not prompt by prompt.
+        groups ([`~trl_dpo_ext.shared_prompt.groups.PromptGroups`], *optional*):
+            Which rows share a prompt; `None` for rows with images, each of which is run by itself.
+        ranks (`torch.Tensor` of shape `(B, K)`, int):
+            0 for the best, equal for ties.
+        exists (`torch.Tensor` of shape `(B, K)`, bool):
+            `True` where there is a completion.
+        ref_logps (`torch.Tensor` of shape `(B, K)`, *optional*):
+            Reference log-probabilities that the data set brings, nats.
+        weights (`torch.Tensor` of shape `(B,)`):
+            1 for examples of this process, 0 for those that accelerate repeats to fill a batch.
+    """
+
+    rows: dict[str, Any]
+    num_prompts: int
+    num_completions: int
+    is_stacked: bool
+    groups: PromptGroups | None
+    ranks: Tensor
+    exists: Tensor
+    ref_logps: Tensor | None
+    weights: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        collated: Mapping[str, Any],
+        *,
+        num_real: int | None = None,
+        largest: int | None = None,
+        has_images: bool = False,
+    ) -> "Batch":
+        """
+        Reads what a collator made, at one synchronization.
+
+        Args:
+            collated (`Mapping`):
+                The collator's batch.
+            num_real (`int`, *optional*):
+                How many of the first examples are real; the others are left out where rows hold text, and weigh
+                nothing where they hold images. Defaults to all.
+            largest (`int`, *optional*):
+                Completions of the largest group of any process's batches. Defaults to K.
+            has_images (`bool`, *optional*, defaults to `False`):
+                Whether rows hold images.
+
+        Returns:
+            [`Batch`]
+        """
+        real = num_examples(collated) if num_real is None else num_real
+        if not has_images:
+            collated = first_examples(collated, max(real, 1))
+        is_stacked = not _is_ranked(collated)
+        tokens = {name: stacked_to_pairs(collated[name]) if is_stacked else collated[name] for name in _TOKENS}
+        prompts, completions = tokens["input_ids"].shape[:2]
+        device = tokens["input_ids"].device
+        groups = None if has_images else PromptGroups.find(**tokens, stacked=is_stacked, most=largest)
+        if is_stacked:
+            rows = {name: value for name, value in collated.items() if name not in REF_LOGPS_COLUMNS}
+            ranks = torch.arange(completions, device=device).expand(prompts, completions)
+            exists = torch.ones_like(ranks, dtype=torch.bool)
+            pair = [collated[name] for name in REF_LOGPS_COLUMNS if name in collated]
+            ref_logps = torch.stack(pair, dim=1) if len(pair) == 2 else None
+        else:
+            rows = {name: tokens[name].flatten(0, 1) for name in _TOKENS}
+            if groups is not None and groups.places is not None:
+                rows = {name: values[groups.places] for name, values in rows.items()}
+            ranks, exists = collated["ranks"], collated["rank_mask"]
+            ref_logps = collated.get(RANKING_REF_LOGPS_COLUMN)
+        return cls(
+            rows=rows,
+            num_prompts=prompts,
+            num_completions=completions,
+            is_stacked=is_stacked,
+            groups=groups,
+            ranks=ranks,
+            exists=exists,
+            ref_logps=ref_logps,
+            weights=(torch.arange(prompts, device=device) < real).float(),
+        )
+
+    def to_groups(self, values: Tensor) -> Tensor:
+        """Puts values `(N, ...)` of the rows in their groups, `(B, K, ...)`, 0 where there is no completion."""
+        if self.is_stacked:
+            return stacked_to_pairs(values)
+        size = (self.num_prompts, self.num_completions)
+        if self.groups is not None and self.groups.places is not None:
+            whole = values.new_zeros(size[0] * size[1], *values.shape[1:])
+            values = whole.index_copy(0, self.groups.places, values)
+        return torch.unflatten(values, 0, size)
+
+    @property
+    def num_tokens(self) -> Tensor:
+        """Tokens of the real examples, padding left out, `()`."""
+        of_rows = self.to_groups(self.rows["attention_mask"].sum(dim=1))  # (B, K)
+        return (of_rows.sum(dim=1) * self.weights).sum()
+
+
+def num_examples(collated: Mapping[str, Any]) -> int:
+    """Examples in a collator's batch: rankings, or pairs, which TRL stacks."""
+    rows = collated["input_ids"].size(0)
+    return rows if _is_ranked(collated) else rows // 2
+
+
+def first_examples(collated: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """A collator's batch of text with its first examples alone."""
+    total = num_examples(collated)
+
+    def keep(value: Tensor) -> Tensor:
+        # One value per example, such as reference log-probabilities, or stacked rows
+        return value[:number] if value.size(0) == total else first_pairs(value, number)
+
+    if number >= total:
+        return dict(collated)
+    return {name: keep(value) if isinstance(value, Tensor) else value for name, value in collated.items()}
+
+
+def stacked_to_pairs(stacked: Tensor) -> Tensor:
+    """Turns TRL's stacked rows, `[all chosen; all rejected]` of shape `(2B, ...)`, into `(B, 2, ...)`."""
+    pairs: Tensor = torch.unflatten(stacked, 0, (2, -1)).transpose(0, 1)
+    return pairs
+
+
+def first_pairs(stacked: Tensor, pairs: int) -> Tensor:
+    """Keeps the first pairs of stacked rows `(2B, ...)`."""
+    return stacked.unflatten(0, (2, -1))[:, :pairs].flatten(0, 1)
+
+
+def _is_ranked(collated: Mapping[str, Any]) -> bool:
+    return "rank_mask" in collated

@@ -1,0 +1,1 @@
+"""Pairs, rankings and scored completions into each other, and rows of public data sets."""

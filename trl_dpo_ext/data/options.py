@@ -1,0 +1,90 @@
+"""The options by which text becomes tokens: defaults, and what contradicts what."""
+
+from dataclasses import dataclass
+
+
+__all__ = ["RowOptions"]
+
+
+@dataclass
+class RowOptions:
+    """
+    How text becomes tokens: the trainers' options of the same names.
+
+    Args:
+        tokenization (`str`, *optional*, defaults to `"separate"`):
+            `"separate"`: prompt and completions apart, and truncation like the authors'. `"joint"`: TRL's tokenization
+            and truncation.
+        max_length (`int`, *optional*, defaults to `512`):
+            Most tokens of a prompt with a completion; `None`: no truncation.
+        max_prompt_length (`int`, *optional*):
+            With `"separate"`: tokens that the prompt of a long row is truncated to. Default: half of `max_length`.
+        prompt_truncation_mode (`str`, *optional*):
+            With `"separate"`: which end of a truncated prompt is kept. Default: `"keep_end"`.
+        truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
+            With `"joint"`: which end of a truncated prompt with completion is kept.
+
+    Raises:
+        ValueError: If a value does not exist or would have no effect.
+    """
+
+    tokenization: str = "separate"
+    max_length: int | None = 512
+    max_prompt_length: int | None = None
+    prompt_truncation_mode: str | None = None
+    truncation_mode: str = "keep_start"
+
+    def __post_init__(self) -> None:
+        modes = ("keep_start", "keep_end")
+        for name, choices in {
+            "tokenization": ("separate", "joint"),
+            "prompt_truncation_mode": (*modes, None),
+            "truncation_mode": modes,
+        }.items():
+            if getattr(self, name) not in choices:
+                allowed = ", ".join(repr(choice) for choice in choices if choice)
+                raise ValueError(f"`{name}={getattr(self, name)!r}` does not exist. Choose one of {allowed}.")
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"`max_length={self.max_length}` leaves no room for a prompt and an answer. Raise it.")
+        if self.joint:
+            self._check_joint()
+        else:
+            self._resolve_separate()
+
+    @property
+    def joint(self) -> bool:
+        """Whether rows are tokenized and truncated as by TRL."""
+        return self.tokenization == "joint"
+
+    def _check_joint(self) -> None:
+        for name in ("max_prompt_length", "prompt_truncation_mode"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"`{name}={getattr(self, name)!r}` has no effect with `tokenization='joint'`, which "
+                    "truncates as TRL does (`max_length`, `truncation_mode`). Leave it out, or use "
+                    "`tokenization='separate'`."
+                )
+
+    def _resolve_separate(self) -> None:
+        if self.prompt_truncation_mode is None:
+            self.prompt_truncation_mode = "keep_end"
+        if self.truncation_mode != "keep_start":
+            raise ValueError(
+                f"`truncation_mode={self.truncation_mode!r}` has no effect with `tokenization='separate'`. Use "
+                f"`prompt_truncation_mode={self.truncation_mode!r}`, or `tokenization='joint'` for TRL's truncation."
+            )
+        if self.max_length is None:
+            if self.max_prompt_length is not None:
+                raise ValueError(
+                    f"`max_prompt_length={self.max_prompt_length}` has no effect with `max_length=None`: a prompt is "
+                    "only truncated in a row that exceeds `max_length`. Set `max_length`, or leave "
+                    "`max_prompt_length` out."
+                )
+            return
+        if self.max_prompt_length is None:
+            self.max_prompt_length = self.max_length // 2
+        if not 0 < self.max_prompt_length < self.max_length:
+            raise ValueError(
+                f"`max_prompt_length={self.max_prompt_length}` must be above 0 and below "
+                f"`max_length={self.max_length}`."
+            )

@@ -1,1 +1,0 @@
-"""One page on a run, drawn from what the run wrote about itself."""

@@ -1,0 +1,203 @@
+"""Scored parts of a file on disk, so that a run that was killed goes on behind the parts that it finished."""
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from trl_dpo_ext.processes import get_logger
+from trl_dpo_ext.whole_file import write_text
+
+
+__all__ = ["ScoredParts", "ScoredRow"]
+
+logger = get_logger(__name__)
+
+_RUN_FILE, _LOCK_FILE = "run.json", "lock"
+
+
+@dataclass
+class ScoredRow:
+    """
+    What became of a row.
+
+    Args:
+        number (`int`):
+            Its number in the source.
+        rewards (`list[float]`, *optional*):
+            Rewards of its completions.
+        problem (`str`, *optional*):
+            Why it has none.
+        cut (`bool`, *optional*, defaults to `False`):
+            Whether it is truncated to `max_length`.
+    """
+
+    number: int
+    rewards: list[float] | None = None
+    problem: str | None = None
+    cut: bool = False
+
+
+class ScoredParts:
+    """
+    A folder with one JSON-lines file for each part.
+
+    A file is moved into place whole, so a killed process never leaves half a part.
+
+    Args:
+        output (`Path`):
+            File that the parts become. The folder is `<output>.parts`.
+    """
+
+    def __init__(self, output: Path):
+        self.output = output
+        self.folder = Path(f"{output}.parts")
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """
+        Makes the folder, and keeps other runs out of it. The system releases the lock of a run that is killed.
+
+        Raises:
+            ValueError: If another run is writing the same output, or something else is in the way.
+        """
+        if self.folder.is_symlink():
+            raise ValueError(f"{self.folder} is needed for parts, and is a link. Remove it.")
+        ours = (_RUN_FILE, _LOCK_FILE)
+        if self.folder.exists() and not any((self.folder / name).is_file() for name in ours):
+            if not self.folder.is_dir() or any(path.suffix != ".tmp" for path in self.folder.iterdir()):
+                raise ValueError(f"{self.folder} is needed for parts, and holds something else. Move it away.")
+        handle = self._lock()
+        try:
+            yield
+        finally:
+            os.close(handle)
+
+    def check_free(self) -> None:
+        """
+        Checks that no other run is writing the same output.
+
+        Raises:
+            ValueError: If one is.
+        """
+        if (self.folder / _LOCK_FILE).exists():
+            with self.locked():
+                pass
+
+    def begin(self, identity: dict[str, Any], *, discard: bool) -> None:
+        """
+        Takes up the parts of a run with the same identity, or starts without any. The folder is [`locked`].
+
+        Args:
+            identity (`dict`):
+                All that scores depend on, by name.
+            discard (`bool`):
+                Remove the parts of a run with another identity.
+
+        Raises:
+            ValueError: If the folder holds parts of a run with another identity.
+        """
+        identity = json.loads(json.dumps(identity))
+        run_file = self.folder / _RUN_FILE
+        if run_file.is_file():
+            found = _read_identity(run_file)
+            if found == identity:
+                return
+            if found is None and not discard:
+                raise ValueError(
+                    f"{run_file} is damaged, so nothing says which run the parts beside it are of. Pass `overwrite` "
+                    "to start anew."
+                )
+            if found is not None and not discard:
+                raise ValueError(
+                    f"{self.folder} holds parts of an interrupted run with other settings: "
+                    f"{'; '.join(_differences(found, identity))}. Repeat its settings to go on with it, or pass "
+                    "`overwrite` to start anew."
+                )
+            for path in self.folder.glob("part-*.jsonl"):
+                path.unlink()
+        write_text(run_file, json.dumps(identity, indent=2) + "\n")
+
+    def read(self, part: int, numbers: Sequence[int]) -> list[ScoredRow] | None:
+        """The rows of a part with these numbers, or `None` if it is not finished."""
+        if not self.has(part):
+            return None
+        try:
+            lines = self._path(part).read_text(encoding="utf-8").splitlines()
+            rows = [ScoredRow(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError, RecursionError):  # damaged
+            return None
+        return rows if [row.number for row in rows] == list(numbers) else None
+
+    def write(self, part: int, rows: Sequence[ScoredRow]) -> None:
+        """Adds a finished part."""
+        write_text(self._path(part), "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+
+    def has(self, part: int) -> bool:
+        """Whether a part is there."""
+        path = self._path(part)
+        return path.is_file() and not path.is_symlink()
+
+    def remove(self) -> None:
+        """Removes the folder."""
+        # First out of the way at once: a run that starts now must not find half of it
+        removed = self.folder.with_name(f".{secrets.token_hex(8)}.tmp")
+        self.folder.rename(removed)
+        shutil.rmtree(removed)
+
+    def _lock(self) -> int:
+        try:
+            import fcntl
+        except ModuleNotFoundError:  # Windows
+            fcntl = None  # type: ignore[assignment]
+        path = self.folder / _LOCK_FILE
+        while True:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+            except FileNotFoundError:  # the run that had the folder is done, and has just removed it
+                continue
+            try:
+                if fcntl is not None:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                    return handle
+            except OSError as error:
+                if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    logger.warning(f"{self.folder} is on a file system without locks: start no other run on it.")
+                    return handle
+                os.close(handle)
+                if isinstance(error, (BlockingIOError, PermissionError)):
+                    raise ValueError(
+                        f"Another run is writing {self.output} (it has locked {path}). Wait for it, or name another "
+                        "output."
+                    ) from error
+                raise
+            os.close(handle)
+
+    def _path(self, part: int) -> Path:
+        return self.folder / f"part-{part:06d}.jsonl"
+
+
+def _read_identity(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _differences(found: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    different = []
+    for name in now:
+        if found.get(name) != now[name]:
+            is_hash = name in ("rows", "policy", "reference", "tokenizer") and found.get(name) and now[name]
+            values = "changed" if is_hash else f"was {found.get(name)!r}, is {now[name]!r}"
+            different.append(f"`{name}` {values}")
+    return different

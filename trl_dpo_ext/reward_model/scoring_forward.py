@@ -1,0 +1,138 @@
+"""A model as it scores: TRL's fused LM head and the forward on shared prompts, on it for that long and no longer."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor, nn
+
+from trl_dpo_ext.batches import Batch
+from trl_dpo_ext.compat import add_fused_lm_head, use_adapter
+from trl_dpo_ext.logps import completion_token_logps
+from trl_dpo_ext.models.limits import Limits, check_is_causal_lm
+from trl_dpo_ext.models.lm_head import CheckedHead
+from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
+from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, whole_rows_for_adapter
+
+
+__all__ = ["PRECISIONS", "ScoringForward"]
+
+# Values of `mixed_precision`, as accelerate names them, and the dtype of their autocast
+PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class ScoringForward:
+    """
+    Log-probabilities of completions under one model, without gradient.
+
+    A forward that a trainer has left on the model (fused, on groups, under autocast) is put aside while
+    [`ready`] is open, so the numbers depend on the arguments below alone.
+
+    Args:
+        model (`~transformers.PreTrainedModel` or `~peft.PeftModel`):
+            Causal language model, in any mode.
+        mixed_precision (`str`):
+            `"no"`, `"bf16"` or `"fp16"`.
+        longest (`int`, *optional*):
+            Tokens of the longest prompt with a completion.
+    """
+
+    def __init__(self, model: Any, mixed_precision: str, longest: int | None):
+        self.model = model
+        self.base: Any = model.get_base_model() if is_peft_model(model) else model
+        self.mixed_precision = mixed_precision
+        check_is_causal_lm(self.base)
+        self._limits = Limits(self.base)
+        with _left_as_it_was(model, self.base):
+            if not hasattr(self.base, "_hf_hook"):
+                vars(self.base).pop("forward", None)  # a trainer's, under its autocast
+            add_fused_lm_head(self.base)
+            CheckedHead(self.base, known=is_tested(self.base) and is_ordinary(self.base))
+            self._grouped = None
+            if whole_rows_for_adapter(model) is None:
+                options = LayoutOptions(longest=longest or LayoutOptions.longest)
+                self._grouped = GroupedForward(self.base, options, model.device)
+            self._forward = self.base.forward
+            self._attention = self.base.config._attn_implementation
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether a prompt is computed once for its completions, and rows hold no padding."""
+        return self._grouped is not None and self._grouped.packs
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """Has the model in evaluation mode with the scoring forward, and gives it back as it was."""
+        with _left_as_it_was(self.model, self.base):
+            self.model.eval()
+            if self.model is not self.base and not hasattr(self.model, "_hf_hook"):
+                vars(self.model).pop("forward", None)  # a trainer's autocast
+            self.base.forward = self._forward
+            _set_attention(self.base, self._attention)
+            yield
+
+    def token_logps(self, batch: Mapping[str, Tensor], reference_adapter: bool = False) -> tuple[Tensor, Tensor]:
+        """
+        Scores the completions of a batch of [`~trl_dpo_ext.data.rankings.collator.DataCollatorForRanking`].
+
+        Args:
+            batch (`Mapping[str, torch.Tensor]`):
+                Groups `(B, K, T)` on the CPU.
+            reference_adapter (`bool`, *optional*, defaults to `False`):
+                With a PEFT model: run the reference that a trainer keeps in it, which is the adapter named `"ref"`
+                or, if there is none, the model with its adapter switched off.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: Log-probabilities `(N, T - 1)` of the N completions that exist, row by
+            row, float32 on the CPU, and the mask `(N, T - 1)` of the tokens of completions.
+        """
+        read = Batch.of(batch)
+        groups = read.groups
+        assert groups is not None, "rows hold text"
+        self._limits.check(groups.smallest_id, groups.largest_id, max(groups.lengths), "The batch")
+        rows = {name: values.to(self.model.device) for name, values in read.rows.items()}
+        arguments: dict[str, Any] = {}
+        if self._grouped is not None:
+            arguments["prompt_groups"] = groups
+        if getattr(self.base.config.get_text_config(), "output_router_logits", False):
+            arguments["output_router_logits"] = False  # a load-balancing loss is of no use here
+        adapter: AbstractContextManager[None] = nullcontext()
+        if reference_adapter:
+            adapter = use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None)
+        # Not inference mode: buffers that a model makes in it could not be trained with afterwards
+        with torch.no_grad(), self._autocast(), adapter:
+            token_logps, mask = completion_token_logps(self.model, rows, **arguments)
+        return token_logps.float().cpu(), mask.cpu()
+
+    def _autocast(self) -> torch.autocast:
+        dtype = PRECISIONS[self.mixed_precision]
+        return torch.autocast(self.model.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module, base: Any) -> Iterator[None]:
+    forwards = [(module, vars(module).get("forward")) for module in (model, base)]
+    modes = [(module, module.training) for module in model.modules()]
+    # PEFT sets these whenever an adapter is switched
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    attention = base.config._attn_implementation
+    try:
+        yield
+    finally:
+        for module, forward in forwards:
+            vars(module).pop("forward", None)
+            if forward is not None:
+                vars(module)["forward"] = forward
+        for module, mode in modes:
+            module.training = mode
+        for parameter, requires_grad in trainable:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+        _set_attention(base, attention)
+
+
+def _set_attention(base: Any, attention: str | None) -> None:
+    if base.config._attn_implementation != attention:
+        base.set_attn_implementation(attention)

@@ -1,1 +1,0 @@
-"""A trained policy with its reference as a reward model."""

@@ -1,0 +1,75 @@
+"""Folders that a run would write over: those that its model, its reference and its rows come from."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+
+from trl_dpo_ext.run_files import RUN_LOG
+
+
+__all__ = ["check_output_dir", "check_overwrites_nothing"]
+
+# Subfolders that a run writes, replaces and deletes
+_REWRITTEN = ("checkpoint-", "last-checkpoint", RUN_LOG)
+
+# Subfolders of a model that hold its reference
+_REFERENCES = ("reference", "ref")
+
+
+def check_output_dir(output_dir: str | Path, sources: Mapping[str, str | Path | None]) -> None:
+    """
+    Checks that a run writes over nothing that it reads.
+
+    Args:
+        output_dir (`str` or `Path`):
+            Folder of the run, which need not exist.
+        sources (`Mapping`):
+            What is read, by its name in the message: a path, a name on the hub, or `None`.
+
+    Raises:
+        ValueError: If a source is the folder itself, also by another name (a link, `..`), lies in a subfolder that the
+            run writes, or has its reference there.
+    """
+    folder = Path(output_dir).resolve()
+    for what, source in sources.items():
+        if source is None or not os.path.exists(source):
+            continue
+        path = Path(source).resolve()
+        inside = path.relative_to(folder).parts[:1] if path.is_relative_to(folder) else None
+        holds_reference = folder in [path / name for name in _REFERENCES]
+        if (inside == () and path.is_dir()) or holds_reference or (inside and inside[0].startswith(_REWRITTEN)):
+            raise ValueError(
+                f"`output_dir={str(output_dir)!r}`: the run would write over {what} ({source}). Choose another "
+                "`output_dir`."
+            )
+
+
+def check_overwrites_nothing(args: Any, model: Any, ref_model: Any, train_dataset: Any) -> None:
+    """
+    The same for a trainer's arguments: models in memory by the folders that they were loaded from.
+
+    Args:
+        args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
+            Options.
+        model (`str` or [`~transformers.PreTrainedModel`]):
+            Policy.
+        ref_model ([`~transformers.PreTrainedModel`], *optional*):
+            Reference.
+        train_dataset (`Dataset` or `IterableDataset`):
+            Training rows.
+
+    Raises:
+        ValueError: See [`check_output_dir`].
+    """
+    files = train_dataset.cache_files if isinstance(train_dataset, Dataset) else []
+    check_output_dir(
+        args.output_dir,
+        {
+            "the model": model if isinstance(model, str) else model.config._name_or_path,
+            "the reference": None if ref_model is None else ref_model.config._name_or_path,
+            "the training rows": Path(files[0]["filename"]).parent if files else None,
+        },
+    )
