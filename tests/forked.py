@@ -74,13 +74,17 @@ def start(
     return Program(process, log)
 
 
-def start_ranks(num_processes: int, words: Sequence[str], folder: Path, **arguments: Any) -> list[Program]:
-    """Starts a program on several processes of one machine, told what `torchrun` tells them."""
+def free_port() -> str:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+        return str(free.getsockname()[1])
+
+
+def start_ranks(num_processes: int, words: Sequence[str], folder: Path, **arguments: Any) -> list[Program]:
+    """Starts a program on several processes of one machine, told what `torchrun` tells them."""
     shared = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     env = arguments.pop("env", {}) | (shared if num_processes > 1 else {})
     ranks = [
         {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {} for rank in range(num_processes)

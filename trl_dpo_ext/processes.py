@@ -8,11 +8,19 @@ from typing import Any
 
 from accelerate import Accelerator, PartialState
 from accelerate.logging import MultiProcessAdapter
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 
 
-__all__ = ["OtherProcessError", "check_same", "get_logger", "main_first", "together", "worst_of_all_processes"]
+__all__ = [
+    "OtherProcessError",
+    "check_same",
+    "get_logger",
+    "is_sharded",
+    "main_first",
+    "together",
+    "worst_of_all_processes",
+]
 
 
 class OtherProcessError(ValueError):
@@ -78,6 +86,11 @@ def check_same(count: int, what: str) -> None:
     if len(set(counts)) > 1:
         found = ", ".join(f"{count:,} on process {i}" for i, count in enumerate(counts))
         raise ValueError(f"The processes do not have the same number of {what}: {found}. Give all the same data.")
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether every process may hold only a part of the weights."""
+    return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
 def worst_of_all_processes(accelerator: Accelerator, values: Tensor) -> list[float]:

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import re
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -300,12 +299,9 @@ def test_smoke_recipe_from_a_launcher(start, tmp_path):
     recipe = ROOT / "recipes" / "smoke" / "gpt2_dpo.yaml"
     words = ["-m", "trl_dpo_ext.cli", "dpo", "--config", str(recipe), *in_place(recipe, tmp_path)]
     single = ROOT / "recipes" / "accelerate" / "single_gpu.yaml"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     launch = {
         "accelerate launch": ["accelerate.commands.launch", "--cpu", "--config_file", str(single)],
-        "two processes": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", port],
+        "two processes": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", forked.free_port()],
     }[start]
     program = forked.start(["-m", *launch, *words], tmp_path / "log", env={"OMP_WAIT_POLICY": "passive"})
     assert program.wait(120) == 0, program.output[-3000:]

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, is_peft_model
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor, nn
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 
 from trl_dpo_ext.compat import RESUMES_ADAPTER_COPY
-from trl_dpo_ext.processes import get_logger, together
+from trl_dpo_ext.processes import get_logger, is_sharded, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.cache import hash_token_ids
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
@@ -84,7 +84,7 @@ class Checkpoints:
     @property
     def is_whole_here(self) -> bool:
         """Whether this process holds all weights."""
-        return self.accelerator.distributed_type not in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+        return not is_sharded(self.accelerator)
 
     def warn_of_older(self) -> None:
         """Warns of checkpoints that another run has left where this one writes its own."""

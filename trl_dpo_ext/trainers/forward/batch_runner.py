@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, is_peft_model
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,7 +17,7 @@ from trl_dpo_ext.data.extent import extent_of
 from trl_dpo_ext.logps import CompletionLogps, completion_logps
 from trl_dpo_ext.models.limits import Limits, check_is_causal_lm, check_pad_token
 from trl_dpo_ext.models.lm_head import CheckedHead
-from trl_dpo_ext.processes import get_logger
+from trl_dpo_ext.processes import get_logger, is_sharded
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
 from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, noise_in, whole_rows_for_adapter
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
@@ -74,7 +74,6 @@ class BatchRunner:
         self._limits: list[Limits] = []
         self._grouped: GroupedForward | None = None
         options, self._why_separate = self._layout_options(policy, padding_free)
-        sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
         for model in (ref_model, policy):  # the policy's last: it is the one that is described
             if isinstance(model, nn.Module):
                 model = accelerator.unwrap_model(model)
@@ -83,7 +82,7 @@ class BatchRunner:
                     check_is_causal_lm(model)
                     self._limits.append(Limits(model))
                     head = CheckedHead(model, known=is_tested(model) and is_ordinary(model))
-                    if not sharded:  # else when it first runs
+                    if not is_sharded(accelerator):  # else when it first runs
                         head.check()
                     if options is not None:
                         self._grouped = GroupedForward(model, options, accelerator.device)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from trl_dpo_ext.processes import get_logger, worst_of_all_processes
+from trl_dpo_ext.processes import get_logger, is_sharded, worst_of_all_processes
 from trl_dpo_ext.reference.start_check import reward_tolerance
 from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 
@@ -147,8 +147,9 @@ class UpdateGuard(TrainerCallback):
         """
         norm = torch.zeros(2, device=self.accelerator.device) if self._norm is None else self._norm
         flags = torch.cat([norm, (~all_finite(model.parameters())).float().to(norm.device)[None]])
-        sharded = self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-        *norm_flags, broken = worst_of_all_processes(self.accelerator, flags) if sharded else flags.tolist()
+        *norm_flags, broken = (
+            worst_of_all_processes(self.accelerator, flags) if is_sharded(self.accelerator) else flags.tolist()
+        )
         self._norm = None
         self._judge_norm(update, *norm_flags)
         if broken:

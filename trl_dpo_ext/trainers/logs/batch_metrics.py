@@ -33,7 +33,7 @@ def batch_metrics(result: BatchResult, largest: int) -> dict[str, Sums]:
     best, worst = best_and_worst(result.ranks, result.exists)
     metrics = _of_examples(result, best, worst, largest) | _of_tokens(result, best, worst, largest)
     if largest > 1:
-        metrics |= _of_comparisons(result)
+        metrics |= _of_comparisons(result, best, worst)
     if result.order_losses is not None:
         metrics |= _of_orders(result, best, worst, largest)
     return metrics
@@ -64,14 +64,14 @@ def _of_tokens(result: BatchResult, best: Tensor, worst: Tensor, largest: int) -
     return sums | (means({"logits/rejected": policy.mean_logits}, tokens * worst[:, :, None]) if largest > 1 else {})
 
 
-def _of_comparisons(result: BatchResult) -> dict[str, Sums]:
+def _of_comparisons(result: BatchResult, best: Tensor, worst: Tensor) -> dict[str, Sums]:
     rewards, lengths = result.rewards, result.policy.mask.sum(dim=2)  # (B, K)
-    chosen, rejected = best_and_worst_means(rewards, result.ranks, result.exists)
+    margins = mean_over(rewards, best) - mean_over(rewards, worst)
     compares = _compares(result)
     pairs = pairs_of_ranking(rewards, lengths, result.ranks, result.exists, compares)
     correlation = within_group_correlation_sums(rewards, lengths, result.exists, result.weights)
     return (
-        means({"rewards/margins": chosen - rejected}, compares)
+        means({"rewards/margins": margins}, compares)
         | comparison_sums(pairs)
         | {"rewards/length_correlation": correlation}
     )

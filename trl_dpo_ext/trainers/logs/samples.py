@@ -5,10 +5,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from torch import nn
 
 from trl_dpo_ext.compat import unwrap_model_for_generation, use_adapter
+from trl_dpo_ext.processes import is_sharded
 from trl_dpo_ext.reference import policy as reference_policy
 
 
@@ -105,7 +106,6 @@ class SampleLog:
         input_ids = torch.tensor([[pad] * (width - len(ids)) + ids for ids in prompts], device=device)
         mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=device)
         accelerator = self.trainer.accelerator
-        is_sharded = accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
         torch.manual_seed(_SEED + accelerator.process_index)
         in_compute_dtype = self.trainer.compute_loss_context_manager()
         with unwrap_model_for_generation(model, accelerator) as unwrapped, in_compute_dtype:
@@ -121,7 +121,7 @@ class SampleLog:
                     max_new_tokens=self.max_new_tokens,
                     pad_token_id=pad,
                     eos_token_id=tokenizer.eos_token_id,
-                    synced_gpus=is_sharded and accelerator.num_processes > 1,
+                    synced_gpus=is_sharded(accelerator) and accelerator.num_processes > 1,
                 )
         return [self._until_eos(ids) for ids in whole[:, width:].tolist()]
 
