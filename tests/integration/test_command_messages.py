@@ -226,13 +226,11 @@ def test_score_advises_options(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert main(["score", "model", "rows.jsonl", "--output", "scored.jsonl"]) == 2
     assert capsys.readouterr().err.endswith(
-        "trl-dpo-ext score: Nothing in model says what its reference policy is. Pass --reference, the model that "
+        "trl-dpo-ext score: model does not record its reference. Pass --reference, the model that "
         "training started from, or --reference_free for rewards beta log pi(y|x).\n"
     )
     assert main(["score", "model", "rows.jsonl", "--output", "scored.jsonl", "--reference", "model"]) == 2
-    assert capsys.readouterr().err.endswith(
-        "trl-dpo-ext score: Nothing in model says with which beta it was trained. Pass --beta.\n"
-    )
+    assert capsys.readouterr().err.endswith("trl-dpo-ext score: model does not record its beta. Pass --beta.\n")
 
 
 def test_a_command_that_is_near_none(capsys):

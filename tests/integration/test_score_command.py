@@ -383,7 +383,7 @@ def test_a_folder_that_is_in_the_way(score, capsys):
     Path("mine.jsonl.parts").mkdir()
     Path("mine.jsonl.parts/notes.txt").touch()
     assert score("rows.jsonl", "mine.jsonl", "--overwrite") == 2
-    assert "mine.jsonl.parts is needed for parts, and holds something else." in capsys.readouterr().err
+    assert "mine.jsonl.parts is needed for the parts, but it has other contents." in capsys.readouterr().err
     assert os.listdir("mine.jsonl.parts") == ["notes.txt"]
 
 
@@ -391,7 +391,7 @@ def test_a_second_run_on_one_output(score, capsys):
     write_lines("rows.jsonl", [{"prompt": "Q ", "completion": "a"}])
     with ScoredParts(Path("out.jsonl")).locked():
         assert score("rows.jsonl", "out.jsonl", "--overwrite") == 2
-        assert "Another run is writing out.jsonl (it has locked out.jsonl.parts/lock)" in capsys.readouterr().err
+        assert "Another run writes out.jsonl (it has locked out.jsonl.parts/lock)" in capsys.readouterr().err
     assert score("rows.jsonl", "out.jsonl") == 0
     assert sorted(os.listdir()) == ["out.jsonl", "rows.jsonl"]
 
@@ -454,11 +454,11 @@ def test_a_process_that_fails_ends_both(score, model):
     ("words", "message"),
     [
         (["rwos.jsonl"], "`ROWS`: rwos.jsonl does not exist. Did you mean rows.jsonl?"),
-        (["empty.jsonl"], "empty.jsonl has no row."),
+        (["empty.jsonl"], "empty.jsonl has no row"),
         (["array.json"], "array.json begins like a JSON array, and is not one: Expecting ',' delimiter"),
         (["garbage.parquet"], "garbage.parquet cannot be read: Parquet file size is 1 bytes"),
         (["notes.txt"], "`ROWS`: notes.txt is not a .jsonl, .json, .parquet, .csv or .arrow file."),
-        (["folder"], "`ROWS`: folder has no row."),
+        (["folder"], "`ROWS`: folder has no row"),
         (["no/data-set"], "no/data-set is no file and no folder, and as the name of a data set: "),
         (["rows.jsonl", "--split", "test"], "`split`: rows.jsonl has no split `test`, only train."),
         (["rows.jsonl", "--dataset_config", "x"], "`dataset_config='x'` has no effect on rows.jsonl."),
