@@ -55,7 +55,7 @@ def test_a_recipe_for_a_gpu_where_there_is_none(rows, llama_folder, capsys):
     words = ["--model_name_or_path", llama_folder, "--dataset_name", str(rows / "rows.jsonl")]
     assert main(["dpo", *words, "--output_dir", str(rows / "out"), "--config", str(rows / "gpu.yaml")]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("There is no accelerator here: the options are read with `use_cpu=True`.\n")
+    assert "accelerator" in printed.splitlines()[0] and "`use_cpu=True`" in printed.splitlines()[0]
     assert "\nbf16: true\n" in printed and "\nuse_cpu: true\n" in printed
 
 

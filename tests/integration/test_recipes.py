@@ -226,7 +226,7 @@ def test_head_says_how_to_run_it(recipe):
     head = head_of(recipe)
     assert f" {command_of(recipe)} --config {recipe.relative_to(ROOT)}" in head
     assert all(f" {word}: " in head for word in ("Data", "Another value"))
-    assert re.search(r"Memory( a GPU)?: ", head)
+    assert re.search(r"Memory( per GPU)?: ", head)
     if recipe in SMOKE:
         return
     assert "Hardware: " in head

@@ -240,7 +240,7 @@ def test_bad_rows_of_a_data_set(score, reward_model):
 def test_no_good_row(score, capsys):
     Path("rows.jsonl").write_text("no\nno\n")
     assert score("rows.jsonl", "out.jsonl") == 1
-    assert "Did not write out.jsonl: no row." in capsys.readouterr().err
+    assert "Did not write out.jsonl: no row" in capsys.readouterr().err
     assert sorted(os.listdir()) == ["out.jsonl.errors.jsonl", "rows.jsonl"]
 
 
@@ -468,7 +468,7 @@ def test_a_process_that_fails_ends_both(score, model):
         (["rows.jsonl", "--beta", "-1"], "argument --beta: -1 is not a finite number above 0"),
         (["rows.jsonl", "--beta", "nan"], "argument --beta: nan is not a finite number above 0"),
         (["rows.jsonl", "--beta", "1e300"], "argument --beta: 1e300 is not a finite number above 0, and at most 1e8"),
-        (["rows.jsonl", "--max_length", "9" * 5000], "is not a whole number above 0, and at most 2147483647"),
+        (["rows.jsonl", "--max_length", "9" * 5000], "is not a whole number above 0 and at most 2147483647"),
     ],
 )
 def test_messages(score, capsys, words, message):
@@ -491,7 +491,7 @@ def test_messages(score, capsys, words, message):
 def test_models_that_are_not_there(score, capsys, tmp_path):
     write_lines("rows.jsonl", [{"prompt": "Q ", "completion": "a"}])
     assert main(["score", "no-model", "rows.jsonl", "--output", "out.jsonl"]) == 2
-    assert "no-model is no folder, and as a name on the hub: " in capsys.readouterr().err
+    assert "no-model is not a folder, and as a hub name it gives: " in capsys.readouterr().err
 
 
 def test_help_loads_no_torch():
@@ -499,4 +499,4 @@ def test_help_loads_no_torch():
     printed = subprocess.run(
         [sys.executable, "-c", script + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     ).stdout
-    assert "exit status: 0, all rows are scored; 1, some are not" in printed and printed.endswith("False\n")
+    assert "exit status: 0, all rows are scored; 1, some " in printed and printed.endswith("False\n")

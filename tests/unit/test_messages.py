@@ -258,11 +258,11 @@ class TestReference:
             build([GOOD], ref_model=llama_folder)
 
     def test_columns_and_a_model(self, build):
-        with says("brings reference log-probabilities, which `ref_model` contradicts", "Remove the columns"):
+        with says("`ref_chosen_logps`", "`ref_model`", "Remove the columns", "leave `ref_model` out"):
             build([WITH_COLUMNS], ref_model=tiny_llama(seed=1))
 
     def test_columns_and_reference_free(self, build):
-        with says("brings reference log-probabilities, which `reference_free=True` contradicts"):
+        with says("`ref_chosen_logps`", "`reference_free=True`", "Remove the columns"):
             build([WITH_COLUMNS], {"reference_free": True})
 
     def test_columns_and_a_reference_that_moves(self, build):
@@ -273,7 +273,7 @@ class TestReference:
 
     def test_columns_in_one_set_only(self, build):
         for train, evaluation in (([WITH_COLUMNS], [GOOD]), ([GOOD], [WITH_COLUMNS])):
-            with says("Some data sets bring `ref_chosen_logps` and `ref_rejected_logps` and some do not"):
+            with says("Some datasets have", "`ref_chosen_logps` and `ref_rejected_logps`", "`dataset.remove_columns`"):
                 build(train, eval_dataset=Dataset.from_list(evaluation))
 
     @pytest.mark.parametrize("adapter", [None, lora_config()], ids=["full", "adapter"])
@@ -281,7 +281,7 @@ class TestReference:
         # Another reference, such as the model with its adapter off, would make the metrics incomparable
         trainer = build([WITH_COLUMNS], peft_config=adapter)
         for call in (trainer.evaluate, trainer.predict):
-            with says("`ref_chosen_logps` and `ref_rejected_logps`", "the data set's own log-probabilities"):
+            with says("`ref_chosen_logps` and `ref_rejected_logps`", "the dataset's own log-probabilities"):
                 call(Dataset.from_list([GOOD]))
 
     @pytest.mark.parametrize("value", [None, math.inf, math.nan])

@@ -102,7 +102,7 @@ class TestStart:
         trainer = build(preference_rows(8), {"max_steps": 1})
         trainer.ref_model.bfloat16()
         trainer.train()
-        assert "Cause: precision. Policy and reference hold weights of bfloat16, float32. Give them one" in caplog.text
+        assert "Cause: precision" in caplog.text and "weights of bfloat16, float32" in caplog.text
 
     def test_an_explicit_reference_is_not_judged(self, build, caplog):
         build(preference_rows(8), {"max_steps": 1}, ref_model=tiny_llama(seed=1)).train()

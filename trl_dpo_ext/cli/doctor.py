@@ -1,4 +1,4 @@
-"""`trl-dpo-ext doctor ROWS --tokenizer MODEL`: examines a data set before training."""
+"""`trl-dpo-ext doctor ROWS --tokenizer MODEL`: examines a dataset before training."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ __all__ = ["run"]
 
 
 def run(argv: list[str]) -> int:
-    """Prints the report; 0 if training would take every row, 1 if not, 2 if there is nothing to examine."""
+    """Prints the report. Returns 0 if training would accept every row, 1 if not, and 2 if nothing was examined."""
     options = _parser().parse_args(argv)
 
     from transformers import AutoTokenizer
@@ -61,16 +61,16 @@ def run(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = WordParser(
         "doctor",
-        description="Examine a preference or ranking dataset: rows that training would refuse, leave out or truncate.",
-        epilog="Exit status: 0, training would take every row; 1, it would not; 2, nothing could be examined.",
+        description="Examine a preference or ranking dataset: rows that training would reject, drop or truncate.",
+        epilog="Exit status: 0, training would accept every row; 1, it would not; 2, nothing could be examined.",
     )
     parser.add_argument(
-        "rows", metavar="ROWS", help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub data set"
+        "rows", metavar="ROWS", help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub dataset"
     )
     parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="folder or name of the model to train")
-    parser.add_argument("--split", default="train", help="split to examine; `train` by default")
-    parser.add_argument("--test_split", metavar="SPLIT", help="held-out split: prompts that both have are found")
-    parser.add_argument("--dataset_config", metavar="NAME", help="configuration, of a data set that has several")
+    parser.add_argument("--split", default="train", help="split to examine (default: train)")
+    parser.add_argument("--test_split", metavar="SPLIT", help="held-out split, to find prompts that are in both")
+    parser.add_argument("--dataset_config", metavar="NAME", help="configuration of a dataset with several")
     parser.add_argument("--rows", dest="first", type=count(), metavar="N", help="only the first N rows")
     parser.add_argument("--tokenization", default="separate", choices=["separate", "joint"], help="as in training")
     parser.add_argument(
@@ -88,8 +88,8 @@ def _parser() -> argparse.ArgumentParser:
         "--score_tie_gap", type=number(above_0=False), default=0.0, metavar="GAP", help="as in training on rankings"
     )
     parser.add_argument("--max_completions", type=count(least=2), metavar="K", help="as in training on rankings")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the tokenizer comes with")
-    parser.add_argument("--json", type=file_path, metavar="FILE", help="write the report to FILE as well")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code from the tokenizer's repository")
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="also write the report to FILE")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""One row as training prepares it: refused, left out, or its token ids and their truncation."""
+"""A row prepared as in training: an error, a dropped row, or token ids and their truncation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,24 +27,25 @@ __all__ = ["PreparedRow", "RowPreparation", "key_of", "text_of"]
 @dataclass
 class PreparedRow:
     """
-    What preparation makes of a row; lists of completions are best first, without those left out.
+    A row prepared as in training. Lists of completions are best first, without dropped ones.
 
     Args:
-        index (`int`): Number of the row, from 0.
-        raw (`Mapping`): The row as it came.
-        problem (`str`): Why training leaves the row out; then nothing below is known, unless its prompt is too long.
-        full_prompt (`bool`): Whether that is because its prompt is too long.
+        index (`int`): Index of the row, from 0.
+        raw (`Mapping`): Row of the dataset.
+        problem (`str`): Reason why training drops the row. Then the fields below are unknown, unless the prompt is too
+            long.
+        full_prompt (`bool`): Whether the reason is that the prompt is too long.
         prompt (`str` or `list`, *optional*): Prompt; `None` in a row of token ids.
         completions (`list`): Texts or message lists; empty in a row of token ids.
         ranks (`list[int]`): 0 for the best, equal for ties.
         prompt_ids (`list[int]`): Tokens of the prompt, not truncated.
         completion_ids (`list[list[int]]`): Tokens of the completions, not truncated.
-        left_out (`int`): Completions left out.
-        why_left_out (`str`): Why the first of them is.
+        left_out (`int`): Number of dropped completions.
+        why_left_out (`str`): Reason for the first of them.
         prompt_cut (`bool`): Whether training truncates the prompt.
         completions_cut (`bool`): Whether training truncates a completion (with `tokenization="joint"`: or the prompt).
         best_end_cut (`bool`): Whether the best completion loses its last token.
-        prompt_repeated (`bool`): Whether the completions repeated the prompt, which is taken once.
+        prompt_repeated (`bool`): Whether the completions repeated the prompt, which is removed from them.
     """
 
     index: int
@@ -75,7 +76,7 @@ class PreparedRow:
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
-        """Every text or message content, each with its place: `prompt`, `answer 0` (the best) and so on."""
+        """All texts and message contents with their places: `prompt`, `answer 0` (the best) and so on."""
         if self.prompt is None:
             return []
         sides = {"prompt": self.prompt} | {f"answer {k}": value for k, value in enumerate(self.completions)}
@@ -87,7 +88,7 @@ class PreparedRow:
 
     @cached_property
     def whole_text(self) -> str:
-        """All texts as one, for a first look."""
+        """All texts in one, for a quick search."""
         return "\n".join(text for _, text in self.texts)
 
     @cached_property
@@ -102,29 +103,30 @@ class PreparedRow:
 
 
 def key_of(value: Any) -> int:
-    """A number that is equal for equal texts, message lists or token ids."""
+    """Returns a number that is equal for equal texts, message lists or token ids."""
     return hash(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
 
 
 class RowPreparation:
     """
-    Prepares rows as training does, by options of the same names, and keeps what they were before truncation.
+    Prepares rows as in training, with options of the same names, and keeps them as they were before truncation.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
-        columns (`Sequence[str]`): Columns of the data set.
-        dataset_name (`str`): Name used in messages.
+        columns (`Sequence[str]`): Columns of the dataset.
+        dataset_name (`str`): Name of the dataset in messages.
         tokenization (`str`): `"separate"` or `"joint"`.
-        max_length (`int`, *optional*): Most tokens of a prompt with a completion.
-        max_prompt_length (`int`, *optional*): Tokens that the prompt of a long row is truncated to.
+        max_length (`int`, *optional*): Maximum number of tokens of a prompt with a completion.
+        max_prompt_length (`int`, *optional*): Number of tokens to which the prompt of a row that is too long is
+            truncated.
         prompt_truncation_mode (`str`, *optional*): Which end of a truncated prompt is kept.
         truncation_mode (`str`): With `"joint"`: which end TRL's collator keeps.
         score_tie_gap (`float`): Difference up to which scores tie.
-        max_completions (`int`, *optional*): Most completions that a row may have.
-        repeats (`bool`): Whether text answers begin with the prompt of their row, which is taken once.
+        max_completions (`int`, *optional*): Maximum number of completions of a row.
+        repeats (`bool`): Whether text answers start with the prompt of their row, which is then removed from them.
 
     Raises:
-        ValueError: If an option has a value that does not exist.
+        ValueError: If an option has an unknown value.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class RowPreparation:
         Prepares a row.
 
         Raises:
-            ValueError: If training stops at this row.
+            ValueError: If training would stop at this row.
         """
         prepared: PreparedPair | PreparedRanking
         ranks, dropped = [0, 1], {}
@@ -212,7 +214,7 @@ class RowPreparation:
         )
 
     def prompt_of(self, row: Mapping[str, Any]) -> Any:
-        """The prompt of a raw row, split off its completions where it has none; a `ValueError` if it is malformed."""
+        """Returns the prompt of a raw row, split off its completions if needed. Invalid rows raise a `ValueError`."""
         ranking, tokenized, _ = checked_ranking(row, 0, self.dataset_name, repeats=self.repeats)
         if tokenized:
             return ranking["prompt_ids"]
