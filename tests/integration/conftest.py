@@ -1,5 +1,6 @@
 """What the integration tests share: tiny configs, trainers and runs, and the same run in plain torch."""
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,6 +89,11 @@ def builder(trainer_class: type[BaseDPOTrainer], folder: Path) -> Callable[..., 
         )
 
     return build
+
+
+def assert_fits(message: str, pattern: str) -> None:
+    """Asserts that a message is `pattern`, where ` ... ` stands for prose."""
+    assert re.fullmatch(".*".join(map(re.escape, re.split(r" ?\.\.\. ?", pattern))), message.strip()), message
 
 
 def assert_same_run(

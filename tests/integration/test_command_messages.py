@@ -2,12 +2,12 @@
 
 import io
 import json
-import re
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+from integration.conftest import assert_fits
 from tiny import preference_rows, save_tiny, tiny_llama, tiny_tokenizer
 
 from trl_dpo_ext import DPOPaperConfig
@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
         ({"bata": "1"}, ["there is no option `bata`. Did you mean `beta`?"]),
         (
             {"model_init_kwargs": '{"atn_implementation": "eager"}'},
-            ["`model_init_kwargs` holds `atn_implementation`, which LlamaForCausalLM does not take. Leave it out."],
+            ["`model_init_kwargs` has `atn_implementation`, which LlamaForCausalLM does not accept. Leave it out."],
         ),
         (
             {"dataset_train_split": "trian"},
@@ -106,11 +106,6 @@ def refused(folder, monkeypatch, capsys):
         return message
 
     return run
-
-
-def assert_fits(message: str, pattern: str) -> None:
-    """Asserts that a message is `pattern`, where ` ... ` stands for prose."""
-    assert re.fullmatch(".*".join(map(re.escape, re.split(r" ?\.\.\. ?", pattern))), message.strip()), message
 
 
 WRONG = {

@@ -171,6 +171,6 @@ def test_columns_of_neither_kind_are_not_renamed_to_one(folder, llama_folder, ca
     assert (
         "Training stops: The train dataset has neither pairs nor rankings; found question, response_a, response_b. "
         "Fix: Pairs need `chosen`, `rejected` and, unless both start with it, `prompt`. Rankings need `completions`, "
-        "best first or with `ranks` or `scores`, and `prompt` likewise. Rename your columns with `dataset.rename_column`. "
-        "1 error"
+        "best first or with `ranks` or `scores`, and `prompt` likewise. Rename your columns with "
+        "`dataset.rename_column`. 1 error"
     ) in said

@@ -105,7 +105,7 @@ def test_booleans_are_no_numbers(name):
             {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycle": 1}},
             "`lr_scheduler_kwargs` holds 'num_cycle', which does not exist. Did you mean `num_cycles`?",
         ),
-        ({"optim_args": "momentum"}, "`optim_args='momentum'`: 'momentum' is not `name=value`. Put commas between."),
+        ({"optim_args": "momentum"}, "`optim_args='momentum'`: 'momentum' is not `name=value`."),
         ({"optim_args": "alpha=1,,eps=2"}, "`optim_args='alpha=1,,eps=2'`: '' is not `name=value`"),
         ({"optim_args": "alpha=1=2"}, "`optim_args='alpha=1=2'`: 'alpha=1=2' is not `name=value`"),
         ({"optim_args": "alpha=0.9 eps=1"}, "`optim_args='alpha=0.9 eps=1'`: 'alpha=0.9eps=1' is not `name=value`"),

@@ -127,7 +127,7 @@ class StockOpening(Check):
 class ConstantAnswers(Check):
     name = "constant-answer"
     severity = WARNING
-    meaning = "Nearly all prompts have the same {} answer, so this answer alone determines the order."
+    meaning = "The {} answer is the same for nearly all prompts, so it alone determines the order."
     fix = "Check that the column was filled as intended."
 
     def __init__(self) -> None:
