@@ -372,4 +372,4 @@ class TestArguments:
         MultiProcessAdapter.warning_once.cache_clear()  # said once a process, and another test may have heard it
         args = trl.DPOConfig(str(tmp_path), use_cpu=True, report_to="none")
         DPOPaperTrainer(tiny_llama(), args=args, train_dataset=preference_rows(2), processing_class=tiny_tokenizer())
-        assert "`DPOConfig` keeps its values" in caplog.text and "`DPOPaperConfig`" in caplog.text
+        assert "`DPOConfig` keeps TRL's values" in caplog.text and "`DPOPaperConfig`" in caplog.text

@@ -83,7 +83,7 @@ def test_booleans_are_no_numbers(name):
         ({"run_name": 5}, "`run_name=5` is not text. Write it in quotes."),
         ({"loss_weights": 1.0}, "`loss_weights=1.0` is not a list of a number."),
         ({"loss_weights": [None]}, "`loss_weights=None` is not a number."),
-        ({"loss_type": []}, "`loss_type=[]` with `loss_weights=None` trains on nothing. Name a loss."),
+        ({"loss_type": []}, "`loss_type=[]` with `loss_weights=None` trains on nothing."),
         ({"f_divergence_type": "kl"}, "`f_divergence_type='kl'` does not exist. Choose one of 'reverse_kl', "),
         ({"train_sampling_strategy": "randm"}, "`train_sampling_strategy='randm'` does not exist. Choose one of "),
         ({"log_level": "loud"}, "`log_level='loud'` does not exist. Choose one of 'detail', "),
@@ -116,9 +116,9 @@ def test_booleans_are_no_numbers(name):
         ({"optim": "galore_adamw"}, "`optim='galore_adamw'` needs galore-torch, which is not installed."),
         (
             {"f_divergence_type": "forward_kl", "loss_type": "nca_pair"},
-            "`f_divergence_type='forward_kl'` does not exist for `loss_type=['nca_pair']`.",
+            "`f_divergence_type='forward_kl'` is not defined for `loss_type=['nca_pair']`.",
         ),
-        ({"use_weighting": True, "loss_type": "aot"}, "`use_weighting=True` does not exist for `loss_type=['aot']`"),
+        ({"use_weighting": True, "loss_type": "aot"}, "`use_weighting=True` is not defined for `loss_type=['aot']`"),
         ({"loss_type": "exo_pair"}, "`loss_type=['exo_pair']` needs `label_smoothing` above 0."),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, dict) else "",
@@ -129,7 +129,7 @@ def test_refused(options, message):
 
 def test_a_batch_size_in_the_billions_is_told_its_neighbours_at_once():
     assert re.search(
-        r"`global_batch_size=2147483646` is not a multiple of 8 .* may be 1, 2, 3, 6, 7, 9, 11, 14, 18, 21, 22, 31;",
+        r"`global_batch_size=2147483646` is not a multiple of 8 .* one of 1, 2, 3, 6, 7, 9, 11, 14, 18, 21, 22, 31;",
         refusal(global_batch_size=2**31 - 2, per_device_train_batch_size=8),
     )
 

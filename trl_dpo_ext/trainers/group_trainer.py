@@ -1,4 +1,4 @@
-"""What trainers share whose collator makes groups of completions `(B, K, T)`, and not TRL's stacked pairs."""
+"""Base class of trainers whose batches are groups of completions `(B, K, T)`, unlike TRL's stacked pairs."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ __all__ = ["GroupTrainer"]
 
 
 class GroupTrainer(BaseDPOTrainer):
-    """A [`BaseDPOTrainer`] on prompts with any number of completions."""
+    """A [`BaseDPOTrainer`] for prompts with any number of completions."""
 
     token_columns = TOKENIZED_RANKING_COLUMNS
     ref_columns = (RANKING_REF_LOGPS_COLUMN,)
@@ -29,7 +29,7 @@ class GroupTrainer(BaseDPOTrainer):
     def default_collator(self, args: BaseDPOConfig) -> DataCollatorForRanking:
         joint = args.tokenization == "joint"
         self._own_collator = DataCollatorForRanking(
-            pad_token_id=0,  # the tokenizer's, as soon as TRL has loaded it
+            pad_token_id=0,  # replaced when TRL has loaded the tokenizer
             max_length=args.max_length if joint else None,
             truncation_mode=args.truncation_mode,
             pad_to_multiple_of=args.pad_to_multiple_of,
@@ -39,7 +39,7 @@ class GroupTrainer(BaseDPOTrainer):
     def prepare_groups(
         self, dataset: Any, args: BaseDPOConfig, dataset_name: str, **options: Any
     ) -> tuple[Any, RankingReport]:
-        """Checks, tokenizes and truncates rows by the options that all trainers share, and further ones."""
+        """Checks, tokenizes and truncates rows with the shared and further options."""
         if self._own_collator is not None:
             self._own_collator.pad_token_id = self._tokenizer.pad_token_id
         shared = {

@@ -1,4 +1,4 @@
-"""The one path from a raw preference data set to token ids, by the options of a config."""
+"""Preparation of a preference dataset with the options of a trainer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ def prepare_preferences(
     keep_all: bool = False,
 ) -> tuple[Any, DataReport]:
     """
-    Checks, tokenizes and truncates preference rows. Rows that already are token ids are only checked and truncated.
+    Checks, tokenizes and truncates preference rows. Rows of token ids are only checked and truncated.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -35,9 +35,9 @@ def prepare_preferences(
         args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
             Options.
         name (`str`):
-            Name of the data set, for messages.
+            Name of the dataset in messages.
         keep_all (`bool`, *optional*, defaults to `False`):
-            Keep rows that carry no preference, for prediction.
+            Whether to keep rows without a preference, for prediction.
 
     Returns:
         `tuple`: Rows with TRL's token columns, and a [`~trl_dpo_ext.data.preparation_report.DataReport`].
@@ -71,11 +71,11 @@ def prepare_everywhere(
     keep_all: bool = False,
 ) -> tuple[Any, DataReport]:
     """
-    Prepares a data set on all processes, of which each machine may have a copy of its own.
+    Prepares a dataset on all processes. Each machine may have its own copy.
 
     Args:
         prepare (`Callable`):
-            A trainer's `prepare`, with the arguments below.
+            Method `prepare` of a trainer, with the arguments below.
         dataset (`Dataset` or `IterableDataset`):
             Raw or tokenized rows.
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
@@ -83,17 +83,17 @@ def prepare_everywhere(
         args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
             Options.
         name (`str`):
-            Name of the data set, for messages.
+            Name of the dataset in messages.
         keep_all (`bool`, *optional*, defaults to `False`):
-            Keep rows that carry no preference, for prediction.
+            Whether to keep rows without a preference, for prediction.
 
     Raises:
-        ValueError: On all processes, if one fails, or if they do not have the same number of rows.
+        ValueError: On all processes, if preparation fails on one, or their numbers of rows differ.
     """
     with together():
         dataset = opened(dataset, name)
         if isinstance(dataset, IterableDataset) and name != "train" and args.world_size > 1:
-            # A stream cannot be split over processes without repeating rows or leaving some out
+            # A streaming dataset cannot be split over processes without repeating or dropping rows
             dataset = Dataset.from_list(list(dataset), on_mixed_types="use_json")
         dataset, report = prepare(dataset, processing_class, args, name, keep_all)
     if isinstance(dataset, Dataset):

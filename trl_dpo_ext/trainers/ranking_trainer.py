@@ -1,4 +1,4 @@
-"""Plackett-Luce DPO over K ranked completions (Eq. 20)."""
+"""Plackett-Luce DPO on K ranked completions (Eq. 20)."""
 
 from typing import Any
 
@@ -24,25 +24,25 @@ class RankingDPOTrainer(GroupTrainer):
     $$ L = -\log \prod_{k=1}^{K} \frac{\exp r_k}{\sum_{j \ge k} \exp r_j}, \qquad
        r_k = \beta \log \frac{\pi_\theta(y_k|x)}{\pi_{ref}(y_k|x)} $$
 
-    [Eq. 20](https://huggingface.co/papers/2305.18290) of Rafailov et al. (2023), by
-    [`~trl_dpo_ext.objectives.plackett_luce_loss`]: ties, partial rankings (`top_m`) and rows of unequal K are exact.
+    [Eq. 20](https://huggingface.co/papers/2305.18290) of Rafailov et al. (2023), see
+    [`~trl_dpo_ext.objectives.plackett_luce_loss`]. Ties, partial rankings (`top_m`) and rows of different K are exact.
 
-    **Inputs**: a ranking data set, `prompt`, `completions` (best first, text or messages) and optionally `ranks`; a
-    scored one, `prompt`, `completions`, `scores`; or a preference data set, as K = 2. Images: pairs only.
+    **Inputs**: a ranking dataset with `prompt`, `completions` (best first, text or messages) and optionally `ranks`; a
+    scored dataset with `prompt`, `completions`, `scores`; or a preference dataset, where K = 2. Images: pairs only.
 
-    **Relations**: with K = 2 and no ties equal to [`DPOPaperTrainer`].
+    **Relations**: with K = 2 and no ties, equal to [`DPOPaperTrainer`].
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Policy.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference; by default the policy as training starts.
+            Reference. Default: the policy at the start of training.
         args ([`RankingDPOConfig`] or [`trl.DPOConfig`], *optional*):
             Options.
 
-    The other arguments are [`trl.DPOTrainer`]'s, by the same names and in the same order. `compute_metrics` and
-    `predict` give implicit rewards `(n, K)`, NaN where a row has no such completion, and ranks `(n, K)`, -1 there;
-    completions in the order of their ranks.
+    The other arguments are the same as in [`trl.DPOTrainer`], in the same order. `compute_metrics` and `predict` get
+    implicit rewards `(n, K)` and ranks `(n, K)`, with completions in the order of their ranks. Missing completions
+    have reward NaN and rank -1.
 
     Example:
 
@@ -73,7 +73,7 @@ class RankingDPOTrainer(GroupTrainer):
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
         if self.args.top_m is not None:
-            # What comes after the last observed rank is below it, in no order
+            # Completions after the last observed rank are below it, in unknown order
             last = ranks[:, : self.args.top_m].amax(dim=1, keepdim=True)
             ranks = torch.where(exists, torch.minimum(ranks, last + 1), ranks)
         return BatchResult(
@@ -89,7 +89,7 @@ class RankingDPOTrainer(GroupTrainer):
         )
 
     def order_losses(self, policy_logps: Tensor, ref_logps: Tensor | None, mask: Tensor, ranks: Tensor) -> Tensor:
-        """Plackett-Luce losses `(B,)`; 0 for a row of one completion, which only prediction keeps."""
+        """Returns Plackett-Luce losses `(B,)`. Rows with one completion, which only prediction keeps, have loss 0."""
         options = {"beta": self.beta, "top_m": self.args.top_m}
         several = None if self.model.training else mask.sum(dim=1) > 1  # (B,)
         if several is None or several.all():
@@ -118,6 +118,6 @@ class RankingDPOTrainer(GroupTrainer):
             max_completions=args.max_completions,
             keep_all=keep_all,
         )
-        # Every process logs and gathers as many
+        # The same number for all processes, which log and gather it
         self.largest = max(self.largest, report.largest or 0, args.max_completions or 0)
         return dataset, report
