@@ -297,8 +297,7 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         return grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # HF's logs of a training window, and of the end, with TRL's metrics since the last window. Every process calls
-        # it
+        # HF's logs of a training window and of the end, with TRL's metrics since the last window. All processes log
         if "loss" in logs or "train_runtime" in logs:
             logs.update(self.metrics.training_window())
         super().log(logs, start_time)
