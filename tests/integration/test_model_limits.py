@@ -160,7 +160,7 @@ def test_rows_longer_than_the_positions(tmp_path):
     trainer_of(tmp_path, model, rows, max_length=512).train()
     # Short rows are trained, whatever `max_length` would allow
     trainer_of(tmp_path, model, max_length=4096).train()
-    with pytest.raises(ValueError, match=r"The batch has a row of 513 tokens.*512 positions"):
+    with pytest.raises(ValueError, match=r"The batch has a row of 513 tokens.*512 learned positions"):
         trainer_of(tmp_path, tiny_gpt2(), rows.to_iterable_dataset(), max_length=None).train()
     trainer_of(tmp_path, tiny_llama(), rows, max_length=None).train()  # rotary positions
 
