@@ -83,9 +83,9 @@ class Settings:
 
 FULL = Settings()
 QUICK = Settings(
-    sft_steps=120,
-    num_prefixes=96,
-    num_test_prefixes=128,
+    sft_steps=60,
+    num_prefixes=64,
+    num_test_prefixes=96,
     num_test_pair_prefixes=16,
     warmup_steps=3,
     logging_steps=1,

@@ -51,7 +51,7 @@ RANKINGS, PAIRS = "whole rankings", "all pairs"
 COLORS = {RANKINGS: BLUE, PAIRS: ORANGE}
 
 FULL = Settings(beta=0.3, num_updates=120, updates_between_evaluations=20)
-QUICK = FULL.quick(num_updates=10, updates_between_evaluations=5)
+QUICK = FULL.quick(num_updates=6, updates_between_evaluations=3)
 
 
 def main() -> None:
