@@ -65,6 +65,7 @@ SEAMS = {
         "peft_config",
     ),
     "_get_eval_sampler": ("eval_dataset",),
+    "get_eval_dataloader": ("eval_dataset",),
     "_init_training_state": (
         "max_steps",
         "num_update_steps_per_epoch",

@@ -154,7 +154,7 @@ def test_several_files_by_one_pattern(folder):
 
 
 def test_an_empty_file(folder):
-    with pytest.raises(ValueError, match=r"^`rows`: empty\.jsonl has no row\.$"):
+    with pytest.raises(ValueError, match=r"^`rows`: empty\.jsonl has no rows\.$"):
         load_splits("empty.jsonl", option="rows")
 
 

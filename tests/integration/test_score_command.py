@@ -240,7 +240,7 @@ def test_bad_rows_of_a_data_set(score, reward_model):
 def test_no_good_row(score, capsys):
     Path("rows.jsonl").write_text("no\nno\n")
     assert score("rows.jsonl", "out.jsonl") == 1
-    assert "Did not write out.jsonl: no row" in capsys.readouterr().err
+    assert "Did not write out.jsonl: no rows." in capsys.readouterr().err
     assert sorted(os.listdir()) == ["out.jsonl.errors.jsonl", "rows.jsonl"]
 
 
@@ -454,11 +454,11 @@ def test_a_process_that_fails_ends_both(score, model):
     ("words", "message"),
     [
         (["rwos.jsonl"], "`ROWS`: rwos.jsonl does not exist. Did you mean rows.jsonl?"),
-        (["empty.jsonl"], "empty.jsonl has no row"),
+        (["empty.jsonl"], "empty.jsonl has no rows."),
         (["array.json"], "array.json begins like a JSON array, and is not one: Expecting ',' delimiter"),
         (["garbage.parquet"], "garbage.parquet cannot be read: Parquet file size is 1 bytes"),
         (["notes.txt"], "`ROWS`: notes.txt is not a .jsonl, .json, .parquet, .csv or .arrow file."),
-        (["folder"], "`ROWS`: folder has no row"),
+        (["folder"], "`ROWS`: folder has no rows."),
         (["no/data-set"], "no/data-set is no file and no folder, and as the name of a data set: "),
         (["rows.jsonl", "--split", "test"], "`split`: rows.jsonl has no split `test`, only train."),
         (["rows.jsonl", "--dataset_config", "x"], "`dataset_config='x'` has no effect on rows.jsonl."),

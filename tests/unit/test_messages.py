@@ -7,6 +7,7 @@ import pytest
 import transformers
 import trl
 from accelerate.logging import MultiProcessAdapter
+from closeness import same
 from datasets import Dataset, IterableDataset
 from integration.conftest import TINY
 from peft import get_peft_model
@@ -79,6 +80,18 @@ class TestColumns:
             trainer.evaluate(wrong)
         with says("The test dataset has no column `rejected`"):
             trainer.predict(wrong)
+
+    def test_names_passed_to_evaluate(self, build):
+        rows = preference_rows(2)
+        for eval_dataset in (None, rows):
+            with says("no evaluation set 'books'", "`eval_dataset` has no names"):
+                build(rows, eval_dataset=eval_dataset).evaluate("books")
+        trainer = build(rows, eval_dataset={"books": rows, "films": preference_rows(2, start=5)})
+        with says("no evaluation set 'book'", "'books', 'films'"):
+            trainer.evaluate("book")
+        of_all = trainer.evaluate()
+        for name in ("books", "films"):
+            assert trainer.evaluate(name)["eval_logps/chosen"] == same(of_all[f"eval_{name}_logps/chosen"])
 
     @pytest.mark.parametrize("column", ["ref_chosen_logps", "ref_rejected_logps"])
     def test_one_reference_column(self, build, column):

@@ -209,7 +209,7 @@ class TestMessages:
             (rows.rename_column("chosen", "choosen"), "no column `chosen`.* Is it `choosen`?"),
             (rows.add_column("completions", [["a"], ["b"]]), "`completions` of a ranking and `chosen` and `rejected`"),
             (preference_rows(2, "vision"), "the column `images`.* text and chat only"),
-            (rows.select([]), "The dataset has no row"),
+            (rows.select([]), "The dataset has no rows"),
             (Dataset.from_list([{"completions": ["a"], "scores": [1.0]}]), "already has a column `scores`"),
             (Dataset.from_list([{"prompt": "a", "text": "b"}]), "no column `completions`"),
             (

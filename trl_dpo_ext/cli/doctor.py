@@ -15,11 +15,13 @@ def run(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
 
     from transformers import AutoTokenizer
+    from transformers.utils import CONFIG_NAME, cached_file
 
     from trl_dpo_ext.data.doctor.examination import examine
     from trl_dpo_ext.data.options import RowOptions
     from trl_dpo_ext.data.remote_code import remote_code_explained
     from trl_dpo_ext.data.sources import load_splits, split_of
+    from trl_dpo_ext.models.limits import check_pad_token, limits_of
 
     try:
         row_options = RowOptions(
@@ -38,6 +40,8 @@ def run(argv: list[str]) -> int:
             dataset = dataset.select(range(min(options.first, len(dataset))))
         with remote_code_explained(options.tokenizer, "Pass --trust_remote_code to run it."):
             tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=options.trust_remote_code)
+            has_model = cached_file(options.tokenizer, CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
+            limits = limits_of(options.tokenizer, None, options.trust_remote_code) if has_model else None
         report = examine(
             dataset,
             tokenizer,
@@ -55,6 +59,12 @@ def run(argv: list[str]) -> int:
             options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
         except OSError as error:
             return fail("doctor", f"`json`: {options.json} cannot be written: {error.strerror}.")
+    if limits is not None:
+        try:
+            check_pad_token(tokenizer, limits)
+            limits.check_extent(report.extent, options.max_length, f"The {options.split} dataset")
+        except ValueError as error:
+            return fail("doctor", error, status=1)
     return 0 if report.healthy else 1
 
 

@@ -3,21 +3,21 @@
 from dataclasses import fields
 from typing import Any
 
-import torch
 import yaml
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from trl_dpo_ext.cli.memory import estimate_memory
 from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.doctor.examination import examine
 from trl_dpo_ext.data.options import RowOptions
-from trl_dpo_ext.models.limits import Limits, check_config, check_pad_token
+from trl_dpo_ext.models.limits import Limits, check_pad_token, limits_of
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.options.adapter_base import read_adapter_config
 from trl_dpo_ext.trainers.options.secrets import without_secrets
+from trl_dpo_ext.trainers.preferred_ft_config import PreferredFTConfig
 
 
 __all__ = ["dry_run"]
@@ -56,25 +56,21 @@ def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
     options = {option.name: getattr(args, option.name) for option in fields(RowOptions)}
     more = ("score_tie_gap", "max_completions")
     options |= {name: getattr(args, name) for name in more if hasattr(args, name)}
+    options["alone"] = isinstance(args, PreferredFTConfig)
     if "score_tie_gap" not in options and {"completions", "completion_ids"}.intersection(train.column_names):
         check_columns(train.column_names, "train")  # a trainer of pairs
     tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, trust_remote_code=args.trust_remote_code)
     check_pad_token(tokenizer, limits)
     report = examine(train, tokenizer, **options)
-    longest = report.lengths["prompt with longest answer"].max if report.lengths else 0
-    limits.check(0, 0, min(longest, args.max_length or longest), "The train dataset")
+    limits.check_extent(report.extent, args.max_length, "The train dataset")
     print(report)
     return 0 if report.healthy else 1
 
 
 def _limits(recipe: Recipe) -> Limits:
-    # Of the model built from its config, without weights
     path, trust = recipe.model.model_name_or_path, recipe.args.trust_remote_code
     base = path if recipe.stage.adapter is None else read_adapter_config(path)["base_model_name_or_path"]
-    config = AutoConfig.from_pretrained(base, revision=recipe.model.model_revision, trust_remote_code=trust)
-    check_config(config)
-    with torch.device("meta"):
-        return Limits(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+    return limits_of(base, recipe.model.model_revision, trust)
 
 
 def _changed(options: Any) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def columns_of_rows(dataset: Any, dataset_name: str) -> list[str]:
             f"`IterableDataset`.{hint}"
         )
     if next(iter(dataset), None) is None:
-        raise ValueError(f"The {dataset_name} dataset has no row.")
+        raise ValueError(f"The {dataset_name} dataset has no rows.")
     return columns_of(dataset)
 
 

@@ -3,15 +3,16 @@
 import re
 from typing import Any
 
+import torch
 import transformers
 from accelerate.utils import is_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 
-__all__ = ["Limits", "check_config", "check_is_causal_lm", "check_pad_token"]
+__all__ = ["Limits", "check_config", "check_is_causal_lm", "check_pad_token", "limits_of"]
 
 
 _TWO_SEQUENCES = (
@@ -37,6 +38,25 @@ class Limits:
         self.name = model.config.get_text_config().model_type
         self.vocabulary = _vocabulary(model)
         self.positions = _learned_positions(model)
+
+    def check_extent(self, extent: tuple[int, int, int], max_length: int | None, where: str) -> None:
+        """
+        Checks a dataset.
+
+        Args:
+            extent (`tuple[int, int, int]`):
+                Smallest and largest token id and tokens of the longest row
+                ([`~trl_dpo_ext.data.extent.Extent`]).
+            max_length (`int`, *optional*):
+                Tokens that the collator truncates rows to.
+            where (`str`):
+                What holds the rows, for the error.
+
+        Raises:
+            ValueError: If the model cannot take them.
+        """
+        smallest_id, largest_id, longest = extent
+        self.check(smallest_id, largest_id, min(longest, max_length or longest), where)
 
     def check(self, smallest_id: int, largest_id: int, longest: int, where: str) -> None:
         """
@@ -66,6 +86,28 @@ class Limits:
                 f"{where} has a row of {longest} tokens, but `{self.name}` has {self.positions} learned positions. "
                 f"Set `max_length={self.positions}` or less."
             )
+
+
+def limits_of(path: str, revision: str | None = None, trust_remote_code: bool = False) -> Limits:
+    """
+    Limits of a model by its config, without weights.
+
+    Args:
+        path (`str`):
+            Folder or name of the model.
+        revision (`str`, *optional*):
+            Revision on the hub.
+        trust_remote_code (`bool`, *optional*, defaults to `False`):
+            Whether to run code that the model comes with.
+
+    Raises:
+        ValueError: As [`check_config`].
+        OSError: If there is no config.
+    """
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    check_config(config)
+    with torch.device("meta"):
+        return Limits(AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code))
 
 
 def check_is_causal_lm(model: Any) -> None:

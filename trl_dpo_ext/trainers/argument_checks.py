@@ -21,6 +21,7 @@ __all__ = [
     "SAMPLED_BY_LENGTH",
     "check_attention",
     "check_data_loading",
+    "check_is_evaluation_set",
     "check_reference_model",
     "check_trainable",
     "checked_arguments",
@@ -136,6 +137,19 @@ def check_reference_model(ref_model: Any) -> None:
             "without adapters. Pass `ref_model.merge_and_unload()`, or leave it out: the default reference of a "
             "policy with an adapter is a copy of this adapter at the start of training."
         )
+
+
+def check_is_evaluation_set(name: Any, eval_dataset: Any) -> None:
+    """
+    Checks that a name, if rows are given by one, is that of an evaluation set.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    names = list(eval_dataset) if isinstance(eval_dataset, dict) else []
+    if isinstance(name, str) and name not in names:
+        fix = f"Pass one of {', '.join(map(repr, names))}." if names else "`eval_dataset` has no names. Pass rows."
+        raise ValueError(f"There is no evaluation set {name!r}. {fix}")
 
 
 def check_data_loading(args: BaseDPOConfig, train_dataset: Any, eval_dataset: Any) -> None:

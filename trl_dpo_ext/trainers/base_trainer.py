@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput, has_length
 from trl import DPOTrainer
 
@@ -24,6 +24,7 @@ from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.trainers.argument_checks import (
     SAMPLED_BY_LENGTH,
     check_attention,
+    check_is_evaluation_set,
     check_trainable,
     checked_arguments,
     datasets_by_name,
@@ -308,6 +309,10 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
 
     # TRL's methods: evaluation
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        check_is_evaluation_set(eval_dataset, self.eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
+
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ) -> EvalLoopOutput:
@@ -366,9 +371,8 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
             self.metrics.count_tokens()
         if self.args.should_save:
             state = describe_run(self) | (self._progress() if _internal_call else {})
-            self.checkpoints.write(
-                output_dir or self.args.output_dir, state, self.ref_model if _internal_call else None
-            )
+            ref_model = self.ref_model if _internal_call else None
+            self.checkpoints.write(output_dir or self.args.output_dir, state, ref_model)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -385,9 +389,7 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
             self.checkpoints.check_best(best)
         self._load_from_checkpoint(best)  # transformers does not load adapters with other names
 
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             complete_card(self)

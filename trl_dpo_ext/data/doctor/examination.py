@@ -47,6 +47,7 @@ from trl_dpo_ext.data.doctor.text_checks import (
     TurnSplitInAnswers,
     WordsRunTogether,
 )
+from trl_dpo_ext.data.extent import Extent
 from trl_dpo_ext.data.kinds import other_kind
 from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.data.prompts import answers_repeat_prompts
@@ -94,7 +95,7 @@ def examine(
             Whether to show a progress bar.
         options:
             `tokenization`, `max_length`, `max_prompt_length`, `prompt_truncation_mode`, `truncation_mode`,
-            `score_tie_gap` and `max_completions`, as in the trainers. See
+            `score_tie_gap`, `max_completions` and `alone`, as in the trainers. See
             [`~trl_dpo_ext.data.doctor.prepared_row.RowPreparation`]. By default, nothing is truncated.
 
     Returns:
@@ -223,10 +224,11 @@ class _Examination:
         found += [finding for check in self.checks for finding in check.findings()]
         return DoctorReport(
             dataset_name=self.preparation.dataset_name,
-            kind="rankings" if self.preparation.is_ranking else "preference pairs",
+            kind=self._kind(),
             examined=self.tally.examined,
             refused=self.refused.count,
             preparation=self.tally.report(),
+            extent=self.tally.extent,
             lengths=self.lengths.quantiles(),
             max_length=self.preparation.max_length,
             recommended_max_length=fitting_length(self.lengths.whole, share=0.99),
@@ -235,6 +237,11 @@ class _Examination:
             unread_columns=self._unread_columns(),
             findings=sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)),
         )
+
+    def _kind(self) -> str:
+        if self.preparation.alone:
+            return "preferred answers"
+        return "rankings" if self.preparation.is_ranking else "preference pairs"
 
     def _unread_columns(self) -> list[str]:
         read = columns_read(self.columns, self.tally.has_chat)
@@ -289,6 +296,7 @@ class _Tally:
         self.first_completion_dropped = ""
         self.first_dropped = ""
         self.prompts_repeated = 0
+        self.extent = Extent(0, 0, 0)
 
     def add(self, row: PreparedRow) -> None:
         if row.problem:
@@ -296,6 +304,7 @@ class _Tally:
             self.first_dropped = self.first_dropped or f"row {row.index}, {row.problem}"
             return
         self.has_chat = self.has_chat or row.is_chat
+        self.extent = self.extent.with_row(row.cut_ids[0], row.cut_ids[1:])
         self.sizes.append(len(row.completion_ids))
         self.prompts_cut += row.prompt_cut
         self.answers_cut += row.completions_cut

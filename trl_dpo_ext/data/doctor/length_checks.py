@@ -114,15 +114,14 @@ class Lengths:
         self.whole.append(len(row.prompt_ids) + max(sizes))
 
     def quantiles(self) -> dict[str, Quantiles]:
-        """Returns the quantiles by kind of length, or nothing without rows."""
-        if not self.whole:
-            return {}
-        return {
-            "prompt": Quantiles.of(self.prompts),
-            "preferred answer": Quantiles.of(self.preferred),
-            "dispreferred answer": Quantiles.of(self.others),
-            "prompt with longest answer": Quantiles.of(self.whole),
+        """Returns the quantiles by kind of length, without kinds that no row has."""
+        measured = {
+            "prompt": self.prompts,
+            "preferred answer": self.preferred,
+            "dispreferred answer": self.others,
+            "prompt with longest answer": self.whole,
         }
+        return {name: Quantiles.of(lengths) for name, lengths in measured.items() if lengths}
 
 
 def fitting_length(whole: list[int], share: float) -> int | None:

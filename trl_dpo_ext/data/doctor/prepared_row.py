@@ -40,6 +40,7 @@ class PreparedRow:
         ranks (`list[int]`): 0 for the best, equal for ties.
         prompt_ids (`list[int]`): Tokens of the prompt, not truncated.
         completion_ids (`list[list[int]]`): Tokens of the completions, not truncated.
+        cut_ids (`list[list[int]]`): Tokens of the prompt and of the completions as training takes them.
         left_out (`int`): Number of dropped completions.
         why_left_out (`str`): Reason for the first of them.
         prompt_cut (`bool`): Whether training truncates the prompt.
@@ -57,6 +58,7 @@ class PreparedRow:
     ranks: list[int] = field(default_factory=list)
     prompt_ids: list[int] = field(default_factory=list)
     completion_ids: list[list[int]] = field(default_factory=list)
+    cut_ids: list[list[int]] = field(default_factory=list)
     left_out: int = 0
     why_left_out: str = ""
     prompt_cut: bool = False
@@ -123,6 +125,8 @@ class RowPreparation:
         truncation_mode (`str`): With `"joint"`: which end TRL's collator keeps.
         score_tie_gap (`float`): Difference up to which scores tie.
         max_completions (`int`, *optional*): Maximum number of completions of a row.
+        alone (`bool`): Whether only the best completion is learned, as by
+            [`~trl_dpo_ext.trainers.preferred_ft_trainer.PreferredFTTrainer`].
         repeats (`bool`): Whether text answers start with the prompt of their row, which is then removed from them.
 
     Raises:
@@ -142,6 +146,7 @@ class RowPreparation:
         truncation_mode: str = "keep_start",
         score_tie_gap: float = 0.0,
         max_completions: int | None = None,
+        alone: bool = False,
         repeats: bool = False,
     ) -> None:
         check_options(tokenization, prompt_truncation_mode, truncation_mode, score_tie_gap, max_completions)
@@ -157,8 +162,8 @@ class RowPreparation:
             truncation_mode,
             tuple(self.leading_ids),
         )
-        self.repeats = repeats
-        self.is_ranking = not {"completions", "completion_ids"}.isdisjoint(columns)
+        self.alone, self.repeats = alone, repeats
+        self.is_ranking = alone or not {"completions", "completion_ids"}.isdisjoint(columns)
         self.is_tokenized = {"prompt_ids", "completion_ids"} <= set(columns) or set(TOKENIZED_COLUMNS) <= set(columns)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> PreparedRow:
@@ -179,6 +184,7 @@ class RowPreparation:
                 cut=self.cut,
                 score_tie_gap=self.score_tie_gap,
                 max_completions=self.max_completions,
+                alone=self.alone,
                 repeats=self.repeats,
             )
             prompt, ranks, dropped = prepared.row.get("prompt"), prepared.ranks, prepared.dropped
@@ -205,6 +211,7 @@ class RowPreparation:
             ranks=ranks,
             prompt_ids=prepared.prompt_ids,
             completion_ids=completion_ids,
+            cut_ids=prepared.cut_ids,
             left_out=len(dropped),
             why_left_out=next(iter(dropped.values()), ""),
             prompt_cut=prepared.prompt_cut,

@@ -6,6 +6,7 @@ from typing import Any
 
 from trl_dpo_ext.data.doctor.findings import ERROR, SEVERITIES, Finding
 from trl_dpo_ext.data.doctor.length_checks import Quantiles
+from trl_dpo_ext.data.extent import Extent
 from trl_dpo_ext.data.preparation_report import DataReport
 
 
@@ -21,11 +22,12 @@ class DoctorReport:
 
     Args:
         dataset_name (`str`): Name of the dataset.
-        kind (`str`): `"preference pairs"` or `"rankings"`.
+        kind (`str`): `"preference pairs"`, `"rankings"` or `"preferred answers"`.
         examined (`int`): Number of examined rows.
         refused (`int`): Number of invalid rows, at which training would stop.
         preparation ([`~trl_dpo_ext.data.preparation_report.DataReport`]): Report of a trainer on the preparation of
             the other rows.
+        extent ([`~trl_dpo_ext.data.extent.Extent`]): Smallest and largest token id and longest row in training.
         lengths (`dict[str, Quantiles]`): Lengths before truncation, by kind. Empty if no row is usable.
         max_length (`int`, *optional*): Number of tokens to which rows are truncated.
         recommended_max_length (`int`, *optional*): The smallest multiple of 64 that fits 99 % of the rows.
@@ -41,6 +43,7 @@ class DoctorReport:
     examined: int
     refused: int
     preparation: DataReport
+    extent: Extent
     lengths: dict[str, Quantiles]
     max_length: int | None
     recommended_max_length: int | None
