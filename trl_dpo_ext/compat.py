@@ -65,7 +65,6 @@ SEAMS = {
         "peft_config",
     ),
     "_get_eval_sampler": ("eval_dataset",),
-    "get_eval_dataloader": ("eval_dataset",),
     "_init_training_state": (
         "max_steps",
         "num_update_steps_per_epoch",
@@ -89,6 +88,7 @@ SEAMS = {
     "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
     "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
+    "get_eval_dataloader": ("eval_dataset",),
     "log": ("logs", "start_time"),
     "predict": ("test_dataset", "ignore_keys", "metric_key_prefix"),
     "prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
