@@ -15,6 +15,7 @@ _COMMANDS = {
     "rank": "train RankingDPOTrainer, on ranked or scored answers",
     "preferred-ft": "train PreferredFTTrainer, on preferred answers only: the stage before DPO",
     "unlikelihood": "train UnlikelihoodTrainer, a baseline",
+    "sample": "sample completions of the prompts of a file",
     "score": "add implicit rewards to the rows of a file",
     "doctor": "examine a dataset before training: invalid rows, truncation, and suspicious patterns",
     "report": "draw the metrics of a run on one page",

@@ -3,11 +3,11 @@
 import argparse
 import sys
 import traceback
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from trl_dpo_ext.cli.failure import fail
+from trl_dpo_ext.cli.launch import connect
 from trl_dpo_ext.cli.words import WordParser, count, number
 
 
@@ -121,19 +121,13 @@ def _score(options: argparse.Namespace, output: Path) -> int:
     if output.exists() and not options.overwrite:
         raise ValueError(f"{output} already exists. Pass --overwrite to replace it.")
 
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
     from trl_dpo_ext.processes import together
     from trl_dpo_ext.reward_model.files.parts import ScoredParts
     from trl_dpo_ext.reward_model.files.row_sources import open_rows
     from trl_dpo_ext.reward_model.files.score_file import check_output, score_file
     from trl_dpo_ext.reward_model.implicit_reward_model import ImplicitRewardModel
 
-    # Without an accelerator, only `cpu=True` connects the processes. A finished process waits for the others
-    cpu = options.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
+    state = connect(options.device)
     with together():  # before the model is loaded, which may take minutes
         source = open_rows(
             options.rows,
@@ -144,8 +138,6 @@ def _score(options: argparse.Namespace, output: Path) -> int:
         check_output(source, output, options.overwrite)
         if state.is_main_process:
             ScoredParts(output).check_free()
-    if state.num_processes > 1 and options.device not in (None, "cpu"):
-        raise ValueError(f"--device {options.device} would use one device for all processes. Leave it out.")
     given: dict[str, Any] = {name: getattr(options, name) for name in _MODEL_OPTIONS}
     try:
         reward_model = ImplicitRewardModel.from_pretrained(

@@ -1,5 +1,6 @@
 """
-Metrics of rewards and preferences, as plain functions and by `evaluate.load`.
+Metrics of rewards and preferences, as plain functions and by `evaluate.load`, best of N, and
+samples of a policy.
 """
 
 from typing import TYPE_CHECKING
@@ -8,12 +9,19 @@ from trl_dpo_ext.lazy_names import lazy_names
 
 
 __all__ = [
+    "Sample",
+    "Sampler",
+    "best_of_n",
+    "best_of_n_kl",
+    "best_of_n_kl_bound",
     "kendall_tau",
     "known_metrics",
     "load_metric",
+    "open_prompts",
     "preference_accuracy",
     "preference_calibration",
     "reward_margin",
+    "sample_file",
     "win_rate",
     "win_rate_of_outcomes",
 ]
@@ -21,6 +29,11 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
+        "trl_dpo_ext.evaluation.best_of_n_estimates": (
+            "best_of_n",
+            "best_of_n_kl",
+            "best_of_n_kl_bound",
+        ),
         "trl_dpo_ext.evaluation.metric_loading": (
             "known_metrics",
             "load_metric",
@@ -33,10 +46,19 @@ __getattr__, __dir__ = lazy_names(
             "win_rate",
             "win_rate_of_outcomes",
         ),
+        "trl_dpo_ext.evaluation.sampling.sample_file": (
+            "open_prompts",
+            "sample_file",
+        ),
+        "trl_dpo_ext.evaluation.sampling.sampler": (
+            "Sample",
+            "Sampler",
+        ),
     },
 )
 
 if TYPE_CHECKING:
+    from trl_dpo_ext.evaluation.best_of_n_estimates import best_of_n, best_of_n_kl, best_of_n_kl_bound
     from trl_dpo_ext.evaluation.metric_loading import known_metrics, load_metric
     from trl_dpo_ext.evaluation.preference_metrics import (
         kendall_tau,
@@ -46,3 +68,5 @@ if TYPE_CHECKING:
         win_rate,
         win_rate_of_outcomes,
     )
+    from trl_dpo_ext.evaluation.sampling.sample_file import open_prompts, sample_file
+    from trl_dpo_ext.evaluation.sampling.sampler import Sample, Sampler

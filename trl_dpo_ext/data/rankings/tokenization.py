@@ -12,7 +12,7 @@ from trl_dpo_ext.data.messages import template_arguments
 from trl_dpo_ext.data.tokenization import tokenize_apart
 
 
-__all__ = ["PAIR", "tokenize_jointly", "tokenize_ranking"]
+__all__ = ["PAIR", "tokenize_jointly", "tokenize_prompt", "tokenize_ranking"]
 
 logger = logging.get_logger(__name__)
 
@@ -107,12 +107,7 @@ def tokenize_jointly(
         texts = [prompt + (text if text.endswith(eos_token) else text + eos_token) for text in completions]
         prompt_ids, *whole = processing_class(text=[prompt, *texts])["input_ids"]
     else:
-        kwargs = template_arguments(row, where)
-        if processing_class.chat_template is None and "chat_template" not in kwargs:
-            raise ValueError(
-                "The rows are conversations and the tokenizer has no chat template. Use the tokenizer of a model that "
-                "was trained on conversations, or set `tokenizer.chat_template`."
-            )
+        kwargs = _template_arguments(row, processing_class, where)
         prompt_ids = _render(processing_class, prompt, "prompt", where, add_generation_prompt=True, **kwargs)
         whole = [
             _render(processing_class, prompt + completion, name, where, **kwargs)
@@ -140,6 +135,47 @@ def tokenize_jointly(
                 "Change the template, or drop such rows with `dataset.filter`."
             )
     return prompt_ids[:start], [ids[start:] for ids in whole]
+
+
+def tokenize_prompt(
+    row: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, leading_ids: Sequence[int], where: str
+) -> list[int]:
+    """
+    Token ids of a prompt without a completion, which a model is to continue.
+
+    Args:
+        row (`Mapping`):
+            `prompt`, text or messages, and optionally `tools` and `chat_template_kwargs`.
+        tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer, with a chat template for messages.
+        leading_ids (`Sequence[int]`):
+            Result of [`~trl_dpo_ext.data.tokenization.leading_special_ids`].
+        where (`str`):
+            The row's name in messages.
+
+    Returns:
+        `list[int]`
+
+    Raises:
+        ValueError: If no token is left of the prompt, or the chat template cannot render it.
+    """
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        return tokenize_apart(prompt, [], tokenizer, leading_ids, where)[0]
+    kwargs = _template_arguments(row, tokenizer, where)
+    return _render(tokenizer, prompt, "prompt", where, add_generation_prompt=True, **kwargs)
+
+
+def _template_arguments(
+    row: Mapping[str, Any], processing_class: PreTrainedTokenizerBase | ProcessorMixin, where: str
+) -> dict[str, Any]:
+    kwargs = template_arguments(row, where)
+    if processing_class.chat_template is None and "chat_template" not in kwargs:
+        raise ValueError(
+            "The rows are conversations and the tokenizer has no chat template. Use the tokenizer of a model that "
+            "was trained on conversations, or set `tokenizer.chat_template`."
+        )
+    return kwargs
 
 
 def _render(

@@ -1,4 +1,4 @@
-"""Scored parts of a file on disk, so that an interrupted run can resume after its finished parts."""
+"""Finished parts of a file on disk, so that an interrupted run can resume after them."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.whole_file import write_text
 
 
-__all__ = ["ScoredParts", "ScoredRow"]
+__all__ = ["Parts", "ScoredParts", "ScoredRow", "differences"]
 
 logger = get_logger(__name__)
 
@@ -44,7 +44,7 @@ class ScoredRow:
     cut: bool = False
 
 
-class ScoredParts:
+class Parts:
     """
     A folder with one JSON-lines file for each part.
 
@@ -96,7 +96,7 @@ class ScoredParts:
 
         Args:
             identity (`dict`):
-                Everything that scores depend on, by name.
+                Everything that the parts depend on, by name.
             discard (`bool`):
                 Whether to remove the parts of a run with another identity.
 
@@ -117,31 +117,20 @@ class ScoredParts:
             if found is not None and not discard:
                 raise ValueError(
                     f"{self.folder} has parts of an interrupted run with other settings: "
-                    f"{'; '.join(_differences(found, identity))}. To resume that run, use its settings. To start "
+                    f"{'; '.join(differences(found, identity))}. To resume that run, use its settings. To start "
                     "again, pass `overwrite`."
                 )
             for path in self.folder.glob("part-*.jsonl"):
                 path.unlink()
         write_text(run_file, json.dumps(identity, indent=2) + "\n")
 
-    def read(self, part: int, numbers: Sequence[int]) -> list[ScoredRow] | None:
-        """Returns the rows of a part with these indices, or `None` if the part is not finished."""
-        if not self.has(part):
-            return None
-        try:
-            lines = self._path(part).read_text(encoding="utf-8").splitlines()
-            rows = [ScoredRow(**json.loads(line)) for line in lines]
-        except (ValueError, TypeError, RecursionError):  # damaged
-            return None
-        return rows if [row.number for row in rows] == list(numbers) else None
-
-    def write(self, part: int, rows: Sequence[ScoredRow]) -> None:
-        """Writes a finished part."""
-        write_text(self._path(part), "".join(json.dumps(asdict(row)) + "\n" for row in rows))
+    def path(self, part: int) -> Path:
+        """Returns the file of a part."""
+        return self.folder / f"part-{part:06d}.jsonl"
 
     def has(self, part: int) -> bool:
         """Whether a part exists."""
-        path = self._path(part)
+        path = self.path(part)
         return path.is_file() and not path.is_symlink()
 
     def remove(self) -> None:
@@ -181,8 +170,24 @@ class ScoredParts:
                 raise
             os.close(handle)
 
-    def _path(self, part: int) -> Path:
-        return self.folder / f"part-{part:06d}.jsonl"
+
+class ScoredParts(Parts):
+    """[`Parts`] of scored rows."""
+
+    def read(self, part: int, numbers: Sequence[int]) -> list[ScoredRow] | None:
+        """Returns the rows of a part with these indices, or `None` if the part is not finished."""
+        if not self.has(part):
+            return None
+        try:
+            lines = self.path(part).read_text(encoding="utf-8").splitlines()
+            rows = [ScoredRow(**json.loads(line)) for line in lines]
+        except (ValueError, TypeError, RecursionError):  # damaged
+            return None
+        return rows if [row.number for row in rows] == list(numbers) else None
+
+    def write(self, part: int, rows: Sequence[ScoredRow]) -> None:
+        """Writes a finished part."""
+        write_text(self.path(part), "".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
 
 def _read_identity(path: Path) -> dict[str, Any] | None:
@@ -193,11 +198,24 @@ def _read_identity(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _differences(found: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def differences(found: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """
+    Describes the entries of an identity that differ from an earlier one. Hashes are called changed.
+
+    Example:
+
+    ```python
+    >>> from trl_dpo_ext.reward_model.files.parts import differences
+
+    >>> differences({"beta": 0.1, "rows": "0" * 32}, {"beta": 0.2, "rows": "1" * 32})
+    ['`beta` was 0.1, is 0.2', '`rows` changed']
+
+    ```
+    """
     different = []
     for name in now:
         if found.get(name) != now[name]:
-            is_hash = name in ("rows", "policy", "reference", "tokenizer") and found.get(name) and now[name]
+            is_hash = all(isinstance(value, str) and len(value) == 32 for value in (found.get(name), now[name]))
             values = "changed" if is_hash else f"was {found.get(name)!r}, is {now[name]!r}"
             different.append(f"`{name}` {values}")
     return different

@@ -181,7 +181,14 @@ class Rows(RowSource):
             yield Record(number, {} if problem else row, problem, row)
 
 
-def open_rows(name: str, *, rows_per_part: int, split: str = "train", dataset_config: str | None = None) -> RowSource:
+def open_rows(
+    name: str,
+    *,
+    rows_per_part: int,
+    split: str = "train",
+    dataset_config: str | None = None,
+    option: str = "ROWS",
+) -> RowSource:
     """
     Opens rows by the name that a user passes. JSON files are read line by line.
 
@@ -194,6 +201,8 @@ def open_rows(name: str, *, rows_per_part: int, split: str = "train", dataset_co
             Split.
         dataset_config (`str`, *optional*):
             Configuration of a dataset with several.
+        option (`str`, *optional*, defaults to `"ROWS"`):
+            The command's option for the name, for messages.
 
     Returns:
         [`RowSource`]
@@ -202,14 +211,14 @@ def open_rows(name: str, *, rows_per_part: int, split: str = "train", dataset_co
         ValueError: If the source does not exist, cannot be read or has no rows, or an option has no effect.
     """
     path = Path(name)
-    check_path(name, option="ROWS")
+    check_path(name, option=option)
     if is_json(path) and path.is_file():
         check_no_config(name, dataset_config)
         path = split_of({"train": path}, name, split, option="split")
         if ".jsonl" not in path.suffixes and is_array(path):
             return Rows(parse_array(path), path.name, rows_per_part)
         return JsonLines(path, rows_per_part)
-    splits = load_splits(name, option="ROWS", dataset_config=dataset_config)
+    splits = load_splits(name, option=option, dataset_config=dataset_config)
     rows = split_of(splits, name, split, option="split")
     return Rows(rows, path.name if path.is_file() else name, rows_per_part)
 

@@ -14,7 +14,7 @@ from trl_dpo_ext.reward_model.files.row_sources import RowSource
 from trl_dpo_ext.reward_model.implicit_reward_model import ImplicitRewardModel
 
 
-__all__ = ["identity_of_run"]
+__all__ = ["hash_model", "hash_tokenizer", "identity_of_run", "versions"]
 
 _NAMES_ONLY = ("_name_or_path", "base_model_name_or_path", "transformers_version", "peft_version")
 
@@ -32,9 +32,9 @@ def identity_of_run(reward_model: ImplicitRewardModel, source: RowSource) -> dic
     policy, reference = reward_model.policy, reward_model.reference
     return {
         "rows": source.identity,
-        "policy": _hash_model(policy),
-        "reference": None if reference is None else _hash_model(reference),
-        "tokenizer": _hash_tokenizer(reward_model.processing_class),
+        "policy": hash_model(policy),
+        "reference": None if reference is None else hash_model(reference),
+        "tokenizer": hash_tokenizer(reward_model.processing_class),
         "beta": reward_model.beta,
         "reference_free": reward_model.reference_free,
         **asdict(reward_model.row_options),
@@ -42,11 +42,17 @@ def identity_of_run(reward_model: ImplicitRewardModel, source: RowSource) -> dic
         "max_tokens_per_batch": reward_model.max_tokens_per_batch,
         "rows_per_part": source.rows_per_part,
         "device": policy.device.type,
-        **{package: version(package) for package in ("trl-dpo-ext", "trl", "transformers", "torch")},
+        **versions(),
     }
 
 
-def _hash_model(model: Any) -> str:
+def versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
+    return {package: version(package) for package in ("trl-dpo-ext", "trl", "transformers", "torch")}
+
+
+def hash_model(model: Any) -> str:
+    """Hash of everything in a model that its outputs depend on."""
     # Weights of all adapters, unlike the hash of a reference, and everything else that the forward depends on
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(model.state_dict().items()):
@@ -60,7 +66,8 @@ def _hash_model(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _hash_tokenizer(tokenizer: Any) -> str:
+def hash_tokenizer(tokenizer: Any) -> str:
+    """Hash of the files of a tokenizer."""
     digest = xxhash.xxh3_128()
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)

@@ -1,0 +1,33 @@
+"""Connection of the processes of a command that does not train."""
+
+from datetime import timedelta
+from typing import Any
+
+
+__all__ = ["connect"]
+
+
+def connect(device: str | None) -> Any:
+    """
+    Connects the processes of a launch, with a backend that fits the device.
+
+    Args:
+        device (`str`, *optional*):
+            Value of `--device`.
+
+    Returns:
+        `accelerate.PartialState`
+
+    Raises:
+        ValueError: If the device would be that of several processes.
+    """
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    # Without an accelerator, only `cpu=True` connects the processes. A finished process waits for the others
+    cpu = device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=timedelta(days=7))
+    if state.num_processes > 1 and device not in (None, "cpu"):
+        raise ValueError(f"--device {device} would use one device for all processes. Leave it out.")
+    return state

@@ -1,0 +1,79 @@
+r"""
+Drawing of a token from logits and random numbers, which belong to one step of one sample.
+
+$$ y_t = \arg\max_v p(v | x, y_{<t}) / E_{tv}, \qquad E_{tv} \sim \mathrm{Exp}(1) $$
+
+is a draw of p (an exponential race). A change of the logits by \\( \delta \\), such as rounding, changes the draw with
+a probability of at most about \\( 2 \delta \\), however many tokens the vocabulary has.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
+
+
+__all__ = ["Draws", "Step", "draw"]
+
+
+class Step(NamedTuple):
+    """A token to draw: the index of its prompt, of the sample of this prompt, and of the token."""
+
+    prompt_id: int
+    sample: int
+    token: int
+
+
+class Draws(NamedTuple):
+    """Tokens `(N,)`, and the log-probability of each in the distribution that it was drawn from, `(N,)`, float64."""
+
+    tokens: Tensor
+    logps: Tensor
+
+
+def draw(logits: Tensor, steps: Sequence[Step], options: SamplingOptions) -> Draws:
+    """
+    Draws a token for each step.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, V)`):
+            Logits of the model.
+        steps (`Sequence[Step]`):
+            What each row is the next token of.
+        options ([`SamplingOptions`]):
+            Temperature, top-k, top-p and seed.
+
+    Returns:
+        [`Draws`]: NaN log-probabilities where logits are not finite.
+    """
+    scaled = _kept(logits.double() / options.temperature, options)  # (N, V)
+    scaled = scaled - scaled.amax(dim=1, keepdim=True)
+    weights = scaled.exp()
+    noise = torch.from_numpy(np.stack([_exponentials(options.seed, step, logits.size(1)) for step in steps]))
+    tokens = (weights / noise.to(logits.device)).argmax(dim=1)
+    logps = scaled.gather(1, tokens[:, None])[:, 0] - weights.sum(dim=1).log()
+    return Draws(tokens, logps)
+
+
+def _exponentials(seed: int, step: Step, size: int) -> np.ndarray:
+    # Philox counts in the lowest word, so that the streams of two steps never meet
+    stream = np.random.Philox(key=[seed, step.prompt_id], counter=[0, step.token, step.sample, 0])
+    return np.random.Generator(stream).standard_exponential(size)
+
+
+def _kept(scaled: Tensor, options: SamplingOptions) -> Tensor:
+    """Removes the tokens that top-k, and then top-p, leave out. Tokens as likely as the last kept one are kept."""
+    if 0 < options.top_k < scaled.size(1):
+        least = scaled.topk(options.top_k, dim=1).values[:, -1:]
+        scaled = scaled.masked_fill(scaled < least, -torch.inf)
+    if options.top_p < 1:
+        ordered = scaled.sort(dim=1, descending=True).values
+        before = ordered.softmax(dim=1).cumsum(dim=1).roll(1, dims=1)  # probability of the more likely tokens
+        before[:, 0] = 0
+        least = ordered.masked_fill(before >= options.top_p, torch.inf).amin(dim=1, keepdim=True)
+        scaled = scaled.masked_fill(scaled < least, -torch.inf)
+    return scaled

@@ -1,0 +1,73 @@
+"""Logits of a policy in evaluation mode, at the last positions of a batch."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import is_peft_model
+from torch import Tensor
+
+from trl_dpo_ext.models.limits import check_is_causal_lm
+from trl_dpo_ext.reward_model.scoring_forward import PRECISIONS
+
+
+__all__ = ["PolicyForward"]
+
+
+class PolicyForward:
+    """
+    Forward passes of a policy without gradient.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Causal language model.
+        mixed_precision (`str`):
+            Autocast: `"no"`, `"bf16"` or `"fp16"`.
+    """
+
+    def __init__(self, model: Any, mixed_precision: str):
+        check_is_causal_lm(model)
+        self.model = model
+        self.device = model.device
+        base = model.get_base_model() if is_peft_model(model) else model
+        self._dtype = PRECISIONS[mixed_precision]
+        self._keeps_logits = base._supports_logits_to_keep()
+        self._options: dict[str, Any] = {}
+        if getattr(base.config.get_text_config(), "output_router_logits", False):
+            self._options["output_router_logits"] = False  # no load-balancing loss is needed
+        # Their virtual tokens are not in the caches that a next forward could use
+        self.can_cache = not (is_peft_model(model) and model.active_peft_config.is_prompt_learning)
+
+    @contextmanager
+    def in_evaluation_mode(self) -> Iterator[None]:
+        """Sets the model to evaluation mode, and restores its mode afterwards."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def __call__(self, input_ids: Tensor, num_last: int, **inputs: Any) -> tuple[Tensor, Any]:
+        """
+        Runs the model.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(N, T)`):
+                Token ids, on any device.
+            num_last (`int`):
+                Number of positions, from the end, whose logits are needed.
+            inputs:
+                Other arguments of the model.
+
+        Returns:
+            `tuple[torch.Tensor, Any]`: Logits `(N, num_last, V)`, and the cache, if there is one.
+        """
+        if self._keeps_logits:
+            inputs["logits_to_keep"] = num_last
+        # No inference mode, because buffers created in it cannot be used in training afterwards
+        with torch.no_grad(), torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            outputs = self.model(input_ids=input_ids.to(self.device), **inputs, **self._options)
+        return outputs.logits[:, -num_last:], outputs.get("past_key_values")

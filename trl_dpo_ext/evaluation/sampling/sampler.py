@@ -1,0 +1,266 @@
+"""`Sampler`: samples of a policy that do not depend on how they are computed."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import AutoTokenizer
+from transformers.utils import logging
+from typing_extensions import Self
+
+from trl_dpo_ext.data.remote_code import remote_code_explained
+from trl_dpo_ext.evaluation.sampling.draft import Drafter
+from trl_dpo_ext.evaluation.sampling.exact import ExactPass, stages
+from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
+from trl_dpo_ext.evaluation.sampling.policy_forward import PolicyForward
+from trl_dpo_ext.evaluation.sampling.prompts import PromptTokenizer, TokenizedPrompt
+from trl_dpo_ext.evaluation.sampling.sequences import Continuation
+from trl_dpo_ext.models.limits import Limits
+from trl_dpo_ext.reward_model.policy_folder import load_policy, to_folder
+from trl_dpo_ext.reward_model.scoring_forward import PRECISIONS
+
+
+__all__ = ["Sample", "Sampler"]
+
+
+@dataclass
+class Sample:
+    """
+    A sample, and a row of a file of samples.
+
+    Args:
+        prompt_id (`int`):
+            Index of its prompt, from 0.
+        sample (`int`):
+            Index of the sample among those of the prompt, from 0.
+        prompt (`str` or `list[dict]`):
+            Prompt as given.
+        completion (`str`):
+            Text of the sample, without special tokens.
+        token_ids (`list[int]`):
+            Tokens as sampled, with the one that ended it.
+        finished (`bool`):
+            Whether it ended before `max_new_tokens` were over.
+        logp (`float`):
+            Log-probability of its tokens in the distribution that was sampled, in nats: of the policy itself with the
+            default options.
+    """
+
+    prompt_id: int
+    sample: int
+    prompt: Any
+    completion: str
+    token_ids: list[int]
+    finished: bool
+    logp: float
+
+
+class Sampler:
+    r"""
+    Samples completions of a policy, each with its own random numbers.
+
+    A sample depends on the policy, the options, its index and the prompts of its part: the 256 samples in a row that
+    are computed together. It does not depend on `max_tokens_per_batch`, the number of threads or processes, or what
+    ran before, to the last bit of its log-probability. This holds on a CPU for models whose layers treat positions
+    apart except for causal attention, see [`~trl_dpo_ext.evaluation.sampling.exact`]. On an accelerator it holds as
+    far as batches of equal shapes give equal logits there. In a mixture of experts a kernel may treat the tokens of an
+    expert together, so the last bits are not guaranteed. Another processor or version of torch may change the last
+    bits of a log-probability, and rarely a token.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
+            Policy.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
+            Tokenizer.
+        max_tokens_per_batch (`int`, *optional*, defaults to `16384`):
+            Maximum number of tokens of a batch. Does not change samples.
+        mixed_precision (`str`, *optional*, defaults to `"no"`):
+            Autocast: `"no"`, `"bf16"` or `"fp16"`.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether [`sample`] shows a progress bar if there is more than one part.
+        options:
+            Options of [`~trl_dpo_ext.evaluation.sampling.options.SamplingOptions`]: `num_samples`, `temperature`,
+            `top_k`, `top_p`, `max_new_tokens` and `seed`. The defaults sample the policy itself.
+
+    Raises:
+        ValueError: If an option is out of range, or nothing could end a sample.
+
+    Example:
+
+    ```python
+    from trl_dpo_ext.evaluation import Sampler
+
+    sampler = Sampler.from_pretrained("dpo-model", num_samples=4, max_new_tokens=40)
+    sampler.sample(["The film was"])[0][0].completion  # ' superb.'
+    ```
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processing_class: Any,
+        *,
+        max_tokens_per_batch: int = 16384,
+        mixed_precision: str = "no",
+        progress: bool = True,
+        **options: Any,
+    ):
+        if max_tokens_per_batch < 1:
+            raise ValueError(f"`max_tokens_per_batch={max_tokens_per_batch}` must be at least 1.")
+        if mixed_precision not in PRECISIONS:
+            raise ValueError(f"`mixed_precision={mixed_precision!r}` must be one of {', '.join(PRECISIONS)}.")
+        self.model = model
+        self.processing_class = processing_class
+        self.mixed_precision = mixed_precision
+        self.options = SamplingOptions(**options)
+        self.progress = progress
+        self.eos_ids = _eos_ids(model, processing_class)
+        self.tokenize = PromptTokenizer(processing_class, model, self.options.max_new_tokens)
+        self._forward = PolicyForward(model, mixed_precision)
+        pad_id = min(self.eos_ids)  # the value of padding has no effect
+        self._drafter = Drafter(self._forward, self.options, pad_id, max_tokens_per_batch)
+        self._exact = ExactPass(self._forward, self.options, pad_id, Limits(model).vocabulary)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        processing_class: Any = None,
+        dtype: str | torch.dtype | None = None,
+        mixed_precision: str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        quantization_config: Any = None,
+        **options: Any,
+    ) -> Self:
+        """
+        Loads a policy with the dtype and precision of its training.
+
+        Args:
+            name (`str` or `Path`):
+                Folder or hub name of a model or an adapter.
+            processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
+                Tokenizer. Default: the tokenizer in the folder.
+            dtype (`str` or `torch.dtype`, *optional*):
+                Dtype of the weights. Default: as in training, or as saved.
+            mixed_precision (`str`, *optional*):
+                Autocast. Default: as in training, or none.
+            device (`torch.device` or `str`, *optional*):
+                Device. Default: accelerate's device.
+            revision (`str`, *optional*):
+                Revision of the hub repository.
+            token (`str`, *optional*):
+                Token for the hub. Default: the stored login.
+            quantization_config ([`~transformers.utils.quantization_config.QuantizationConfigMixin`], *optional*):
+                Quantization of an adapter's base model. Default: as in training.
+            options:
+                Other arguments of [`Sampler`].
+
+        Returns:
+            [`Sampler`]
+        """
+        folder = to_folder(name, revision, token)
+        with remote_code_explained(folder, "Load model and tokenizer yourself, and pass them to this class."):
+            loaded = load_policy(
+                folder,
+                reference_free=True,
+                dtype=dtype,
+                device=torch.device(PartialState().device if device is None else device),
+                quantization_config=quantization_config,
+            )
+            if processing_class is None:
+                processing_class = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        precision = mixed_precision or loaded.state.get("mixed_precision", "no")
+        return cls(loaded.policy, processing_class, mixed_precision=precision, **options)
+
+    def sample(self, prompts: Iterable[Any]) -> list[list[Sample]]:
+        """
+        Samples completions.
+
+        Args:
+            prompts (`Iterable`):
+                Texts, or lists of messages.
+
+        Returns:
+            `list[list[Sample]]`: `num_samples` samples of each prompt. A file of the same prompts gives the same ones.
+
+        Raises:
+            ValueError: If a prompt is invalid or too long, or logits are not finite.
+        """
+        if isinstance(prompts, str):
+            raise ValueError("`prompts` is a text. Expected a list of prompts.")
+        tokenized = [self.tokenize({"prompt": prompt}, i, f"prompt {i}") for i, prompt in enumerate(prompts)]
+        size = self.options.prompts_per_part
+        parts = [tokenized[start : start + size] for start in range(0, len(tokenized), size)]
+        bar = logging.tqdm(
+            total=len(tokenized) * self.options.num_samples,
+            unit="sample",
+            desc="Sampling",
+            disable=not self.progress or len(parts) < 2,
+        )
+        found: list[list[Sample]] = []
+        with bar as progress:
+            for part in parts:
+                of_part = self.sample_part(part)
+                found += of_part
+                progress.update(sum(map(len, of_part)))
+        return found
+
+    def sample_part(self, prompts: Sequence[TokenizedPrompt]) -> list[list[Sample]]:
+        """
+        Samples completions of the prompts of one part.
+
+        Args:
+            prompts (`Sequence[TokenizedPrompt]`):
+                Results of `tokenize`, as many as `options.prompts_per_part`, except in the last part.
+
+        Returns:
+            `list[list[Sample]]`
+        """
+        numbers = range(self.options.num_samples)
+        by_prompt = [
+            [Continuation(prompt.prompt_id, prompt.token_ids, i, self.eos_ids) for i in numbers] for prompt in prompts
+        ]
+        samples = [sample for of_prompt in by_prompt for sample in of_prompt]
+        with self._forward.in_evaluation_mode():
+            for end in stages(self.options.max_new_tokens):
+                self._complete([sample for sample in samples if not sample.has_ended], end)
+        return [
+            [self._finished(prompt, sample) for sample in of_prompt]
+            for prompt, of_prompt in zip(prompts, by_prompt, strict=True)
+        ]
+
+    def _complete(self, samples: Sequence[Continuation], end: int) -> None:
+        batches = list(self._exact.batches(samples, end))
+        while batches:
+            self._drafter.extend([sample for batch in batches for sample in batch], end)
+            self._exact.run(batches, end)
+            batches = [batch for batch in batches if not all(sample.is_final(end) for sample in batch)]
+
+    def _finished(self, prompt: TokenizedPrompt, sample: Continuation) -> Sample:
+        return Sample(
+            prompt_id=prompt.prompt_id,
+            sample=sample.sample,
+            prompt=prompt.prompt,
+            completion=self.processing_class.decode(sample.token_ids, skip_special_tokens=True),
+            token_ids=sample.token_ids,
+            finished=sample.has_ended,
+            logp=sample.logp,
+        )
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a sample: the tokenizer's EOS, and those that the model is generated with."""
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
+    if not found:
+        raise ValueError(
+            "The tokenizer has no EOS token, and the model's generation config names none, so no sample could end. "
+            "Set `tokenizer.eos_token`."
+        )
+    return frozenset(found)
