@@ -8,7 +8,7 @@ a probability of at most about \\( 2 \delta \\), however many tokens the vocabul
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -53,16 +53,25 @@ def draw(logits: Tensor, steps: Sequence[Step], options: SamplingOptions) -> Dra
     scaled = _kept(logits.double() / options.temperature, options)  # (N, V)
     scaled = scaled - scaled.amax(dim=1, keepdim=True)
     weights = scaled.exp()
-    noise = torch.from_numpy(np.stack([_exponentials(options.seed, step, logits.size(1)) for step in steps]))
-    tokens = (weights / noise.to(logits.device)).argmax(dim=1)
+    noise = torch.from_numpy(_exponentials(options.seed, steps, logits.size(1))).to(logits.device)
+    tokens = (weights / noise).argmax(dim=1)
     logps = scaled.gather(1, tokens[:, None])[:, 0] - weights.sum(dim=1).log()
     return Draws(tokens, logps)
 
 
-def _exponentials(seed: int, step: Step, size: int) -> np.ndarray:
-    # Philox counts in the lowest word, so that the streams of two steps never meet
-    stream = np.random.Philox(key=[seed, step.prompt_id], counter=[0, step.token, step.sample, 0])
-    return np.random.Generator(stream).standard_exponential(size)
+def _exponentials(seed: int, steps: Sequence[Step], size: int) -> np.ndarray:
+    """Random numbers of each step, `(N, size)`: a stream of its own, by seed, prompt, sample and token."""
+    bits = np.random.Philox(key=[seed, 0])
+    generator = np.random.Generator(bits)
+    start: Any = bits.state  # set again for each step, which is faster than a new generator
+    noise = np.empty((len(steps), size))
+    for row, step in zip(noise, steps, strict=True):
+        start["state"]["key"][1] = step.prompt_id
+        # Philox counts in the first word, so that no two streams meet
+        start["state"]["counter"][:] = 0, step.token, step.sample, 0
+        bits.state = start
+        generator.standard_exponential(out=row)
+    return noise
 
 
 def _kept(scaled: Tensor, options: SamplingOptions) -> Tensor:

@@ -12,8 +12,9 @@ defines every token of every sample by those before it. A draft is compared with
 pass. The first token that differs is replaced and final, and the rest is drafted anew. It ends with the one sample
 that the definition has, whatever the draft was. A good draft needs one pass.
 
-Shapes do not depend on the length of a completion that is only known at its end, and yet short completions do not pay
-for `max_new_tokens`: a first stage takes up to a quarter of them, and a second one what has not ended.
+The shape of a batch may not depend on the lengths of completions, which are known only at their ends. So that short
+ones do not cost as much as `max_new_tokens`, a first stage goes up to half of them, and a second one continues the
+samples that have not ended.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,12 +33,12 @@ __all__ = ["ExactPass", "stages"]
 # Limits of a batch. Samples depend on them in their last bits, so they are not options
 _MAX_TOKENS = 4096
 _MAX_LOGITS = 2**24
-_SHORTEST_STAGED = 64  # tokens
+_SHORTEST_STAGED = 32  # tokens
 
 
 def stages(max_new_tokens: int) -> list[int]:
     """Numbers of tokens up to which samples are made final, one after another."""
-    return [*([max_new_tokens // 4] if max_new_tokens >= _SHORTEST_STAGED else []), max_new_tokens]
+    return [*([max_new_tokens // 2] if max_new_tokens >= _SHORTEST_STAGED else []), max_new_tokens]
 
 
 class ExactPass:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 __all__ = ["SamplingOptions"]
 
-_SAMPLES_PER_PART = 256  # samples depend on it in their last bits, so it is not an option
+_SAMPLES_PER_PART = 512  # samples depend on it in their last bits, so it is not an option
 
 
 @dataclass(frozen=True)

@@ -121,29 +121,32 @@ def sample_file(sampler: Sampler, source: RowSource, output: Path, *, overwrite:
         ValueError: If the output is of other settings, a prompt is invalid or too long, or logits are not finite.
     """
     if source.rows_per_part != sampler.options.prompts_per_part:
-        raise ValueError("The prompts are in parts of another size. Open them with `open_prompts(..., sampler.options)`.")
-    state = PartialState()
-    parts, settings = _SampledParts(output), settings_file(output)
-    num_samples = source.num_rows * sampler.options.num_samples
-    with parts.locked() if state.is_main_process else nullcontext():
-        with together():
-            check_output(output)
-            identity = _identity(sampler, source) if state.is_main_process else {}
-            is_complete = output.exists() and not overwrite
-            if not is_complete:
-                _check_prompts(sampler, source)
-            if state.is_main_process and is_complete:
-                _check_same_settings(output, identity)
-            elif state.is_main_process:
-                parts.begin(identity, discard=overwrite)
-        num_new = 0 if is_complete else _sample_parts(sampler, source, parts)
-        if not state.is_main_process:
-            return None
+        raise ValueError("The prompts are in parts of another size. Use `open_prompts(..., sampler.options)`.")
+    state, parts = PartialState(), _SampledParts(output)
+    result = SampledFile(output, settings_file(output), source.num_rows * sampler.options.num_samples, 0)
+    with together():
+        check_output(output)
+        identity = _identity(sampler, source) if state.is_main_process else {}
+        is_complete = output.exists() and not overwrite
         if not is_complete:
-            write_text(settings, json.dumps(identity, indent=2) + "\n")
-            _join(source, sampler, parts, output)
-        parts.remove()
-    return SampledFile(output, settings, num_samples, num_new)
+            _check_prompts(sampler, source)
+        elif state.is_main_process:
+            _check_same_settings(output, identity)
+            if parts.folder.exists():  # the run was killed at its very end
+                with parts.locked():
+                    parts.remove()
+    if not is_complete:
+        with parts.locked() if state.is_main_process else nullcontext():
+            with together():
+                if state.is_main_process:
+                    parts.begin(identity, discard=overwrite)
+            result.num_new = _sample_parts(sampler, source, parts)
+            if state.is_main_process:
+                output.unlink(missing_ok=True)  # there is never a file with the settings of another
+                write_text(result.settings, json.dumps(identity, indent=2) + "\n")
+                _join(source, sampler, parts, output)
+                parts.remove()
+    return result if state.is_main_process else None
 
 
 def check_output(output: Path) -> None:

@@ -62,7 +62,7 @@ class Sampler:
     r"""
     Samples completions of a policy, each with its own random numbers.
 
-    A sample depends on the policy, the options, its index and the prompts of its part: the 256 samples in a row that
+    A sample depends on the policy, the options, its index and the prompts of its part: the 512 samples in a row that
     are computed together. It does not depend on `max_tokens_per_batch`, the number of threads or processes, or what
     ran before, to the last bit of its log-probability. This holds on a CPU for models whose layers treat positions
     apart except for causal attention, see [`~trl_dpo_ext.evaluation.sampling.exact`]. On an accelerator it holds as

@@ -1,0 +1,340 @@
+"""Sampling: the policy's distribution by enumeration, and the same bits however samples are computed."""
+
+import itertools
+import math
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from closeness import drawn_in_float32, same
+from peft import get_peft_model
+from tiny import MODELS, lora_config, preference_rows, tiny_gpt2, tiny_llama, tiny_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trl_dpo_ext.evaluation import Sampler
+from trl_dpo_ext.evaluation.sampling.draft import Drafter
+from trl_dpo_ext.evaluation.sampling.drawing import Step, draw
+from trl_dpo_ext.evaluation.sampling.exact import ExactPass
+from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
+
+
+WORDS = ["<eos>", "a", "b", "c", "d"]
+PROMPTS = ["a", "a b c d a b", "c c"]
+LENGTH = 3
+
+
+def few_tokens(kind: str) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
+    """A model of five tokens, with dropout, and its tokenizer."""
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
+    ids = {"vocab_size": len(WORDS), "bos_token_id": None, "eos_token_id": 0, "initializer_range": 0.5}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == "gpt2":
+            config = GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=16, **ids)  # dropout 0.1
+            return drawn_in_float32(lambda: GPT2LMHeadModel(config)), tokenizer
+        config = LlamaConfig(
+            hidden_size=8,
+            intermediate_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            attention_dropout=0.1,
+            max_position_embeddings=16,
+            **ids,
+        )
+        return drawn_in_float32(lambda: LlamaForCausalLM(config)), tokenizer
+
+
+def enumerated(model, prompt_ids: list[int], options: SamplingOptions) -> dict[tuple[int, ...], float]:
+    """Log-probability of every completion of up to `LENGTH` tokens, one forward pass for each."""
+    model.eval()
+    found = {}
+    for length in range(1, LENGTH + 1):
+        for ids in itertools.product(range(len(WORDS)), repeat=length):
+            if 0 in ids[:-1] or length < LENGTH and ids[-1] != 0:
+                continue
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt_ids, *ids]])).logits[0, len(prompt_ids) - 1 : -1]
+            logps = []
+            for row, token in zip(logits.double() / options.temperature, ids, strict=True):
+                order = row.argsort(descending=True).tolist()
+                if options.top_k:
+                    order = order[: options.top_k]
+                p = row[order].softmax(0)
+                before = p.cumsum(0) - p
+                order = [i for i, less in zip(order, before.tolist(), strict=True) if less < options.top_p]
+                kept = row[order].log_softmax(0).tolist()
+                logps.append(dict(zip(order, kept, strict=True)).get(token, -math.inf))
+            if sum(logps) > -math.inf:
+                found[ids] = sum(logps)
+    return found
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    ("kind", "warp"),
+    [
+        ("gpt2", {}),
+        ("gpt2", {"temperature": 0.7}),
+        ("llama", {}),
+        ("llama", {"temperature": 0.7}),
+        ("llama", {"top_k": 2}),
+        ("gpt2", {"top_p": 0.8}),
+        ("llama", {"temperature": 1.3, "top_k": 4, "top_p": 0.9}),
+    ],
+)
+def test_samples_have_the_enumerated_distribution(kind, warp):
+    model, tokenizer = few_tokens(kind)
+    model.train()  # dropout
+    n = 2000
+    sampler = Sampler(model, tokenizer, num_samples=n, max_new_tokens=LENGTH, seed=3, progress=False, **warp)
+    for prompt, samples in zip(PROMPTS, sampler.sample(PROMPTS), strict=True):
+        logps = enumerated(model, tokenizer(prompt)["input_ids"], sampler.options)
+        assert sum(map(math.exp, logps.values())) == same(1.0)
+        counts = Counter(tuple(sample.token_ids) for sample in samples)
+        assert counts.keys() <= logps.keys()
+        rare = tuple(ids for ids, logp in logps.items() if n * math.exp(logp) < 25)  # too few for a normal share
+        for cell in [rare, *((ids,) for ids in logps if ids not in rare)]:
+            p = sum(math.exp(logps[ids]) for ids in cell)
+            share = sum(counts[ids] for ids in cell) / n
+            assert abs(share - p) <= 4 * math.sqrt(p * (1 - p) / n), cell
+        for sample in samples:
+            assert sample.logp == same(logps[tuple(sample.token_ids)])
+            assert sample.finished == (sample.token_ids[-1] == 0)
+            assert sample.completion == tokenizer.decode(sample.token_ids, skip_special_tokens=True)
+            assert sample.prompt == prompt
+    assert [sample.sample for sample in samples] == list(range(n))
+
+
+@pytest.mark.usefixtures("float64")
+def test_left_padding_does_not_change_the_distribution_of_a_draft():
+    """Drafts of ragged prompts in one batch are what the exact pass accepts, so that it need not draw them anew."""
+    model, tokenizer = few_tokens("gpt2")
+    sampler = Sampler(model, tokenizer, num_samples=100, max_new_tokens=LENGTH)
+    with counted_passes() as passes:
+        sampler.sample(PROMPTS)
+    assert len(passes) == 1
+
+
+# Bits
+
+
+PREFIXES = [row["prompt"] for row in preference_rows(8)]
+
+
+def samples_of(model, **options):
+    model.generation_config.eos_token_id = list(range(2, 12))  # random models rarely draw a certain token
+    given = {"num_samples": 2, "max_new_tokens": 32, "seed": 5, "progress": False} | options
+    return [asdict(sample) for row in Sampler(model, tiny_tokenizer(), **given).sample(PREFIXES) for sample in row]
+
+
+@contextmanager
+def counted_passes() -> Iterator[list[int]]:
+    """Numbers of batches of each exact pass."""
+    passes: list[int] = []
+    run = ExactPass.run
+
+    def counting(self, batches, end):
+        passes.append(len(batches))
+        return run(self, batches, end)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ExactPass, "run", counting)
+        yield passes
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("name", [name for name in MODELS if "vlm" not in name])
+def test_batches_do_not_change_a_bit(name):
+    model = MODELS[name]()
+    whole = samples_of(model)
+    longest = max(len(tiny_tokenizer()(prompt)["input_ids"]) for prompt in PREFIXES) + 32
+    assert {sample["finished"] for sample in whole} == {False, True}
+    for rows in (1, 7):
+        assert samples_of(model, max_tokens_per_batch=rows * longest) == whole
+
+
+@pytest.mark.float32
+def test_threads_do_not_change_a_bit():
+    whole = samples_of(tiny_llama(), max_new_tokens=8)
+    torch.set_num_threads(2)
+    try:
+        assert samples_of(tiny_llama(), max_new_tokens=8) == whole
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("noise", [0.3, 100.0])
+def test_a_bad_draft_does_not_change_a_bit(noise, monkeypatch):
+    """Drafts are drawn from logits with noise, and all that differs is replaced."""
+    expected = samples_of(tiny_gpt2(), num_samples=1, max_new_tokens=16)
+    init = Drafter.__init__
+
+    def noisy(self, forward, *args):
+        init(self, forward, *args)
+
+        class Forward:
+            can_cache, device = True, forward.device
+
+            def __call__(self, *args, **kwargs):
+                logits, cache = forward(*args, **kwargs)
+                return logits + noise * torch.randn_like(logits), cache
+
+        self._forward = Forward()
+
+    monkeypatch.setattr(Drafter, "__init__", noisy)
+    with counted_passes() as passes:
+        assert samples_of(tiny_gpt2(), num_samples=1, max_new_tokens=16) == expected
+    assert len(passes) > 1
+
+
+@pytest.mark.float32
+def test_no_draft_does_not_change_a_bit(monkeypatch):
+    expected = samples_of(tiny_llama(), max_new_tokens=6)
+    monkeypatch.setattr(Drafter, "extend", lambda *args: None)
+    assert samples_of(tiny_llama(), max_new_tokens=6) == expected
+
+
+def test_a_sample_depends_on_its_seed_prompt_and_number():
+    streams = {}
+    logits = torch.zeros(1, 1000)
+    for seed, prompt, sample, token in itertools.product(range(3), repeat=4):
+        drawn = draw(logits, [Step(prompt, sample, token)], SamplingOptions(seed=seed))
+        streams[seed, prompt, sample, token] = drawn.tokens.item()
+    assert len(set(streams.values())) > 70  # of 81 draws of 1000
+    again = draw(logits, [Step(2, 1, 0)], SamplingOptions(seed=1)).tokens.item()
+    assert again == streams[1, 2, 1, 0]
+
+
+@pytest.mark.parametrize("warp", [{}, {"top_k": 20}, {"top_p": 0.7}])
+def test_draws_do_not_depend_on_the_rows_beside(warp):
+    options = SamplingOptions(temperature=0.9, **warp)
+    logits = 3 * torch.randn(37, 1003, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
+    steps = [Step(i, 2, 3) for i in range(37)]
+    whole = draw(logits, steps, options)
+    for size in (1, 2, 5, 16):
+        for start in range(0, 37, size):
+            part = draw(logits[start : start + size], steps[start : start + size], options)
+            assert part.tokens.equal(whole.tokens[start : start + size])
+            assert part.logps.equal(whole.logps[start : start + size])
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2"])
+@torch.no_grad()
+def test_logits_do_not_depend_on_later_tokens_or_other_rows(name):
+    """What makes the definition of a sample one: see `sampling/exact.py`."""
+    model = MODELS[name]()
+    draws = torch.Generator().manual_seed(0)
+    one, other = torch.randint(7, 380, (2, 6, 50), generator=draws)
+    other[:, :21] = one[:, :21]
+    other[0] = one[0]
+    found, expected = model(other, use_cache=False).logits, model(one, use_cache=False).logits
+    assert found[:, :21].equal(expected[:, :21])
+    assert found[0].equal(expected[0])
+
+
+def test_draws_are_of_the_distribution():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    n = 20_000
+    steps = [Step(0, i, 0) for i in range(n)]
+    drawn = draw(logits.expand(n, 4), steps, SamplingOptions())
+    p = logits[0].double().softmax(0).numpy()
+    shares = np.bincount(drawn.tokens.numpy(), minlength=4) / n
+    assert np.all(np.abs(shares - p) <= 4 * np.sqrt(p * (1 - p) / n))
+    assert drawn.logps.numpy() == same(np.log(p)[drawn.tokens.numpy()])
+
+
+# Models and errors
+
+
+@pytest.mark.usefixtures("float64")
+def test_an_adapter_and_a_mode_that_is_restored():
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_llama(), lora_config(init_lora_weights=False)).train()
+    model.base_model.eval()
+    modes = [module.training for module in model.modules()]
+    sampler = Sampler(model, tiny_tokenizer(), max_new_tokens=8)
+    sample = sampler.sample(PREFIXES[:2])[1][0]
+    assert [module.training for module in model.modules()] == modes
+    ids = tiny_tokenizer()(PREFIXES[1])["input_ids"]
+    with torch.no_grad():
+        logps = model.eval()(torch.tensor([ids + sample.token_ids])).logits[0, len(ids) - 1 : -1].log_softmax(1)
+    assert sample.logp == same(logps.gather(1, torch.tensor(sample.token_ids)[:, None]).sum().item())
+
+
+def test_a_chat_prompt_is_rendered_for_an_answer():
+    sampler = Sampler(tiny_llama(), tiny_tokenizer(), max_new_tokens=2)
+    prompt = [{"role": "user", "content": "So?"}]
+    expected = tiny_tokenizer()("<|im_start|>user\nSo?<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    assert sampler.tokenize({"prompt": prompt}, 0, "row 0").token_ids == expected
+    assert sampler.sample([prompt])[0][0].prompt == prompt
+
+
+def test_tokens_that_end_a_sample():
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    assert Sampler(model, tokenizer).eos_ids == {2}
+    model.generation_config.eos_token_id = [2, 9]
+    assert Sampler(model, tokenizer).eos_ids == {2, 9}
+    model.generation_config.eos_token_id = tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="no EOS token, and the model's generation config names none"):
+        Sampler(model, tokenizer)
+
+
+def test_defaults_sample_the_policy():
+    assert asdict(SamplingOptions()) == {
+        "num_samples": 1,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": 256,
+        "seed": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "`num_samples=0` must be a whole number of at least 1"),
+        ({"top_k": -1}, "`top_k=-1` must be a whole number of at least 0"),
+        ({"seed": 1.5}, "`seed=1.5` must be a whole number"),
+        ({"temperature": 0.0}, "`temperature=0.0` must be a finite number above 0"),
+        ({"temperature": math.nan}, "`temperature=nan`"),
+        ({"top_p": 1.1}, "`top_p=1.1` must be above 0 and at most 1"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingOptions(**options)
+    with pytest.raises(ValueError, match=message):
+        replace(SamplingOptions(), **options)
+
+
+def test_prompts_that_cannot_be_sampled():
+    sampler = Sampler(tiny_gpt2(), tiny_tokenizer(), max_new_tokens=500)
+    with pytest.raises(
+        ValueError, match=r"`prompt` in prompt 1 has \d+ tokens. With `max_new_tokens=500` they exceed"
+    ):
+        sampler.sample(["Q", "word " * 20])
+    with pytest.raises(ValueError, match="`prompt` in prompt 0 is empty"):
+        sampler.sample([""])
+    with pytest.raises(ValueError, match="`prompt` in prompt 0 is of type int"):
+        sampler.sample([3])
+    with pytest.raises(ValueError, match="`prompts` is a text"):
+        sampler.sample("Q")
+    assert sampler.sample([]) == []
+
+
+def test_logits_that_are_not_finite():
+    model = tiny_llama()
+    model.lm_head.weight.data[5] = math.nan
+    with pytest.raises(ValueError, match="The logits of prompt 0 are not finite"):
+        Sampler(model, tiny_tokenizer(), max_new_tokens=4).sample(["Q"])
