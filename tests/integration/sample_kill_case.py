@@ -12,7 +12,6 @@ import torch
 
 from trl_dpo_ext.evaluation import Sampler, open_prompts, sample_file
 from trl_dpo_ext.evaluation.sampling import options
-from trl_dpo_ext.evaluation.sampling.draft import Drafter
 
 
 class Moments:
@@ -56,7 +55,7 @@ def main(model: str, prompts: str) -> None:
     sampler = Sampler.from_pretrained(model, num_samples=2, max_new_tokens=6, seed=7)
     source = open_prompts(prompts, sampler.options)
     moments = Moments()
-    for owner, name in ((os, "replace"), (Path, "write_text"), (Path, "rename"), (Drafter, "extend")):
+    for owner, name in ((os, "replace"), (Path, "write_text"), (Path, "rename"), (Sampler, "sample_part")):
         moments.around(owner, name)
 
     def contents(output: Path) -> tuple[bytes, bytes]:

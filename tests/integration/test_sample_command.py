@@ -99,11 +99,11 @@ def test_tools_and_variables_of_a_template(llama_folder):
 
 @pytest.mark.float32
 def test_batches_do_not_change_a_byte(llama_folder, small_parts):
-    longest = max(len(tiny_tokenizer()(prompt)["input_ids"]) for prompt in write_prompts(7)) + 6
+    write_prompts(7)
     assert sample(llama_folder) == 0
-    for rows in (1, 7):
-        assert sample(llama_folder, "--max_tokens_per_batch", str(rows * longest), output=f"{rows}.jsonl") == 0
-        assert Path(f"{rows}.jsonl").read_bytes() == Path("out.jsonl").read_bytes()
+    for tokens in (1, 7, 20_000):
+        assert sample(llama_folder, "--max_tokens_per_batch", str(tokens), output=f"{tokens}.jsonl") == 0
+        assert Path(f"{tokens}.jsonl").read_bytes() == Path("out.jsonl").read_bytes()
 
 
 @pytest.mark.slow

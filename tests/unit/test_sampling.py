@@ -3,9 +3,8 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +16,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_dpo_ext.evaluation import Sampler
-from trl_dpo_ext.evaluation.sampling.draft import Drafter
+from trl_dpo_ext.evaluation.sampling import options as options_module
+from trl_dpo_ext.evaluation.sampling import sampler as sampler_module
 from trl_dpo_ext.evaluation.sampling.drawing import Step, draw
-from trl_dpo_ext.evaluation.sampling.exact import ExactPass
 from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
+from trl_dpo_ext.evaluation.sampling.policy_forward import PolicyForward
 
 
 WORDS = ["<eos>", "a", "b", "c", "d"]
@@ -92,8 +92,8 @@ def enumerated(model, prompt_ids: list[int], options: SamplingOptions) -> dict[t
 def test_samples_have_the_enumerated_distribution(kind, warp):
     model, tokenizer = few_tokens(kind)
     model.train()  # dropout
-    n = 2000
-    sampler = Sampler(model, tokenizer, num_samples=n, max_new_tokens=LENGTH, seed=3, progress=False, **warp)
+    n = 4000
+    sampler = Sampler(model, tokenizer, num_samples=n, max_new_tokens=LENGTH, seed=0, progress=False, **warp)
     for prompt, samples in zip(PROMPTS, sampler.sample(PROMPTS), strict=True):
         logps = enumerated(model, tokenizer(prompt)["input_ids"], sampler.options)
         assert sum(map(math.exp, logps.values())) == same(1.0)
@@ -113,13 +113,38 @@ def test_samples_have_the_enumerated_distribution(kind, warp):
 
 
 @pytest.mark.usefixtures("float64")
-def test_left_padding_does_not_change_the_distribution_of_a_draft():
-    """Drafts of ragged prompts in one batch are what the exact pass accepts, so that it need not draw them anew."""
-    model, tokenizer = few_tokens("gpt2")
-    sampler = Sampler(model, tokenizer, num_samples=100, max_new_tokens=LENGTH)
-    with counted_passes() as passes:
-        sampler.sample(PROMPTS)
-    assert len(passes) == 1
+@pytest.mark.parametrize("name", [name for name in MODELS if "vlm" not in name])
+def test_log_probabilities_are_those_of_one_row_without_padding(name):
+    """Ragged prompts, so padded on the left, with samples that leave the batch when they end."""
+    model = MODELS[name]()
+    found = samples_of(model)
+    assert {sample["finished"] for sample in found} == {False, True}
+    assert [(sample["prompt_id"], sample["sample"]) for sample in found] == [(i, j) for i in range(8) for j in (0, 1)]
+    for sample in found:
+        assert sample["logp"] == same(logp_of(model, tiny_tokenizer()(sample["prompt"])["input_ids"], sample))
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_model_without_a_cache_of_keys_and_values_draws_the_same(monkeypatch):
+    expected = samples_of(tiny_llama(), max_new_tokens=12)
+    init = PolicyForward.__init__
+
+    def without(self, *args):
+        init(self, *args)
+        self.can_cache = False
+
+    monkeypatch.setattr(PolicyForward, "__init__", without)
+    found = samples_of(tiny_llama(), max_new_tokens=12)
+    assert [sample.pop("logp") for sample in found] == same([sample.pop("logp") for sample in expected])
+    assert found == expected
+
+
+def logp_of(model: torch.nn.Module, prompt_ids: list[int], sample: dict[str, Any]) -> float:
+    """Log-probability of a sample in one forward pass."""
+    ids = sample["token_ids"]
+    with torch.no_grad():
+        logits = model.eval()(torch.tensor([prompt_ids + ids])).logits[0, len(prompt_ids) - 1 : -1]
+    return logits.log_softmax(1).gather(1, torch.tensor(ids)[:, None]).sum().item()
 
 
 # Bits
@@ -134,34 +159,25 @@ def samples_of(model, **options):
     return [asdict(sample) for row in Sampler(model, tiny_tokenizer(), **given).sample(PREFIXES) for sample in row]
 
 
-@contextmanager
-def counted_passes() -> Iterator[list[int]]:
-    """Numbers of batches of each exact pass."""
-    passes: list[int] = []
-    run = ExactPass.run
-
-    def counting(self, batches, end):
-        passes.append(len(batches))
-        return run(self, batches, end)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ExactPass, "run", counting)
-        yield passes
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches of two to four samples, in parts of ten."""
+    monkeypatch.setattr(sampler_module, "tokens_per_batch", lambda device: 200)
+    monkeypatch.setattr(options_module, "_SAMPLES_PER_PART", 10)
 
 
 @pytest.mark.float32
-@pytest.mark.parametrize("name", [name for name in MODELS if "vlm" not in name])
-def test_batches_do_not_change_a_bit(name):
+@pytest.mark.parametrize("name", ["gpt2", "moe"])
+def test_the_budget_and_what_ran_before_do_not_change_a_bit(name, small_batches):
     model = MODELS[name]()
     whole = samples_of(model)
-    longest = max(len(tiny_tokenizer()(prompt)["input_ids"]) for prompt in PREFIXES) + 32
-    assert {sample["finished"] for sample in whole} == {False, True}
-    for rows in (1, 7):
-        assert samples_of(model, max_tokens_per_batch=rows * longest) == whole
+    for max_tokens in (1, 7, 500):
+        torch.manual_seed(max_tokens)
+        assert samples_of(model, max_tokens_per_batch=max_tokens) == whole
 
 
 @pytest.mark.float32
-def test_threads_do_not_change_a_bit():
+def test_threads_do_not_change_a_bit(small_batches):
     whole = samples_of(tiny_llama(), max_new_tokens=8)
     torch.set_num_threads(2)
     try:
@@ -169,38 +185,6 @@ def test_threads_do_not_change_a_bit():
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
-
-
-@pytest.mark.float32
-@pytest.mark.parametrize("noise", [0.3, 100.0])
-def test_a_bad_draft_does_not_change_a_bit(noise, monkeypatch):
-    """Drafts are drawn from logits with noise, and all that differs is replaced."""
-    expected = samples_of(tiny_gpt2(), num_samples=1, max_new_tokens=16)
-    init = Drafter.__init__
-
-    def noisy(self, forward, *args):
-        init(self, forward, *args)
-
-        class Forward:
-            can_cache, device = True, forward.device
-
-            def __call__(self, *args, **kwargs):
-                logits, cache = forward(*args, **kwargs)
-                return logits + noise * torch.randn_like(logits), cache
-
-        self._forward = Forward()
-
-    monkeypatch.setattr(Drafter, "__init__", noisy)
-    with counted_passes() as passes:
-        assert samples_of(tiny_gpt2(), num_samples=1, max_new_tokens=16) == expected
-    assert len(passes) > 1
-
-
-@pytest.mark.float32
-def test_no_draft_does_not_change_a_bit(monkeypatch):
-    expected = samples_of(tiny_llama(), max_new_tokens=6)
-    monkeypatch.setattr(Drafter, "extend", lambda *args: None)
-    assert samples_of(tiny_llama(), max_new_tokens=6) == expected
 
 
 def test_a_sample_depends_on_its_seed_prompt_and_number():
@@ -227,21 +211,6 @@ def test_draws_do_not_depend_on_the_rows_beside(warp):
             assert part.logps.equal(whole.logps[start : start + size])
 
 
-@pytest.mark.float32
-@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma2"])
-@torch.no_grad()
-def test_logits_do_not_depend_on_later_tokens_or_other_rows(name):
-    """What makes the definition of a sample one: see `sampling/exact.py`."""
-    model = MODELS[name]()
-    draws = torch.Generator().manual_seed(0)
-    one, other = torch.randint(7, 380, (2, 6, 50), generator=draws)
-    other[:, :21] = one[:, :21]
-    other[0] = one[0]
-    found, expected = model(other, use_cache=False).logits, model(one, use_cache=False).logits
-    assert found[:, :21].equal(expected[:, :21])
-    assert found[0].equal(expected[0])
-
-
 def test_draws_are_of_the_distribution():
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
     n = 20_000
@@ -266,9 +235,7 @@ def test_an_adapter_and_a_mode_that_is_restored():
     sample = sampler.sample(PREFIXES[:2])[1][0]
     assert [module.training for module in model.modules()] == modes
     ids = tiny_tokenizer()(PREFIXES[1])["input_ids"]
-    with torch.no_grad():
-        logps = model.eval()(torch.tensor([ids + sample.token_ids])).logits[0, len(ids) - 1 : -1].log_softmax(1)
-    assert sample.logp == same(logps.gather(1, torch.tensor(sample.token_ids)[:, None]).sum().item())
+    assert sample.logp == same(logp_of(model, ids, asdict(sample)))
 
 
 def test_a_chat_prompt_is_rendered_for_an_answer():

@@ -94,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="autocast (default: as in training)")
     model.add_argument("--device", help="device to sample on, for example cpu or cuda:1")
     model.add_argument("--revision", help="revision of the policy on the hub")
-    model.add_argument("--max_tokens_per_batch", type=count(), metavar="N", help="maximum tokens of a batch")
+    model.add_argument("--max_tokens_per_batch", type=count(), metavar="N", help="maximum tokens computed at once")
     return parser
 
 

@@ -3,8 +3,8 @@ Drawing of a token from logits and random numbers, which belong to one step of o
 
 $$ y_t = \arg\max_v p(v | x, y_{<t}) / E_{tv}, \qquad E_{tv} \sim \mathrm{Exp}(1) $$
 
-is a draw of p (an exponential race). A change of the logits by \\( \delta \\), such as rounding, changes the draw with
-a probability of at most about \\( 2 \delta \\), however many tokens the vocabulary has.
+is a draw of p (an exponential race). A change of the logits by \\( \delta \\), such as the rounding of another
+processor, changes the draw with a probability of at most about \\( 2 \delta \\), however large the vocabulary is.
 """
 
 from collections.abc import Sequence

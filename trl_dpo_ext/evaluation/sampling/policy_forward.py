@@ -36,7 +36,7 @@ class PolicyForward:
         self._options: dict[str, Any] = {}
         if getattr(base.config.get_text_config(), "output_router_logits", False):
             self._options["output_router_logits"] = False  # no load-balancing loss is needed
-        # Their virtual tokens are not in the caches that a next forward could use
+        # With virtual tokens, a cache is longer than the tokens that it is of
         self.can_cache = not (is_peft_model(model) and model.active_peft_config.is_prompt_learning)
 
     @contextmanager

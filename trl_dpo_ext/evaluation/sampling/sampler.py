@@ -12,13 +12,11 @@ from transformers.utils import logging
 from typing_extensions import Self
 
 from trl_dpo_ext.data.remote_code import remote_code_explained
-from trl_dpo_ext.evaluation.sampling.draft import Drafter
-from trl_dpo_ext.evaluation.sampling.exact import ExactPass, stages
+from trl_dpo_ext.evaluation.sampling.batches import batches_of, run_batches, tokens_per_batch
+from trl_dpo_ext.evaluation.sampling.decoding import Continuation, decode
 from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
 from trl_dpo_ext.evaluation.sampling.policy_forward import PolicyForward
 from trl_dpo_ext.evaluation.sampling.prompts import PromptTokenizer, TokenizedPrompt
-from trl_dpo_ext.evaluation.sampling.sequences import Continuation
-from trl_dpo_ext.models.limits import Limits
 from trl_dpo_ext.reward_model.policy_folder import load_policy, to_folder
 from trl_dpo_ext.reward_model.scoring_forward import PRECISIONS
 
@@ -62,21 +60,21 @@ class Sampler:
     r"""
     Samples completions of a policy, each with its own random numbers.
 
-    A sample depends on the policy, the options, its index and the prompts of its part: the 512 samples in a row that
-    are computed together. It does not depend on `max_tokens_per_batch`, the number of threads or processes, or what
-    ran before, to the last bit of its log-probability. This holds on a CPU for models whose layers treat positions
-    apart except for causal attention, see [`~trl_dpo_ext.evaluation.sampling.exact`]. On an accelerator it holds as
-    far as batches of equal shapes give equal logits there. In a mixture of experts a kernel may treat the tokens of an
-    expert together, so the last bits are not guaranteed. Another processor or version of torch may change the last
-    bits of a log-probability, and rarely a token.
+    Samples are computed in batches of up to 8,192 tokens (32,768 on an accelerator), which are composed by the prompts
+    and options alone: of parts of 512 samples, in the order of the prompts. So a sample depends on the policy, the
+    options and the prompts of its part. It does not depend on `max_tokens_per_batch`, the number of threads or
+    processes, or what has run before, to the last bit of its log-probability. This holds on a CPU, where every batch
+    is computed by one thread, and on an accelerator as far as its kernels are deterministic. Another processor or
+    version of torch may change the last bits of a log-probability, and rarely a token.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Policy.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
-        max_tokens_per_batch (`int`, *optional*, defaults to `16384`):
-            Maximum number of tokens of a batch. Does not change samples.
+        max_tokens_per_batch (`int`, *optional*, defaults to `65536`):
+            Maximum number of tokens that are computed at once: how many batches a CPU with several threads computes
+            beside each other, at least one. Does not change samples.
         mixed_precision (`str`, *optional*, defaults to `"no"`):
             Autocast: `"no"`, `"bf16"` or `"fp16"`.
         progress (`bool`, *optional*, defaults to `True`):
@@ -103,7 +101,7 @@ class Sampler:
         model: Any,
         processing_class: Any,
         *,
-        max_tokens_per_batch: int = 16384,
+        max_tokens_per_batch: int = 65536,
         mixed_precision: str = "no",
         progress: bool = True,
         **options: Any,
@@ -119,10 +117,8 @@ class Sampler:
         self.progress = progress
         self.eos_ids = _eos_ids(model, processing_class)
         self.tokenize = PromptTokenizer(processing_class, model, self.options.max_new_tokens)
+        self.max_tokens_per_batch = max_tokens_per_batch
         self._forward = PolicyForward(model, mixed_precision)
-        pad_id = min(self.eos_ids)  # the value of padding has no effect
-        self._drafter = Drafter(self._forward, self.options, pad_id, max_tokens_per_batch)
-        self._exact = ExactPass(self._forward, self.options, pad_id, Limits(model).vocabulary)
 
     @classmethod
     def from_pretrained(
@@ -223,24 +219,21 @@ class Sampler:
             `list[list[Sample]]`
         """
         numbers = range(self.options.num_samples)
-        by_prompt = [
-            [Continuation(prompt.prompt_id, prompt.token_ids, i, self.eos_ids) for i in numbers] for prompt in prompts
-        ]
+        by_prompt = [[Continuation(prompt.prompt_id, prompt.token_ids, i) for i in numbers] for prompt in prompts]
         samples = [sample for of_prompt in by_prompt for sample in of_prompt]
+        device = self._forward.device
+        limit = tokens_per_batch(device)
+        batches = list(batches_of(samples, self.options.max_new_tokens, limit))
+
+        def compute(batch: list[Continuation]) -> None:
+            decode(self._forward, batch, self.options, self.eos_ids)
+
         with self._forward.in_evaluation_mode():
-            for end in stages(self.options.max_new_tokens):
-                self._complete([sample for sample in samples if not sample.has_ended], end)
+            run_batches(compute, batches, device, num_at_once=self.max_tokens_per_batch // limit)
         return [
             [self._finished(prompt, sample) for sample in of_prompt]
             for prompt, of_prompt in zip(prompts, by_prompt, strict=True)
         ]
-
-    def _complete(self, samples: Sequence[Continuation], end: int) -> None:
-        batches = list(self._exact.batches(samples, end))
-        while batches:
-            self._drafter.extend([sample for batch in batches for sample in batch], end)
-            self._exact.run(batches, end)
-            batches = [batch for batch in batches if not all(sample.is_final(end) for sample in batch)]
 
     def _finished(self, prompt: TokenizedPrompt, sample: Continuation) -> Sample:
         return Sample(
