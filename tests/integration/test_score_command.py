@@ -494,9 +494,14 @@ def test_models_that_are_not_there(score, capsys, tmp_path):
     assert "no-model is not a folder, and as a hub name it gives: " in capsys.readouterr().err
 
 
-def test_help_loads_no_torch():
-    script = "import sys; from trl_dpo_ext.cli import main\ntry: main(['score', '--help'])\nexcept SystemExit: pass\n"
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [("score", "exit status: 0, all rows are scored; 1, some "), ("sample", "exit status: 0, OUTPUT has all samples")],
+)
+def test_help_loads_no_torch(command, says):
+    script = f"import sys; from trl_dpo_ext.cli import main\ntry: main(['{command}', '--help'])\n"
+    script += "except SystemExit: pass\n"
     printed = subprocess.run(
         [sys.executable, "-c", script + "print('torch' in sys.modules)"], capture_output=True, text=True, check=True
     ).stdout
-    assert "exit status: 0, all rows are scored; 1, some " in printed and printed.endswith("False\n")
+    assert says in printed and printed.endswith("False\n")

@@ -33,6 +33,9 @@ DOCTOR = ["doctor", "rows.jsonl", "--tokenizer", "model"]
         (["env", "--al"], "there is no option --al."),
         (["score", "m", "rows.jsonl", "--outptu", "x.jsonl"], "there is no option --outptu. Did you mean --output?"),
         (["score", "m", "rows.jsonl"], "the following arguments are required: --output."),
+        (["sample", "m", "p.jsonl"], "the following arguments are required: --output."),
+        (["sample", "m", "p.jsonl", "--num_sample", "2"], "no option --num_sample. Did you mean --num_samples?"),
+        (["sample", "m", "p.jsonl", "--temperature", "0"], "--temperature: 0 is not a finite number above 0"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
