@@ -104,7 +104,7 @@ def best_of_n_kl(logps: Any, n: int) -> Any:
     >>> from trl_dpo_ext.evaluation import best_of_n_kl
 
     >>> best_of_n_kl([-40.0, math.log(0.5)], 4).round(4)
-    array([0.6363, 0.4942])
+    array([0.6363, 0.4991])
 
     ```
     """
