@@ -25,9 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer
-from trl_dpo_ext.shared_prompt.attention import SEGMENTED
+from trl_dpo_ext.shared_prompt.attention import SDPA
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
-from trl_dpo_ext.shared_prompt.support import BLOCK_MASK, DENSE_MASK, SEGMENTS
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -376,17 +375,17 @@ class TestUntestedModels:
 
 class TestHowModelsAttend:
     def test_by_segments_on_the_cpu_and_by_mask_on_a_gpu(self):
-        for device, expected in ((CPU, SEGMENTS), (GPU, DENSE_MASK)):
+        for device, expected in ((CPU, "segments"), (GPU, "dense")):
             model = tiny_llama()
             add_fused_lm_head(model)
-            assert GroupedForward(model, LayoutOptions(), device).attention == expected
-            assert model.config._attn_implementation == (SEGMENTED if device == CPU else "sdpa")
+            assert GroupedForward(model, LayoutOptions(), device).path == expected
+            assert model.config._attn_implementation == SDPA[expected]
 
     def test_flex_attention(self):
         model = tiny_llama()
         model.set_attn_implementation("flex_attention")
         add_fused_lm_head(model)
-        assert GroupedForward(model, LayoutOptions(), CPU).attention == BLOCK_MASK
+        assert GroupedForward(model, LayoutOptions(), CPU).path == "flex"
 
     def test_flash_attention_has_no_such_mask(self):
         model = tiny_llama()
@@ -402,7 +401,7 @@ class TestHowModelsAttend:
         trainer.save_model(str(tmp_path / "saved"))
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
         assert loaded.config._attn_implementation == "sdpa"
-        assert SEGMENTED not in (tmp_path / "saved" / "config.json").read_text()
+        assert SDPA["segments"] not in (tmp_path / "saved" / "config.json").read_text()
 
     def test_it_generates_as_before(self, run):
         trainer = run(learning_rate=1e-9)

@@ -12,7 +12,7 @@ from trl.trainer.utils import add_fused_lm_head
 from trl_dpo_ext.batches import Batch
 from trl_dpo_ext.logps import completion_logps
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
-from trl_dpo_ext.shared_prompt.support import BLOCK_MASK, DENSE_MASK, TESTED
+from trl_dpo_ext.shared_prompt.support import TESTED
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -151,7 +151,7 @@ def test_architecture(name, attention):
 def test_dense_mask_of_sdpa_as_on_a_gpu(name, packs):
     model = build(name, "sdpa")
     grouped = GroupedForward(model, LayoutOptions(padding_free=packs), torch.device("cuda"))
-    assert grouped.attention == DENSE_MASK
+    assert grouped.path == "dense"
     assert_same(model, ragged_batch())
 
 
@@ -211,7 +211,7 @@ def test_a_difference_is_seen(weight, precision, monkeypatch):
 def test_forward_of_flex_attention(name):
     """Its backward needs a GPU (torch 2.13). What a token sees is tested in `unit/test_layouts.py`."""
     model, flex = build(name, "eager" if name == "gemma2" else "sdpa"), build(name, "flex_attention")
-    assert GroupedForward(flex, LayoutOptions(share_prompt=True), CPU).attention == BLOCK_MASK
+    assert GroupedForward(flex, LayoutOptions(share_prompt=True), CPU).path == "flex"
     batch = ragged_batch()
     read = Batch.of(batch)
     groups, rows = read.groups, read.rows

@@ -36,6 +36,7 @@ from trl_dpo_ext.trainers.first_look import warn_of_text
 from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 from trl_dpo_ext.trainers.forward.cached_reference import cached_ref_logps
 from trl_dpo_ext.trainers.forward.first_rewards import explain_first_rewards
+from trl_dpo_ext.trainers.forward.grouped_collator import grouped
 from trl_dpo_ext.trainers.forward.precision import compute_dtype
 from trl_dpo_ext.trainers.forward.reference_logps import Reference
 from trl_dpo_ext.trainers.forward.repeated_rows import NUM_REAL, count_real_examples, end_of_stream, num_real_examples
@@ -164,6 +165,10 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
             return dataset
         self.runner  # noqa: B018 - TRL calls this method before its own `__init__` ends
         return self.with_ref_logps(dataset, cached_ref_logps(self, dataset, name, batch_size))
+
+    def _get_dataloader(self, dataset, *args, **kwargs):
+        with grouped(self, dataset):
+            return super()._get_dataloader(dataset, *args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         # HF also groups by length here, and `predict` would return rows in another order

@@ -69,7 +69,7 @@ class RankingDPOTrainer(GroupTrainer):
         ref_logps, ref_token_logps = self.reference_logps(batch)
         policy = self.runner.run_policy(model, batch)
         exists, ranks = batch.exists, batch.ranks
-        order_losses = losses = self.order_losses(policy.logps, ref_logps, exists, ranks)
+        order_losses = losses = self.order_losses(policy.logps, ref_logps, exists, ranks, batch.has_ties)
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
         if self.args.top_m is not None:
@@ -88,9 +88,16 @@ class RankingDPOTrainer(GroupTrainer):
             order_losses=order_losses.detach(),
         )
 
-    def order_losses(self, policy_logps: Tensor, ref_logps: Tensor | None, mask: Tensor, ranks: Tensor) -> Tensor:
+    def order_losses(
+        self,
+        policy_logps: Tensor,
+        ref_logps: Tensor | None,
+        mask: Tensor,
+        ranks: Tensor,
+        has_ties: bool | None = None,
+    ) -> Tensor:
         """Returns Plackett-Luce losses `(B,)`. Rows with one completion, which only prediction keeps, have loss 0."""
-        options = {"beta": self.beta, "top_m": self.args.top_m}
+        options = {"beta": self.beta, "top_m": self.args.top_m, "has_ties": has_ties}
         several = None if self.model.training else mask.sum(dim=1) > 1  # (B,)
         if several is None or several.all():
             return plackett_luce_loss(policy_logps, ref_logps, mask=mask, ranks=ranks, **options)
