@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.library import Library
+from transformers import PreTrainedModel, modeling_flash_attention_utils
 
 from trl_dpo_ext.shared_prompt import paths
 
@@ -168,3 +169,59 @@ def flash_on_cpu(upper_left: bool = False, window_shift: int = 0) -> Iterator[Co
             yield calls
         finally:
             library._destroy()
+
+
+def _flash_attn_varlen_func(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float = 0.0,
+    softmax_scale: float | None = None,
+    causal: bool = False,
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+) -> Tensor:
+    # By the signature of the package `flash_attn`
+    calls["flash_attn"] += 1
+    _check(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    assert causal
+    outputs = []
+    for rows, columns in _segments(cu_seqlens_q, cu_seqlens_k):
+        query, key, value = _heads(q[rows], k[columns], v[columns])
+        scores = query @ key.transpose(1, 2) * (softmax_scale or q.size(-1) ** -0.5)
+        if softcap:
+            scores = softcap * (scores / softcap).tanh()
+        mask = sees(query.size(1), key.size(1), causal, *window_size)
+        outputs.append((scores.masked_fill(~mask, -torch.inf).softmax(-1) @ value).transpose(0, 1).to(q.dtype))
+    return torch.cat(outputs)
+
+
+def _flash_attn_func(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    size = q.shape[:2]
+    starts = torch.arange(0, size[0] * size[1] + 1, size[1], dtype=torch.int32)
+    flat = (states.flatten(0, 1) for states in (q, k, v))
+    return _flash_attn_varlen_func(*flat, starts, starts, size[1], size[1], **options).unflatten(0, size)
+
+
+@contextmanager
+def flash_attn_on_cpu() -> Iterator[Counter[str]]:
+    """Has `flash_attention_2` of transformers run on the CPU, in any dtype, by an imitation of `flash_attn`."""
+    calls.clear()
+    of_padding = (modeling_flash_attention_utils._pad_input, modeling_flash_attention_utils._unpad_input)
+    functions = (_flash_attn_func, _flash_attn_varlen_func, None, *of_padding)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "HALF", paths.HALF | {torch.float32, torch.float64})
+        patch.setattr(modeling_flash_attention_utils, "_lazy_imports", lambda *_, **__: functions)
+        patch.setattr(modeling_flash_attention_utils, "_loaded_implementation", None)
+        yield calls
+
+
+def use_flash_attention_2(model: PreTrainedModel) -> None:
+    """As if the model had been loaded with it, which transformers refuses without the package."""
+    for module in model.modules():
+        if hasattr(module, "config"):
+            module.config._attn_implementation_internal = "flash_attention_2"

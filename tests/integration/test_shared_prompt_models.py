@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from closeness import EXACT, assert_within_rounding, drawn_in_float32, in_float64
+from flash_on_cpu import flash_attn_on_cpu, flash_on_cpu, use_flash_attention_2
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_dpo_ext.batches import Batch
 from trl_dpo_ext.logps import completion_logps
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
-from trl_dpo_ext.shared_prompt.support import TESTED
+from trl_dpo_ext.shared_prompt.support import TESTED, is_ordinary
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -119,9 +121,11 @@ def run(model: PreTrainedModel, batch: dict[str, torch.Tensor], with_groups: boo
     return scored, gradients
 
 
-def assert_same(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
-    """Runs a model both ways, in float64."""
-    expected, expected_gradients = run(model, batch, with_groups=False)
+def assert_same(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor], separate: PreTrainedModel | None = None
+) -> None:
+    """Runs a model both ways, in float64; `separate`: another to run on separate rows."""
+    expected, expected_gradients = run(separate or model, batch, with_groups=False)
     found, gradients = run(model, batch, with_groups=True)
     assert torch.equal(found.mask, expected.mask)
     for name in ("logps", "entropy", "mean_logits"):
@@ -144,6 +148,52 @@ def test_architecture(name, attention):
     grouped = GroupedForward(model, LayoutOptions(share_prompt=True), CPU)
     assert_same(model, ragged_batch())
     assert grouped.shares
+
+
+# `gemma2` caps its scores, which torch's kernel does not; layers of `stablelm` get no arguments of the model's forward
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("gemma2", "stablelm")])
+def test_varlen_attention(name):
+    model = build(name, "sdpa")
+    with flash_on_cpu() as calls:
+        grouped = GroupedForward(model, LayoutOptions(attention_path="varlen"), CPU)
+        assert_same(model, ragged_batch(), separate=build(name, "sdpa"))
+    # One whose config is not ordinary is compared first
+    layers, compared = model.config.num_hidden_layers, not is_ordinary(model)
+    assert calls == {"forward": layers * (1 + compared), "backward": layers}
+    assert str(grouped) == "computed once (FlashAttention of torch, packed)"
+
+
+# transformers cannot tell the dtype of `gpt2`, which has no linear layer, in these dtypes
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("gpt2", "qwen2_moe", "stablelm")])
+def test_flash_attention_of_the_user(name):
+    """In place: softcaps and windows are the kernel's."""
+    model = build(name, "eager")
+    use_flash_attention_2(model)
+    with flash_attn_on_cpu() as calls:
+        grouped = GroupedForward(model, LayoutOptions(), CPU)
+        assert_same(model, ragged_batch(), separate=build(name, "eager"))
+        assert calls == {"flash_attn": model.config.num_hidden_layers * (1 if is_ordinary(model) else 3)}
+        assert str(grouped) == "computed once (the model's FlashAttention, packed)"
+
+
+def test_a_window_that_layers_do_not_tell_flash_attention(caplog):
+    """Those of `qwen2_moe` (transformers 5.23) do not, so that separate rows have none: the comparison finds it."""
+    PartialState()
+    model = build("qwen2_moe", "eager")
+    use_flash_attention_2(model)
+    with flash_attn_on_cpu():
+        grouped = GroupedForward(model, LayoutOptions(), CPU)
+        assert_same(model, ragged_batch())
+    assert grouped.path is None
+    assert "its log-probabilities differ" in grouped.reason
+
+
+@pytest.mark.parametrize("fault", [{"upper_left": True}, {"window_shift": 1}], ids=str)
+def test_a_wrong_kernel_is_seen(fault):
+    model = build("mistral_window", "sdpa")
+    with flash_on_cpu(**fault), pytest.raises(AssertionError):
+        GroupedForward(model, LayoutOptions(attention_path="varlen"), CPU)
+        assert_same(model, ragged_batch(), separate=build("mistral_window", "sdpa"))
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3", "qwen2_moe", "gpt2"])

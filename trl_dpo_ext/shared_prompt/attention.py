@@ -36,6 +36,7 @@ def _by_segments(query: Tensor, key: Tensor, value: Tensor, mark: Tensor, layout
 def _by_varlen(
     query: Tensor, key: Tensor, value: Tensor, mark: Tensor, layout: Layout, scale: float | None, dropout: float
 ) -> Tensor:
+    assert not dropout, "see `why_not`"
     rows, _, width, _ = query.shape
     query, key, value = half(*(states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)))
     output = varlen(query, key, value, segments_of(layout), window=window_of(mark), scale=scale)
@@ -69,9 +70,7 @@ def _with_layout(attend: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
             )
         if kwargs.get("softcap") is not None:
-            raise ValueError(
-                "`sdpa` attention has no `softcap`. Use `attn_implementation='eager'` or 'flex_attention'."
-            )
+            raise ValueError("`sdpa` attention has no `softcap`. Use `attn_implementation='eager'`.")
         return attend(query, key, value, attention_mask, layout, scale=scaling, dropout=dropout), None
 
     return attention

@@ -115,7 +115,9 @@ class GroupedForward:
     ):
         self.model = model
         self.options = options
-        self.path, self.reason = choose_path(model, device, dtype or model.dtype, options.attention_path)
+        self.path, self.reason = choose_path(
+            model, device, dtype or model.dtype, options.attention_path, shares=options.share_prompt is not False
+        )
         self._windows = windows_of(model)
         self._is_tested = is_tested(model)
         self._is_checked = self._is_tested and is_ordinary(model)

@@ -1,6 +1,7 @@
 """Which attention runs a model on a layout: the best that is exact, or the one that is asked for."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -72,8 +73,8 @@ class Facts:
     torch_version: str = torch.__version__
 
     @classmethod
-    def of(cls, model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> "Facts":
-        """Reads the facts of a model that runs on a device in a dtype."""
+    def of(cls, model: PreTrainedModel, device: torch.device, dtype: torch.dtype, shares: bool) -> "Facts":
+        """Reads the facts of a model that runs on a device in a dtype; where it shares prompts, dropout is off."""
         config = model.config.get_text_config()
         hidden, heads = getattr(config, "hidden_size", 0), getattr(config, "num_attention_heads", 1)
         size = getattr(config, "qk_head_dim", None) or getattr(config, "head_dim", None) or hidden // heads
@@ -88,8 +89,12 @@ class Facts:
             hands_on=hands_on_arguments(model),
             head_sizes=(size, getattr(config, "v_head_dim", None) or size),
             softcap=getattr(config, "attn_logit_softcapping", None),
-            dropout=getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None) or 0.0,
+            dropout=0.0 if shares else _dropout_of(config),
         )
+
+
+def _dropout_of(config: Any) -> float:
+    return getattr(config, "attention_dropout", None) or getattr(config, "attn_pdrop", None) or 0.0
 
 
 def why_not(path: str, facts: Facts) -> str | None:
@@ -144,7 +149,7 @@ def _why_not_varlen(facts: Facts) -> str | None:
 
 
 def choose_path(
-    model: PreTrainedModel, device: torch.device, dtype: torch.dtype, asked: str = "auto"
+    model: PreTrainedModel, device: torch.device, dtype: torch.dtype, asked: str = "auto", shares: bool = True
 ) -> tuple[str | None, str]:
     """
     Returns the path of a model, and why it has no better one.
@@ -158,6 +163,8 @@ def choose_path(
             Dtype that attention computes in.
         asked (`str`, *optional*, defaults to `"auto"`):
             One of [`PATHS`].
+        shares (`bool`, *optional*, defaults to `True`):
+            Whether completions share their prompt, and not only a row.
 
     Returns:
         `tuple[str | None, str]`: A key of [`DESCRIPTIONS`], or `None` for separate rows; and the reason, empty if
@@ -168,7 +175,7 @@ def choose_path(
     """
     if asked == "separate":
         return None, "`attention_path='separate'`"
-    facts = Facts.of(model, device, dtype)
+    facts = Facts.of(model, device, dtype, shares)
     whole_rows = whole_rows_for_model(model)
     if asked != "auto":
         reason = whole_rows or why_not(asked, facts)
