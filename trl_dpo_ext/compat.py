@@ -86,6 +86,7 @@ SEAMS = {
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "compute_ref_log_probs": ("model", "inputs"),
     "create_model_card": ("model_name", "dataset_name", "tags"),
+    "create_accelerator_and_postprocess": (),
     "create_scheduler": ("num_training_steps", "optimizer"),
     "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),

@@ -1,9 +1,10 @@
 """
-No step of a training mixes tensors of the host with those of an accelerator, tried without one.
+No step of a training mixes tensors of the host with those of an accelerator, or waits for it, tried without one.
 
 Weights and batches are on a device whose tensors have shapes and no values, and every operation checks devices as on a
-GPU: torch's `FakeTensorMode`, on the device type `lazy`, which no backend claims. What is computed on the host, the
-layout of a batch, is computed with values.
+GPU: torch's `FakeTensorMode`, on the device type `lazy`, which no backend claims. To read one of them, as `.item()`,
+`nonzero` and a boolean index do, is an error. What is computed on the host, the layout of a batch, is computed with
+values.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+import trl
 from integration.conftest import TINY
 from peft import LoraConfig
 from tiny import preference_rows, ranking_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_tokenizer
@@ -93,14 +95,27 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[], PreTrainedModel]]] = {
 }
 
 
+def as_on_a_gpu(path: str) -> Callable[..., tuple[str | None, str]]:
+    """The path of a GPU, which is another than a CPU's; `"varlen"` where the model takes it."""
+
+    def choose(model: PreTrainedModel, device: torch.device, *options: Any, **others: Any) -> tuple[str | None, str]:
+        found = choose_path(model, GPU, *options, **others)
+        return (path, "") if found[0] == "dense" and model.config._attn_implementation == "sdpa" else found
+
+    return choose
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("path", ["dense", "varlen"])
 @pytest.mark.parametrize(
     ("name", "adapter"), [(name, False) for name in CASES] + [("pairs", True), ("rankings in parts", True)]
 )
-def test_loss_and_metrics(name: str, adapter: bool, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_metrics(name: str, adapter: bool, path: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     method, options, make = CASES[name]
-    # As on a GPU; the attention of CPUs is another
-    monkeypatch.setattr(forward, "choose_path", lambda model, device, *others: choose_path(model, GPU, *others))
+    monkeypatch.setattr(forward, "choose_path", as_on_a_gpu(path))
+    if options.get("share_prompt") is not False:
+        # As on a GPU, where TRL's head picks the tokens that have a label, which waits for it
+        monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: True)
     # Its comparison of two ways to run the model reads values
     monkeypatch.setattr(forward.GroupedForward, "_check", lambda grouped: None)
     model = make()

@@ -15,7 +15,7 @@ from transformers.masking_utils import sdpa_mask
 from trl_dpo_ext.shared_prompt.layout import Layout
 from trl_dpo_ext.shared_prompt.masks import window_of
 from trl_dpo_ext.shared_prompt.segmented import segmented
-from trl_dpo_ext.shared_prompt.segments import segments_of
+from trl_dpo_ext.shared_prompt.segments import Segments
 from trl_dpo_ext.shared_prompt.varlen import gather_keys, half, varlen
 
 
@@ -29,22 +29,22 @@ SDPA = {"segments": "sdpa_segments", "varlen": "sdpa_varlen", "dense": "sdpa_den
 _NO_PLANS = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def _by_segments(query: Tensor, key: Tensor, value: Tensor, mark: Tensor, layout: Layout, **options: Any) -> Tensor:
-    return segmented(query, key, value, layout, window=window_of(mark), **options)
+def _by_segments(query: Tensor, key: Tensor, value: Tensor, mark: Tensor, plan: Layout, **options: Any) -> Tensor:
+    return segmented(query, key, value, plan, window=window_of(mark), **options)
 
 
 def _by_varlen(
-    query: Tensor, key: Tensor, value: Tensor, mark: Tensor, layout: Layout, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, mark: Tensor, plan: Segments, scale: float | None, dropout: float
 ) -> Tensor:
     assert not dropout, "see `why_not`"
     rows, _, width, _ = query.shape
     query, key, value = half(*(states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)))
-    output = varlen(query, key, value, segments_of(layout), window=window_of(mark), scale=scale)
+    output = varlen(query, key, value, plan, window=window_of(mark), scale=scale)
     return output.unflatten(0, (rows, width))
 
 
 def _by_mask(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, layout: Layout, scale: float | None, dropout: float
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, plan: Layout, scale: float | None, dropout: float
 ) -> Tensor:
     key, value = (repeat_kv(states, query.size(1) // key.size(1)) for states in (key, value))
     with sdpa_kernel(_NO_PLANS) if query.is_cuda else nullcontext():
@@ -52,8 +52,9 @@ def _by_mask(
     return output.transpose(1, 2)
 
 
-def _with_layout(attend: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
-    # transformers' own `sdpa` without a layout. Every layer is handed the mark of its window, or its mask
+def _with_plan(attend: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    # transformers' own `sdpa` without a plan, which is a layout or its segments. With one, every layer is handed the
+    # mark of its window, or its mask
     def attention(
         module: nn.Module,
         query: Tensor,
@@ -62,31 +63,31 @@ def _with_layout(attend: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, N
         attention_mask: Tensor | None,
         dropout: float = 0.0,
         scaling: float | None = None,
-        layout: Layout | None = None,
+        plan: Layout | Segments | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        if layout is None:
+        if plan is None:
             return sdpa_attention_forward(
                 module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
             )
         if kwargs.get("softcap") is not None:
             raise ValueError("`sdpa` attention has no `softcap`. Use `attn_implementation='eager'`.")
-        return attend(query, key, value, attention_mask, layout, scale=scaling, dropout=dropout), None
+        return attend(query, key, value, attention_mask, plan, scale=scaling, dropout=dropout), None
 
     return attention
 
 
 def share_flash_attention(name: str) -> None:
     """
-    Has the FlashAttention that models know by a name, the user's own, take layouts too. Once; it stays what it was
-    without a layout.
+    Has the FlashAttention that models know by a name, the user's own, take the segments of a layout, too. Once; it
+    stays what it was without them.
 
     Args:
         name (`str`):
             A model's `attn_implementation`, such as `"flash_attention_2"` or a kernel of the hub.
     """
     own: Callable[..., tuple[Tensor, None]] = AttentionInterface()[name]
-    if hasattr(own, "takes_layouts"):
+    if hasattr(own, "takes_plans"):
         return
 
     @wraps(own)
@@ -97,16 +98,15 @@ def share_flash_attention(name: str) -> None:
         value: Tensor,
         attention_mask: Tensor | None,
         *args: Any,
-        layout: Layout | None = None,
+        plan: Segments | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        if layout is None or attention_mask is None:
+        if plan is None or attention_mask is None:
             return own(module, query, key, value, attention_mask, *args, **kwargs)
-        segments = segments_of(layout)
         rows, _, width, _ = query.shape
         query = query.transpose(1, 2).flatten(0, 1)[None].transpose(1, 2)
         key, value = (
-            gather_keys(states.transpose(1, 2).flatten(0, 1), segments.keys)[None].transpose(1, 2)
+            gather_keys(states.transpose(1, 2).flatten(0, 1), plan.keys)[None].transpose(1, 2)
             for states in (key, value)
         )
         # From positions it would find out, waiting for the device, what the segments say
@@ -119,17 +119,17 @@ def share_flash_attention(name: str) -> None:
             None,
             *args,
             **kwargs | {"sliding_window": window_of(attention_mask)},
-            cu_seq_lens_q=segments.cu_q,
-            cu_seq_lens_k=segments.cu_k,
-            max_length_q=segments.max_q,
-            max_length_k=segments.max_k,
+            cu_seq_lens_q=plan.cu_q,
+            cu_seq_lens_k=plan.cu_k,
+            max_length_q=plan.max_q,
+            max_length_k=plan.max_k,
         )
         return output[0].unflatten(0, (rows, width)), None
 
-    attend.takes_layouts = True  # type: ignore[attr-defined]
+    attend.takes_plans = True  # type: ignore[attr-defined]
     AttentionInterface.register(name, attend)
 
 
 for _name, _attend in zip(SDPA.values(), (_by_segments, _by_varlen, _by_mask), strict=True):
-    AttentionInterface.register(_name, _with_layout(_attend))
+    AttentionInterface.register(_name, _with_plan(_attend))
     AttentionMaskInterface.register(_name, sdpa_mask)

@@ -21,6 +21,7 @@ from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.shared_prompt.layout import Layout, lay_out, to_device
 from trl_dpo_ext.shared_prompt.masks import block_mask, dense_mask, window_mark
 from trl_dpo_ext.shared_prompt.paths import COMPILED, DESCRIPTIONS, HALF, choose_path
+from trl_dpo_ext.shared_prompt.segments import segments_of
 from trl_dpo_ext.shared_prompt.support import hands_on_arguments, is_ordinary, is_tested, windows_of
 
 
@@ -156,11 +157,6 @@ class GroupedForward:
         return self._lays_out and self.options.padding_free is not False
 
     @property
-    def compiles_layers(self) -> bool:
-        """Whether the layers of the model can be compiled once for all layouts."""
-        return self._lays_out and self.path in COMPILED
-
-    @property
     def _lays_out(self) -> bool:
         return self.shares or (self.path is not None and self.options.padding_free is True)
 
@@ -168,11 +164,11 @@ class GroupedForward:
         attention = self.model.config.get_text_config()._attn_implementation
         if path == "flash":
             share_flash_attention(attention)
-        elif path in SDPA and self._takes_layout:
+        elif path in SDPA and self._takes_plan:
             self.model.set_attn_implementation(SDPA[path])
 
     @property
-    def _takes_layout(self) -> bool:
+    def _takes_plan(self) -> bool:
         # The attention functions of this package do. That of a mask differs from transformers' own on a GPU
         if self.path == "dense":
             attention = self.model.config.get_text_config()._attn_implementation
@@ -258,7 +254,9 @@ class GroupedForward:
             make = partial(dense_mask, additive=self.model.dtype if is_added else None)
         masks = {kind: make(layout, window) for kind, window in self._windows.items()}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        return {"attention_mask": mask} | ({"layout": layout} if self._takes_layout else {})
+        if not self._takes_plan:
+            return {"attention_mask": mask}
+        return {"attention_mask": mask, "plan": segments_of(layout) if self.path in COMPILED else layout}
 
     def _can_lay_out(self, part: PromptGroups) -> bool:
         if not (self._lays_out and part.padded_right):

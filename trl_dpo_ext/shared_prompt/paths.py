@@ -24,7 +24,7 @@ DESCRIPTIONS = {
 # Values of `attention_path`
 PATHS = ("auto", *DESCRIPTIONS, "separate")
 
-# Paths on which a layer is the same program for every layout, so that it can be compiled
+# Paths that take the segments of a layout: a layer is then the same program for all, and can be compiled
 COMPILED = frozenset({"flash", "varlen"})
 
 # What FlashAttention computes in

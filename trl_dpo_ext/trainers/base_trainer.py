@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import DynamoBackend
 from datasets import Dataset, IterableDataset
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
@@ -31,7 +32,7 @@ from trl_dpo_ext.trainers.argument_checks import (
 )
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole
 from trl_dpo_ext.trainers.checkpoints.checkpoints import Checkpoints
-from trl_dpo_ext.trainers.checkpoints.described_run import complete_card, describe_run
+from trl_dpo_ext.trainers.checkpoints.described_run import carry_window, complete_card, describe_run
 from trl_dpo_ext.trainers.first_look import warn_of_text
 from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 from trl_dpo_ext.trainers.forward.cached_reference import cached_ref_logps
@@ -140,7 +141,11 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         for callback in (self.run_log, self.checkpoints.epoch_start, self.guard, RunSummary(self)):
             self.add_callback(callback)
 
-    # TRL's methods: data
+    # TRL's methods: models and data
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # `runner` compiles layers
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         prepared, report = prepare_everywhere(self.prepare, dataset, processing_class, args, dataset_name)
@@ -229,7 +234,7 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         if self.args.sync_ref_model:
             self.checkpoints.load_reference(resume_from_checkpoint, self.ref_model)
         if self.checkpoints.has_windows(resume_from_checkpoint):
-            self.checkpoints.epoch_start.start_by(partial(self._go_on_with_window, resume_from_checkpoint))
+            self.checkpoints.epoch_start.start_by(partial(carry_window, self, resume_from_checkpoint))
         return self.checkpoints.start_of_epoch(
             resume_from_checkpoint,
             found,
@@ -240,15 +245,6 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
             is_stream=isinstance(self.train_dataset, IterableDataset),
             load_random_state=self._load_rng_state,
         )
-
-    def _go_on_with_window(self, checkpoint: str) -> None:
-        window = self.checkpoints.window(checkpoint)
-        loss = window["loss"].to(self._tr_loss)
-        self._tr_loss += loss
-        # The mean loss of a run is over its own updates
-        self._total_loss_scalar -= self.accelerator.reduce(loss, reduction="mean").item()
-        self._globalstep_last_logged -= window["updates"]
-        self.metrics.carry(window["metrics"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.checkpoints.of_other_processes(checkpoint):

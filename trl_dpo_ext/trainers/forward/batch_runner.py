@@ -89,11 +89,11 @@ class BatchRunner:
                     head = CheckedHead(model, known=is_tested(model) and is_ordinary(model))
                     if not is_sharded(accelerator):  # else when it first runs
                         head.check()
+                    if args.torch_compile:
+                        compile_layers(model, args)
                     if options is not None:
                         dtype = compute_dtype(accelerator, model)
                         self._grouped = GroupedForward(model, options, accelerator.device, dtype)
-                        if args.torch_compile and self._grouped.compiles_layers:
-                            compile_layers(model, args, accelerator)
         # One that is not to share, or may not because of noise, has been told so
         decides_itself = options is not None and options.share_prompt is None
         if decides_itself and self._grouped is not None and self._grouped.reason:
@@ -211,6 +211,6 @@ class BatchRunner:
             model = policy.get_base_model() if is_peft_model(policy) else policy
             dtype = compute_dtype(accelerator, model)
             path, _ = choose_path(model, accelerator.device, dtype, args.attention_path)
-            if path not in COMPILED:  # exact, but a minute and more for each batch
+            if path not in COMPILED:
                 return replace(options, share_prompt=False), "`torch_compile` would compile every batch's layout anew"
         return options, ""
