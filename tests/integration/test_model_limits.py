@@ -154,9 +154,7 @@ def test_vocabulary_under_an_adapter(wrapped):
 def test_rows_longer_than_the_positions(tmp_path):
     model = tiny_gpt2()
     rows = tokens(([5] * 400, [6] * 113, [7]), ([5], [6], [7]))  # 513 tokens, 512 positions
-    with pytest.raises(
-        ValueError, match=r"train dataset has a row of 513 tokens.*`gpt2` has 512 .*max_length=512"
-    ):
+    with pytest.raises(ValueError, match=r"train dataset has a row of 513 tokens.*`gpt2` has 512 .*max_length=512"):
         trainer_of(tmp_path, model, rows, max_length=None)
     trainer_of(tmp_path, model, rows, max_length=512).train()
     # Short rows are trained, whatever `max_length` would allow

@@ -130,6 +130,8 @@ def share_flash_attention(name: str) -> None:
     AttentionInterface.register(name, attend)
 
 
-for _name, _attend in zip(SDPA.values(), (_by_segments, _by_varlen, _by_mask), strict=True):
-    AttentionInterface.register(_name, _with_plan(_attend))
+_ATTEND: dict[str, Callable[..., Tensor]] = {"segments": _by_segments, "varlen": _by_varlen, "dense": _by_mask}
+
+for _path, _name in SDPA.items():
+    AttentionInterface.register(_name, _with_plan(_ATTEND[_path]))
     AttentionMaskInterface.register(_name, sdpa_mask)

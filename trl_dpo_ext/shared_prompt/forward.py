@@ -82,8 +82,9 @@ class _Scored(NamedTuple):
 
     @classmethod
     def of(cls, output: FusedCausalLMOutput, targets: Tensor) -> "_Scored":
-        values = (getattr(output, name) for name in _BY_TOKEN)
-        return cls(*(None if value is None else value.flatten() for value in values), output.aux_loss, targets)
+        by_token = {name: getattr(output, name) for name in _BY_TOKEN}
+        flat = {name: None if values is None else values.flatten() for name, values in by_token.items()}
+        return cls(**flat, aux_loss=output.aux_loss, targets=targets)
 
 
 _BY_TOKEN = _Scored._fields[:5]
@@ -140,7 +141,7 @@ class GroupedForward:
             return self._run(prompt_groups, **kwargs)
 
     def __str__(self) -> str:
-        if not self._lays_out:
+        if self.path is None or not self._lays_out:
             return "with every completion" + (f" ({self.reason})" if self.reason else "")
         shared = "computed once" if self.shares else "with every completion"
         why = f"; {self.reason}" if self.reason else ""
@@ -320,8 +321,8 @@ def _again(run: Callable[[PromptGroups], _Scored], part: PromptGroups) -> _Score
 
     def run_for_gradient(_: Tensor) -> _Scored:
         scored = run(part)
-        others = (value if value is None else value.detach() for value in scored[1:])
-        return _Scored(scored.log_probs, *others)
+        others = {name: values.detach() for name in _BY_TOKEN[1:] if (values := getattr(scored, name)) is not None}
+        return scored._replace(**others)
 
     # Its backward adds to the gradients of the weights part by part, in place. The other way sums the parts first, in
     # a second copy of them all. It wants an input that has a gradient
