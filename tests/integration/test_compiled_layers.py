@@ -53,7 +53,7 @@ def test_masks_are_not_compiled(tmp_path):
     trainer = DPOPaperTrainer(
         tiny_llama(), args=args, train_dataset=preference_rows(8), processing_class=tiny_tokenizer()
     )
-    assert "`torch_compile` would compile every batch's layout anew" in str(trainer.runner)
+    assert "`torch_compile` would compile the layout of every batch anew" in str(trainer.runner)
 
 
 def test_the_outermost_blocks_are_layers():

@@ -387,13 +387,14 @@ class TestHowModelsAttend:
         add_fused_lm_head(model)
         assert GroupedForward(model, LayoutOptions(), CPU).path == "flex"
 
-    def test_flash_attention_has_no_such_mask(self):
+    @pytest.mark.float32
+    def test_flash_attention_is_for_half_precision(self):
         model = tiny_llama()
         model.config._attn_implementation_internal = "flash_attention_2"
         add_fused_lm_head(model)
         grouped = GroupedForward(model, LayoutOptions(), GPU)
-        assert str(grouped).startswith("with every completion (`attn_implementation='flash_attention_2'` has no mask")
-        with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: `attn_implementation='flash_"):
+        assert "does not compute in float32; `bf16=True`" in str(grouped)
+        with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: .*`bf16=True`"):
             GroupedForward(model, LayoutOptions(share_prompt=True), GPU)
 
     def test_the_saved_model_knows_nothing_of_it(self, run, tmp_path):

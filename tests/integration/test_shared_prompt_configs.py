@@ -166,7 +166,7 @@ def test_a_hook_is_found(tmp_path):
 def test_the_dense_mask_of_a_gpu_has_no_window_either(tmp_path, monkeypatch):
     model = tiny_llama()
     model.config.sliding_window = 8
-    monkeypatch.setattr("trl_dpo_ext.shared_prompt.forward.choose_path", lambda *_: ("dense", ""))
+    monkeypatch.setattr("trl_dpo_ext.shared_prompt.forward.choose_path", lambda *_, **__: ("dense", ""))
     trainer = trainer_of(tmp_path, model)
     assert isinstance(trainer.runner._grouped, GroupedForward)
     found, expected = logps(trainer)

@@ -82,8 +82,10 @@ class _Scored(NamedTuple):
 
     @classmethod
     def of(cls, output: FusedCausalLMOutput, targets: Tensor) -> "_Scored":
-        by_token = {name: getattr(output, name) for name in _BY_TOKEN}
-        flat = {name: None if values is None else values.flatten() for name, values in by_token.items()}
+        by_token: dict[str, Any] = {name: getattr(output, name) for name in _BY_TOKEN}
+        flat: dict[str, Any] = {
+            name: None if values is None else values.flatten() for name, values in by_token.items()
+        }
         return cls(**flat, aux_loss=output.aux_loss, targets=targets)
 
 

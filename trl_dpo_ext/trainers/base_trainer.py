@@ -171,9 +171,11 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         self.runner  # noqa: B018 - TRL calls this method before its own `__init__` ends
         return self.with_ref_logps(dataset, cached_ref_logps(self, dataset, name, batch_size))
 
-    def _get_dataloader(self, dataset, *args, **kwargs):
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
         with grouped(self, dataset):
-            return super()._get_dataloader(dataset, *args, **kwargs)
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         # HF also groups by length here, and `predict` would return rows in another order

@@ -212,5 +212,7 @@ class BatchRunner:
             dtype = compute_dtype(accelerator, model)
             path, _ = choose_path(model, accelerator.device, dtype, args.attention_path)
             if path not in COMPILED:
-                return replace(options, share_prompt=False), "`torch_compile` would compile every batch's layout anew"
+                return replace(
+                    options, share_prompt=False
+                ), "`torch_compile` would compile the layout of every batch anew"
         return options, ""
