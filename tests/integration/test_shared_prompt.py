@@ -1,6 +1,7 @@
 """The prompt computed once, rows packed, completions in parts: every run is the run with separate rows."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -222,6 +223,18 @@ class TestWork:
             return sum(kept)
 
         assert saved(8, completions_per_forward=2) < saved(2) / 4
+
+
+def test_gradients_of_parts_are_added_in_place(run):
+    """Each part adds to them when it is done: a sum over the parts would be a second copy of all of them."""
+    added = Counter()
+    model = tiny_llama()
+    for name, weight in model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: added.update([name]))
+    run(model, ranked=True, completions_per_forward=2, per_device_train_batch_size=4)
+    # 2, 5, 3 and 4 completions, so three parts
+    assert set(added) == {name for name, _ in model.named_parameters()}
+    assert set(added.values()) == {3}
 
 
 class TestWhereItIsNotExact:

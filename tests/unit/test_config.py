@@ -6,6 +6,7 @@ import pickle
 import re
 
 import pytest
+import torch
 import trl
 from accelerate.parallelism_config import ParallelismConfig
 from integration.conftest import TINY
@@ -473,3 +474,12 @@ class TestWarmUp:
         optimizer = SGD(tiny_llama().parameters(), lr=1.0)
         optimizers = (optimizer, ConstantLR(optimizer, factor=0.5, total_iters=100))
         assert rates([0, 1, 2], optimizers=optimizers) == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("pins", [True, False])
+def test_batches_are_copied_while_a_gpu_computes(pins, tmp_path, monkeypatch):
+    """From pinned memory, that is; on a CPU nothing changes."""
+    assert not DPOPaperConfig(str(tmp_path), use_cpu=True).accelerator_config.non_blocking
+    monkeypatch.setattr(DPOPaperConfig, "device", property(lambda self: torch.device("cuda")))
+    args = DPOPaperConfig(str(tmp_path), use_cpu=True, dataloader_pin_memory=pins)
+    assert args.accelerator_config.non_blocking is pins
