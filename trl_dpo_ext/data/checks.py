@@ -14,18 +14,18 @@ from trl_dpo_ext.spelling import likely_column, misspelt_column
 
 
 __all__ = [
-    "COMPLETIONS_CUT",
+    "COMPLETIONS_TRUNCATED",
     "COUNTED",
-    "DROPPED",
     "EMPTY_ANSWER",
     "IDENTICAL",
+    "LEFT_OUT",
     "PREFERENCE_COLUMNS",
     "PROBLEM",
-    "PROMPT_CUT",
     "PROMPT_NAMES",
     "PROMPT_REPEATED",
+    "PROMPT_TRUNCATED",
     "TOKENIZED_COLUMNS",
-    "WHY_DROPPED",
+    "WHY_LEFT_OUT",
     "check_columns",
     "check_number",
     "check_one_kind",
@@ -40,9 +40,10 @@ PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")  # `prompt` may be left ou
 TOKENIZED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 # Columns of a prepared row that are only counted. A user's cannot have these names.
-PROBLEM, DROPPED, WHY_DROPPED = "__problem", "__dropped", "__why_dropped"
-PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED = "__prompt_cut", "__completions_cut", "__prompt_repeated"
-COUNTED = (PROBLEM, DROPPED, WHY_DROPPED, PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED)
+PROBLEM, LEFT_OUT, WHY_LEFT_OUT = "__problem", "__left_out", "__why_left_out"
+PROMPT_TRUNCATED, COMPLETIONS_TRUNCATED = "__prompt_truncated", "__completions_truncated"
+PROMPT_REPEATED = "__prompt_repeated"
+COUNTED = (PROBLEM, LEFT_OUT, WHY_LEFT_OUT, PROMPT_TRUNCATED, COMPLETIONS_TRUNCATED, PROMPT_REPEATED)
 
 # Columns that hold the prompt in data sets without `prompt`
 PROMPT_NAMES = ("question", "instruction", "query", "problem", "input")

@@ -1,9 +1,10 @@
 """The options by which text becomes tokens: defaults, and what contradicts what."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
-__all__ = ["RowOptions"]
+__all__ = ["RowOptions", "check_modes", "preparation_options"]
 
 
 @dataclass
@@ -35,15 +36,7 @@ class RowOptions:
     truncation_mode: str = "keep_start"
 
     def __post_init__(self) -> None:
-        modes = ("keep_start", "keep_end")
-        for name, choices in {
-            "tokenization": ("separate", "joint"),
-            "prompt_truncation_mode": (*modes, None),
-            "truncation_mode": modes,
-        }.items():
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(repr(choice) for choice in choices if choice)
-                raise ValueError(f"`{name}={getattr(self, name)!r}` does not exist. Choose one of {allowed}.")
+        check_modes(self.tokenization, self.prompt_truncation_mode, self.truncation_mode)
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"`max_length={self.max_length}` leaves no room for a prompt and an answer. Raise it.")
         if self.joint:
@@ -88,3 +81,22 @@ class RowOptions:
                 f"`max_prompt_length={self.max_prompt_length}` must be above 0 and below "
                 f"`max_length={self.max_length}`."
             )
+
+
+def check_modes(tokenization: str, prompt_truncation_mode: str | None, truncation_mode: str) -> None:
+    """Raises a `ValueError` if one of these options has a value that does not exist."""
+    modes = ("keep_start", "keep_end")
+    for name, value, choices in (
+        ("tokenization", tokenization, ("separate", "joint")),
+        ("prompt_truncation_mode", prompt_truncation_mode, (*modes, None)),
+        ("truncation_mode", truncation_mode, modes),
+    ):
+        if value not in choices:
+            allowed = ", ".join(repr(choice) for choice in choices if choice)
+            raise ValueError(f"`{name}={value!r}` does not exist. Choose one of {allowed}.")
+
+
+def preparation_options(args: Any) -> dict[str, Any]:
+    """The options of a config that preparation takes, by name: of all trainers, and of its own trainer."""
+    names = [*(option.name for option in fields(RowOptions)), "score_tie_gap", "max_completions"]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}

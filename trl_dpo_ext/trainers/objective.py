@@ -12,6 +12,8 @@ from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_dpo_ext.batches import REF_LOGPS_COLUMNS, Batch
 from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
+from trl_dpo_ext.data.options import preparation_options
 from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
 from trl_dpo_ext.metrics.sums import Sums
@@ -23,7 +25,6 @@ from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 from trl_dpo_ext.trainers.forward.batch_runner import BatchRunner
 from trl_dpo_ext.trainers.forward.reference_logps import Reference
 from trl_dpo_ext.trainers.logs.batch_metrics import batch_metrics
-from trl_dpo_ext.trainers.prepared_data import prepare_preferences
 
 
 __all__ = ["Objective"]
@@ -55,6 +56,8 @@ class Objective:
     # Columns of tokenized rows, and of reference log-probabilities
     token_columns: ClassVar[tuple[str, ...]] = TOKENIZED_COLUMNS
     ref_columns: ClassVar[tuple[str, ...]] = REF_LOGPS_COLUMNS
+    # How preparation reads rows, see `prepare_dataset`
+    preparation: ClassVar[dict[str, Any]] = {"as_pairs": True}
     # The loss, in LaTeX, for the model card
     equation: str | None = None
     # Completions of the largest group of all data sets, the same on every process
@@ -70,7 +73,15 @@ class Objective:
         self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
         """Turns raw rows into token ids; with `keep_all`, for prediction, none is left out."""
-        return prepare_preferences(dataset, processing_class, args, dataset_name, keep_all)
+        return prepare_dataset(
+            dataset,
+            processing_class,
+            keep_all=keep_all,
+            dataset_name=dataset_name,
+            num_proc=args.dataset_num_proc,
+            **self.preparation,
+            **preparation_options(args),
+        )
 
     def with_ref_logps(self, dataset: Dataset, logps: Tensor) -> Dataset:
         """Adds reference log-probabilities `(n, K)` to the rows."""

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trl_dpo_ext.batches import Batch
-from trl_dpo_ext.data.preparation_report import DataReport
+from trl_dpo_ext.data.preparation_report import DataReport, RankingReport
 from trl_dpo_ext.objectives import plackett_luce_loss
 from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 from trl_dpo_ext.trainers.group_trainer import GroupTrainer
@@ -110,14 +110,8 @@ class RankingDPOTrainer(GroupTrainer):
     def prepare(
         self, dataset: Any, processing_class: Any, args: RankingDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
-        dataset, report = self.prepare_groups(
-            dataset,
-            args,
-            dataset_name,
-            score_tie_gap=args.score_tie_gap,
-            max_completions=args.max_completions,
-            keep_all=keep_all,
-        )
+        dataset, report = super().prepare(dataset, processing_class, args, dataset_name, keep_all)
         # Every process logs and gathers as many
+        assert isinstance(report, RankingReport)
         self.largest = max(self.largest, report.largest or 0, args.max_completions or 0)
         return dataset, report

@@ -71,7 +71,7 @@ def all_pairs(
     """
     Every pair of a better and a worse completion of each ranking, as preference rows. A tie is never a pair.
 
-    What [`~trl_dpo_ext.data.rankings.dataset_preparation.prepare_rankings`] leaves out gives no pair either: empty
+    What [`~trl_dpo_ext.data.dataset_preparation.prepare_dataset`] leaves out gives no pair either: empty
     completions and copies (here of the text). Columns that hold a value per row are kept.
 
     Args:

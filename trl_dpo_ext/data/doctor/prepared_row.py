@@ -8,60 +8,30 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS
+from trl_dpo_ext.data import row_preparation
 from trl_dpo_ext.data.messages import text_of
-from trl_dpo_ext.data.pair_preparation import PreparedPair, prepare_pair
-from trl_dpo_ext.data.rankings.order import split_shared_prompt
-from trl_dpo_ext.data.rankings.ranking_preparation import (
-    PreparedRanking,
-    check_options,
-    checked_ranking,
-    prepare_ranking,
-)
-from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
+from trl_dpo_ext.data.rankings.checks import check_ranking_options
+from trl_dpo_ext.data.row_preparation import prepare_row
+from trl_dpo_ext.data.tokenization import Truncation
 
 
 __all__ = ["PreparedRow", "RowPreparation", "key_of", "text_of"]
 
 
 @dataclass
-class PreparedRow:
+class PreparedRow(row_preparation.PreparedRow):
     """
-    What preparation makes of a row; lists of completions are best first, without those left out.
+    What preparation makes of a row, and what checks ask of it.
 
     Args:
         index (`int`): Number of the row, from 0.
         raw (`Mapping`): The row as it came.
-        problem (`str`): Why training leaves the row out; then nothing below is known, unless its prompt is too long.
-        full_prompt (`bool`): Whether that is because its prompt is too long.
-        prompt (`str` or `list`, *optional*): Prompt; `None` in a row of token ids.
-        completions (`list`): Texts or message lists; empty in a row of token ids.
-        ranks (`list[int]`): 0 for the best, equal for ties.
-        prompt_ids (`list[int]`): Tokens of the prompt, not truncated.
-        completion_ids (`list[list[int]]`): Tokens of the completions, not truncated.
-        left_out (`int`): Completions left out.
-        why_left_out (`str`): Why the first of them is.
-        prompt_cut (`bool`): Whether training truncates the prompt.
-        completions_cut (`bool`): Whether training truncates a completion (with `tokenization="joint"`: or the prompt).
-        best_end_cut (`bool`): Whether the best completion loses its last token.
-        prompt_repeated (`bool`): Whether the completions repeated the prompt, which is taken once.
+        best_end_truncated (`bool`): Whether the best completion loses its last token.
     """
 
-    index: int
-    raw: Mapping[str, Any]
-    problem: str = ""
-    full_prompt: bool = False
-    prompt: Any = None
-    completions: list[Any] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
-    prompt_ids: list[int] = field(default_factory=list)
-    completion_ids: list[list[int]] = field(default_factory=list)
-    left_out: int = 0
-    why_left_out: str = ""
-    prompt_cut: bool = False
-    completions_cut: bool = False
-    best_end_cut: bool = False
-    prompt_repeated: bool = False
+    index: int = 0
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    best_end_truncated: bool = False
 
     @property
     def is_text(self) -> bool:
@@ -114,14 +84,10 @@ class RowPreparation:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
         columns (`Sequence[str]`): Columns of the data set.
         dataset_name (`str`): Name used in messages.
-        tokenization (`str`): `"separate"` or `"joint"`.
-        max_length (`int`, *optional*): Most tokens of a prompt with a completion.
-        max_prompt_length (`int`, *optional*): Tokens that the prompt of a long row is truncated to.
-        prompt_truncation_mode (`str`, *optional*): Which end of a truncated prompt is kept.
-        truncation_mode (`str`): With `"joint"`: which end TRL's collator keeps.
         score_tie_gap (`float`): Difference up to which scores tie.
         max_completions (`int`, *optional*): Most completions that a row may have.
         repeats (`bool`): Whether text answers begin with the prompt of their row, which is taken once.
+        options: Those of [`~trl_dpo_ext.data.tokenization.Truncation.of`].
 
     Raises:
         ValueError: If an option has a value that does not exist.
@@ -133,31 +99,16 @@ class RowPreparation:
         columns: Sequence[str],
         dataset_name: str,
         *,
-        tokenization: str = "separate",
-        max_length: int | None = None,
-        max_prompt_length: int | None = None,
-        prompt_truncation_mode: str | None = None,
-        truncation_mode: str = "keep_start",
         score_tie_gap: float = 0.0,
         max_completions: int | None = None,
         repeats: bool = False,
+        **options: Any,
     ) -> None:
-        check_options(tokenization, prompt_truncation_mode, truncation_mode, score_tie_gap, max_completions)
-        self.tokenizer, self.dataset_name, self.max_length = tokenizer, dataset_name, max_length
-        self.joint, self.keeps_start = tokenization == "joint", truncation_mode == "keep_start"
-        self.score_tie_gap, self.max_completions = score_tie_gap, max_completions
-        self.leading_ids = leading_special_ids(tokenizer)
-        self.cut = Cut.of(
-            tokenization,
-            max_length,
-            max_prompt_length,
-            prompt_truncation_mode,
-            truncation_mode,
-            tuple(self.leading_ids),
-        )
-        self.repeats = repeats
+        check_ranking_options(score_tie_gap, max_completions)
+        self.tokenizer, self.dataset_name = tokenizer, dataset_name
+        self.score_tie_gap, self.max_completions, self.repeats = score_tie_gap, max_completions, repeats
+        self.truncation = Truncation.of(tokenizer, **options)
         self.is_ranking = not {"completions", "completion_ids"}.isdisjoint(columns)
-        self.is_tokenized = {"prompt_ids", "completion_ids"} <= set(columns) or set(TOKENIZED_COLUMNS) <= set(columns)
 
     def __call__(self, row: Mapping[str, Any], index: int) -> PreparedRow:
         """
@@ -166,56 +117,18 @@ class RowPreparation:
         Raises:
             ValueError: If training stops at this row.
         """
-        prepared: PreparedPair | PreparedRanking
-        ranks, dropped = [0, 1], {}
-        if self.is_ranking:
-            prepared = prepare_ranking(
-                dict(row),
-                index,
-                dataset_name=self.dataset_name,
-                tokenizer=self.tokenizer,
-                cut=self.cut,
-                score_tie_gap=self.score_tie_gap,
-                max_completions=self.max_completions,
-                repeats=self.repeats,
-            )
-            prompt, ranks, dropped = prepared.row.get("prompt"), prepared.ranks, prepared.dropped
-        else:
-            prepared = prepare_pair(
-                row,
-                index,
-                dataset_name=self.dataset_name,
-                processing_class=self.tokenizer,
-                cut=self.cut,
-                repeats=self.repeats,
-            )
-            prompt = prepared.prompt
-        if prepared.problem and not prepared.full_prompt:
-            return PreparedRow(index, row, prepared.problem)
-        completion_ids = prepared.completion_ids
-        return PreparedRow(
-            index,
+        prepared = prepare_row(
             row,
-            problem=prepared.problem,
-            full_prompt=prepared.full_prompt,
-            prompt=None if self.is_tokenized else prompt,
-            completions=[] if self.is_tokenized else prepared.completions,
-            ranks=ranks,
-            prompt_ids=prepared.prompt_ids,
-            completion_ids=completion_ids,
-            left_out=len(dropped),
-            why_left_out=next(iter(dropped.values()), ""),
-            prompt_cut=prepared.prompt_cut,
-            completions_cut=prepared.completions_cut,
-            best_end_cut=self.cut.cuts_end(prepared.prompt_ids, completion_ids[0], prepared.cut_ids[1]),
-            prompt_repeated=prepared.prompt_repeated,
+            index,
+            dataset_name=self.dataset_name,
+            processing_class=self.tokenizer,
+            truncation=self.truncation,
+            score_tie_gap=self.score_tie_gap,
+            max_completions=self.max_completions,
+            repeats=self.repeats,
         )
-
-    def prompt_of(self, row: Mapping[str, Any]) -> Any:
-        """The prompt of a raw row, split off its completions where it has none; a `ValueError` if it is malformed."""
-        ranking, tokenized, _ = checked_ranking(row, 0, self.dataset_name, repeats=self.repeats)
-        if tokenized:
-            return ranking["prompt_ids"]
-        if "prompt" in ranking:
-            return ranking["prompt"]
-        return split_shared_prompt(ranking["completions"], by_turn=self.is_ranking or not self.joint)[0]
+        examined = PreparedRow(**vars(prepared), index=index, raw=row)
+        if prepared.completion_ids:
+            best, kept = prepared.completion_ids[0], prepared.truncated_ids[1]
+            examined.best_end_truncated = self.truncation.truncates_end(prepared.prompt_ids, best, kept)
+        return examined

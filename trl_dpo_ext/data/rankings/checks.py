@@ -23,6 +23,7 @@ __all__ = [
     "TOKENIZED_RANKING_COLUMNS",
     "check_ranking",
     "check_ranking_columns",
+    "check_ranking_options",
     "check_tie_gap",
 ]
 
@@ -127,6 +128,13 @@ def check_tie_gap(tie_gap: float) -> None:
     """
     if not (isinstance(tie_gap, Real) and math.isfinite(tie_gap) and tie_gap >= 0):
         raise ValueError(f"`score_tie_gap={tie_gap!r}` must be a number of 0 or more.")
+
+
+def check_ranking_options(score_tie_gap: float, max_completions: int | None) -> None:
+    """Raises a `ValueError` if an option of rankings has a value that does not exist."""
+    check_tie_gap(score_tie_gap)
+    if max_completions is not None and max_completions < 2:
+        raise ValueError(f"`max_completions={max_completions}` must be 2 or more: a ranking compares completions.")
 
 
 def _check_texts(row: Mapping[str, Any], where: str) -> None:

@@ -9,7 +9,7 @@ from transformers.utils import logging
 from trl import prepare_multimodal_messages
 
 from trl_dpo_ext.data.messages import template_arguments
-from trl_dpo_ext.data.tokenization import tokenize_apart
+from trl_dpo_ext.data.tokenization import tokenize_apart, tokenizer_of
 
 
 __all__ = ["PAIR", "tokenize_jointly", "tokenize_ranking"]
@@ -57,7 +57,7 @@ def tokenize_ranking(
         ValueError: If the tokenizer has no EOS token for text, no token is left of the prompt, so that nothing
             predicts a completion's first token, or a completion has none.
     """
-    tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+    tokenizer = tokenizer_of(processing_class)
     if isinstance(row["prompt"], str) and tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has no EOS token, so a completion's end has no probability. Set `tokenizer.eos_token`."
