@@ -58,6 +58,8 @@ class Objective:
     ref_columns: ClassVar[tuple[str, ...]] = REF_LOGPS_COLUMNS
     # How preparation reads rows, see `prepare_dataset`
     preparation: ClassVar[dict[str, Any]] = {"as_pairs": True}
+    # Whether losses are minus the log-probabilities of observed orders
+    has_orders: ClassVar[bool] = False
     # The loss, in LaTeX, for the model card
     equation: str | None = None
     # Completions of the largest group of all data sets, the same on every process
@@ -151,15 +153,20 @@ class Objective:
         """
         raise NotImplementedError
 
-    def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None) -> Tensor:
-        """As [`losses`], for an objective that looks at single tokens; `policy` has the shapes `(B, K, ...)`."""
+    def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None, batch: Batch) -> Tensor:
+        """As [`losses`], for an objective that looks at single tokens or at ranks; `policy` is `(B, K, ...)`."""
         return self.losses(policy.logps, ref_logps)
+
+    def observed_ranks(self, batch: Batch) -> Tensor:
+        """The ranks `(B, K)` that the objective and its metrics see."""
+        return batch.ranks
 
     def score(self, model: nn.Module, batch: Batch) -> BatchResult:
         """Runs reference and policy on a batch and applies the objective."""
         ref_logps, ref_token_logps = self.reference_logps(batch)
         policy = self.runner.run_policy(model, batch)
-        losses = self.losses_of(policy, ref_logps)
+        losses = self.losses_of(policy, ref_logps, batch)
+        order_losses = losses.detach() if self.has_orders else None
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
         return BatchResult(
@@ -168,9 +175,10 @@ class Objective:
             policy=policy,
             ref_logps=ref_logps,
             ref_token_logps=ref_token_logps,
-            ranks=batch.ranks,
+            ranks=self.observed_ranks(batch),
             exists=batch.exists,
             weights=batch.weights,
+            order_losses=order_losses,
         )
 
     def divisor_of(self, batches: list[dict[str, Any]], examples: int) -> int | Tensor:
