@@ -17,7 +17,6 @@ __all__ = [
     "COMPLETIONS_TRUNCATED",
     "COUNTED",
     "EMPTY_ANSWER",
-    "IDENTICAL",
     "LEFT_OUT",
     "PREFERENCE_COLUMNS",
     "PROBLEM",
@@ -49,7 +48,6 @@ COUNTED = (PROBLEM, LEFT_OUT, WHY_LEFT_OUT, PROMPT_TRUNCATED, COMPLETIONS_TRUNCA
 PROMPT_NAMES = ("question", "instruction", "query", "problem", "input")
 
 EMPTY_ANSWER = "an answer is empty"
-IDENTICAL = "both answers are the same"
 
 
 def check_columns(columns: Sequence[str], dataset_name: str) -> None:
@@ -151,7 +149,7 @@ def preference_problem(row: Mapping[str, Any], index: int, dataset_name: str) ->
     if is_empty(row["chosen"]) or is_empty(row["rejected"]):
         return EMPTY_ANSWER
     if row["chosen"] == row["rejected"]:
-        return IDENTICAL
+        return "both answers are the same"
     return None
 
 

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -106,9 +106,17 @@ class RowPreparation:
     ) -> None:
         check_ranking_options(score_tie_gap, max_completions)
         self.tokenizer, self.dataset_name = tokenizer, dataset_name
-        self.score_tie_gap, self.max_completions, self.repeats = score_tie_gap, max_completions, repeats
         self.truncation = Truncation.of(tokenizer, **options)
         self.is_ranking = not {"completions", "completion_ids"}.isdisjoint(columns)
+        self._prepare = partial(
+            prepare_row,
+            dataset_name=dataset_name,
+            processing_class=tokenizer,
+            truncation=self.truncation,
+            score_tie_gap=score_tie_gap,
+            max_completions=max_completions,
+            repeats=repeats,
+        )
 
     def __call__(self, row: Mapping[str, Any], index: int) -> PreparedRow:
         """
@@ -117,16 +125,7 @@ class RowPreparation:
         Raises:
             ValueError: If training stops at this row.
         """
-        prepared = prepare_row(
-            row,
-            index,
-            dataset_name=self.dataset_name,
-            processing_class=self.tokenizer,
-            truncation=self.truncation,
-            score_tie_gap=self.score_tie_gap,
-            max_completions=self.max_completions,
-            repeats=self.repeats,
-        )
+        prepared = self._prepare(row, index)
         examined = PreparedRow(**vars(prepared), index=index, raw=row)
         if prepared.completion_ids:
             best, kept = prepared.completion_ids[0], prepared.truncated_ids[1]
