@@ -1,4 +1,4 @@
-"""The smallest and largest token id and the longest row of a tokenized dataset, read by Arrow."""
+"""Smallest and largest token id and longest row of a tokenized dataset."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _BATCH = 10_000  # rows
 
 class Extent(NamedTuple):
     """
-    What the rows of a dataset span.
+    Smallest and largest token id and longest row of a dataset.
 
     Args:
         smallest_id, largest_id (`int`):

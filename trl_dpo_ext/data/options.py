@@ -1,4 +1,4 @@
-"""The options by which text becomes tokens: defaults, and what contradicts what."""
+"""Options of tokenization and truncation: defaults and checks."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -10,7 +10,7 @@ __all__ = ["RowOptions", "check_modes", "preparation_options"]
 @dataclass
 class RowOptions:
     """
-    How text becomes tokens: the trainers' options of the same names.
+    Options of tokenization and truncation, with the names that they have in the trainers.
 
     Args:
         tokenization (`str`, *optional*, defaults to `"separate"`):
@@ -43,6 +43,11 @@ class RowOptions:
             self._check_joint()
         else:
             self._resolve_separate()
+
+    @classmethod
+    def of(cls, args: Any) -> "RowOptions":
+        """Returns the options of a config, or of a command's arguments."""
+        return cls(**{option.name: getattr(args, option.name) for option in fields(cls)})
 
     @property
     def joint(self) -> bool:
@@ -97,6 +102,6 @@ def check_modes(tokenization: str, prompt_truncation_mode: str | None, truncatio
 
 
 def preparation_options(args: Any) -> dict[str, Any]:
-    """The options of a config that preparation takes, by name: of all trainers, and of its own trainer."""
+    """The options of a config that preparation accepts, by name: those of all trainers and those for rankings."""
     names = [*(option.name for option in fields(RowOptions)), "score_tie_gap", "max_completions"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}

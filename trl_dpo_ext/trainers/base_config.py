@@ -329,8 +329,7 @@ class BaseDPOConfig(DPOConfig):
             )
 
     def _resolve_tokenization(self) -> None:
-        options = RowOptions(**{option.name: getattr(self, option.name) for option in fields(RowOptions)})
-        vars(self).update(vars(options))
+        vars(self).update(vars(RowOptions.of(self)))
 
 
 def _announced_world_size() -> int:
