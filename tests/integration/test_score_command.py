@@ -459,7 +459,7 @@ def test_a_process_that_fails_ends_both(score, model):
         (["garbage.parquet"], "garbage.parquet cannot be read: Parquet file size is 1 bytes"),
         (["notes.txt"], "`ROWS`: notes.txt is not a .jsonl, .json, .parquet, .csv or .arrow file."),
         (["folder"], "`ROWS`: folder has no row."),
-        (["no/data-set"], "no/data-set is no file and no folder, and as the name of a data set: "),
+        (["no/data-set"], "no/data-set is no file and no folder, and as the name of a dataset: "),
         (["rows.jsonl", "--split", "test"], "`split`: rows.jsonl has no split `test`, only train."),
         (["rows.jsonl", "--dataset_config", "x"], "`dataset_config='x'` has no effect on rows.jsonl."),
         (["rows.jsonl", "--rows_per_prat", "3"], "there is no option --rows_per_prat. Did you mean --rows_per_part?"),

@@ -257,7 +257,7 @@ class TestColumns:
                 ["prompt", "completions", "chosen", "rejected"],
                 "`completions` of a ranking and `chosen` and `rejected`",
             ),
-            (["prompt", "chosen"], "no column `rejected`. A preference data set needs"),
+            (["prompt", "chosen"], "no column `rejected`. A preference dataset needs"),
             (["prompt", "chosen", "rejectd"], "Is it `rejectd`?"),
             (["prompt_ids", "chosen_ids"], "has token ids .* but no column `rejected_ids`"),
             (["completion_ids", "ranks"], "has the column `completion_ids` but not `prompt_ids`"),

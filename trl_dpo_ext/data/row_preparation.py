@@ -1,6 +1,6 @@
 """Preparation of one row: checks, prompt, order, tokens, truncation, and the reasons for what is left out."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -129,6 +129,7 @@ def prepare_row(
         ValueError: If the row is malformed.
     """
     where = f"row {index} of the {dataset_name} dataset"
+    row = dict(row)  # the rows of `datasets` are slow to ask
     is_pair = {"completions", "completion_ids"}.isdisjoint(row)
     problem = None
     if is_pair:  # its messages name `chosen` and `rejected`
@@ -177,7 +178,7 @@ def prepare_row(
         prepared.problem = _EMPTY_BEST
         return prepared
     if not left.problem:
-        left.drop_copies({place: tuple(ids) for place, ids in left.completions.items()}, _SAME_TOKENS)
+        left.drop_copies(left.completions, _SAME_TOKENS)
     if left.problem:
         prepared.problem, prepared.left_out = left.problem, left.left_out
         return prepared
@@ -189,14 +190,15 @@ def prepare_row(
         prepared.problem, prepared.full_prompt = result.problem, True
     elif result.completions_truncated:
         after = f"both answers are the same after truncation to `max_length={truncation.max_length}`"
-        left.drop_copies(dict(zip(whole, result.left, strict=True)), after, " after truncation")
+        left.drop_copies(dict(zip(whole, result.kept, strict=True)), after, " after truncation")
     prepared.left_out = left.left_out
     if left.problem:
         prepared.problem = left.problem
         return prepared
     places = list(left.completions)
-    prepared.row = select_completions(ranking, places)
-    prepared.ranks = dense_ranks([ranks[place] for place in places])
+    if places != list(range(len(given))):  # else they are all left, and best first
+        prepared.row, ranks = select_completions(ranking, places), dense_ranks([ranks[place] for place in places])
+    prepared.ranks = ranks
     prepared.prompt_ids, prepared.completion_ids = prompt_ids, [whole[place] for place in places]
     prepared.truncated_ids = [result.prompt_ids, *left.completions.values()]
     if not tokenized:
@@ -224,8 +226,8 @@ class _Left:
     def drop_empty(self) -> None:
         self.drop(empty_completions(self.completions), EMPTY_ANSWER)
 
-    def drop_copies(self, values: Mapping[int, Hashable], of_pair: str, when: str = "") -> None:
-        copies = repeated_completions(values, self.ranks)
+    def drop_copies(self, ids: Mapping[int, list[int]], of_pair: str, when: str = "") -> None:
+        copies = repeated_completions({place: tuple(values) for place, values in ids.items()}, self.ranks)
         self.drop({place: f"{why}{when}" for place, why in copies.items()}, of_pair)
 
     @property

@@ -1,6 +1,6 @@
 """Tokenization like the paper's authors': prompt and answers apart, an EOS id appended, the prompt truncated first."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class TruncatedRow:
         completion_ids (`list[list[int]]`): Completions.
         prompt_truncated (`bool`): Whether the prompt is truncated.
         completions_truncated (`bool`): Whether a completion is truncated (with `"joint"`: or the prompt).
-        left (`list[Hashable]`): Equal for two completions that are equal after truncation.
+        kept (`list[list[int]]`): Equal for two completions that are equal after truncation.
         problem (`str`): Why nothing is left to learn from, or `""`.
     """
 
@@ -37,7 +37,7 @@ class TruncatedRow:
     completion_ids: list[list[int]]
     prompt_truncated: bool
     completions_truncated: bool
-    left: list[Hashable]
+    kept: list[list[int]]
     problem: str = ""
 
 
@@ -87,7 +87,7 @@ class Truncation:
         """Truncates a prompt with its completions. With `joint` it only finds what the collator will truncate."""
         completion_ids = list(completion_ids)
         if self.max_length is None:
-            return TruncatedRow(prompt_ids, completion_ids, False, False, [tuple(ids) for ids in completion_ids])
+            return TruncatedRow(prompt_ids, completion_ids, False, False, completion_ids)
         if self.joint:
             return self._by_collator(prompt_ids, completion_ids, self.max_length)
         prompt_ids, completion_ids, prompt_truncated, completions_truncated = truncate_completions(
@@ -98,8 +98,7 @@ class Truncation:
             keep_end=self.keep_end,
             leading_ids=list(self.leading_ids),
         )
-        left: list[Hashable] = [tuple(ids) for ids in completion_ids]
-        return TruncatedRow(prompt_ids, completion_ids, prompt_truncated, completions_truncated, left)
+        return TruncatedRow(prompt_ids, completion_ids, prompt_truncated, completions_truncated, completion_ids)
 
     def is_full(self, prompt_ids: list[int]) -> bool:
         """Whether the collator will keep the start of a row, and its prompt leaves no room for a completion."""
@@ -114,17 +113,16 @@ class Truncation:
     def _by_collator(self, prompt_ids: list[int], completion_ids: list[list[int]], max_length: int) -> TruncatedRow:
         num_prompt = len(prompt_ids)
         excess = [max(num_prompt + len(ids) - max_length, 0) for ids in completion_ids]
-        left: list[Hashable]
         if self.keep_end:
             # Of the prompt each completion leaves as much as it has room for
-            left = [
-                (max(num_prompt - over, 0), *ids[max(over - num_prompt, 0) :])
+            kept = [
+                [max(num_prompt - over, 0), *ids[max(over - num_prompt, 0) :]]
                 for ids, over in zip(completion_ids, excess, strict=True)
             ]
         else:
-            left = [tuple(ids[: max(max_length - num_prompt, 0)]) for ids in completion_ids]
+            kept = [ids[: max(max_length - num_prompt, 0)] for ids in completion_ids]
         problem = f"its prompt fills `max_length={max_length}`" if self.is_full(prompt_ids) else ""
-        return TruncatedRow(prompt_ids, completion_ids, False, any(excess), left, problem)
+        return TruncatedRow(prompt_ids, completion_ids, False, any(excess), kept, problem)
 
 
 def tokenizer_of(processing_class: Any) -> Any:

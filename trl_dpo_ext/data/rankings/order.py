@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 PAIR_COLUMNS = ("chosen", "rejected", "chosen_ids", "rejected_ids", *REF_LOGPS_COLUMNS)
+# A pair is in order; `scores` beside it are no column of its completions
+_REPLACED = frozenset((*PAIR_COLUMNS, "scores"))
 PER_COMPLETION_COLUMNS = ("completions", "completion_ids", "ranks", "scores", RANKING_REF_LOGPS_COLUMN)
 
 
@@ -133,8 +135,7 @@ def as_ranking(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "completions" in row or "completion_ids" in row:
         return dict(row)
-    # A pair is in order; `scores` beside it are no column of its completions
-    ranking = {name: value for name, value in row.items() if name not in (*PAIR_COLUMNS, "scores")}
+    ranking = {name: value for name, value in row.items() if name not in _REPLACED}
     if {"chosen", "rejected"} <= row.keys():
         ranking["completions"] = [row["chosen"], row["rejected"]]
     if set(TOKENIZED_COLUMNS) <= row.keys():
