@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import combinations, islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -227,8 +227,9 @@ class _Left:
         self.drop(empty_completions(self.completions), EMPTY_ANSWER)
 
     def drop_copies(self, ids: Mapping[int, list[int]], of_pair: str, when: str = "") -> None:
-        copies = repeated_completions({place: tuple(values) for place, values in ids.items()}, self.ranks)
-        self.drop({place: f"{why}{when}" for place, why in copies.items()}, of_pair)
+        if any(one == other for one, other in combinations(ids.values(), 2)):
+            copies = repeated_completions({place: tuple(values) for place, values in ids.items()}, self.ranks)
+            self.drop({place: f"{why}{when}" for place, why in copies.items()}, of_pair)
 
     @property
     def problem(self) -> str:

@@ -227,8 +227,6 @@ def repeated_completions(completions: Mapping[int, Hashable], ranks: Sequence[in
 
     ```
     """
-    if len(set(completions.values())) == len(completions):
-        return {}
     places: dict[Hashable, list[int]] = {}
     for place, completion in completions.items():
         places.setdefault(completion, []).append(place)
