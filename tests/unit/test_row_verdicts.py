@@ -67,6 +67,37 @@ class TestColumns:
         assert found == [True, True, False, False, False, False, False]
 
 
+class TestPairsInATrainerOfRankings:
+    """A pair is the same pair, whichever trainer reads it."""
+
+    @pytest.mark.parametrize("tokenization", ["separate", "joint"])
+    def test_the_same_tokens_of_an_implicit_prompt(self, tokenization):
+        start = "\n\nHuman: Is it?\n\nAssistant:"
+        rows = Dataset.from_list([{"chosen": f"{start} It is.", "rejected": f"{start} It was not."}])
+        (pair,), (ranking,), (best,) = (
+            prepare_dataset(rows, TOKENIZER, tokenization=tokenization, **options)[0]
+            for options in ({"as_pairs": True}, {}, {"alone": True})
+        )
+        assert [ranking["prompt_ids"], *ranking["completion_ids"]] == [
+            pair[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+        ]
+        assert (best["prompt_ids"], best["completion_ids"]) == (pair["prompt_ids"], [pair["chosen_ids"]])
+
+    @pytest.mark.parametrize(
+        ("row", "why"),
+        [
+            (PAIR | {"chosen": ""}, "an answer is empty"),
+            (PAIR | {"chosen": " No."}, "both answers are the same"),
+            (PAIR | {"chosen": " No." + TOKENIZER.eos_token}, "have the same tokens"),
+        ],
+    )
+    def test_the_same_reason(self, row, why):
+        rows = Dataset.from_list([PAIR, row])
+        for prepare in (pairs, rankings):
+            report = prepare(rows)[1]
+            assert (report.rows, report.dropped) == (1, 1) and why in report.first_dropped
+
+
 class TestEmptyAnswers:
     def test_preferred_ft_counts_them(self):
         answers = [[YES], [], [{"role": "assistant", "content": ""}], [YES]]

@@ -128,6 +128,7 @@ def prepare_row(
     Raises:
         ValueError: If the row is malformed.
     """
+    # Checks, and the prompt taken once
     where = f"row {index} of the {dataset_name} dataset"
     row = dict(row)  # the rows of `datasets` are slow to ask
     is_pair = {"completions", "completion_ids"}.isdisjoint(row)
@@ -152,6 +153,7 @@ def prepare_row(
         prepared.problem = problem
         return prepared
 
+    # Order, and a prompt that is the common start
     order, ranks = best_first(ranking, len(given), score_tie_gap)
     left = _Left({place: given[place] for place in order}, ranks, is_pair, keep_all or alone)
     if not tokenized:
@@ -163,6 +165,8 @@ def prepare_row(
         if not keep_all and (not best if tokenized else is_empty(best)):
             prepared.problem = _EMPTY_BEST
             return prepared
+
+    # Tokens
     texts, prompt_ids = left.completions, ranking.get("prompt_ids", [])
     if not tokenized and not left.problem:
         prompt_ids, ids = tokenize_ranking(
@@ -183,6 +187,7 @@ def prepare_row(
         prepared.problem, prepared.left_out = left.problem, left.left_out
         return prepared
 
+    # Truncation
     whole, result = left.completions, truncation(prompt_ids, list(left.completions.values()))
     left.completions = dict(zip(whole, result.completion_ids, strict=True))
     prepared.prompt_truncated, prepared.completions_truncated = result.prompt_truncated, result.completions_truncated
@@ -195,6 +200,7 @@ def prepare_row(
     if left.problem:
         prepared.problem = left.problem
         return prepared
+
     places = list(left.completions)
     if places != list(range(len(given))):  # else they are all left, and best first
         prepared.row, ranks = select_completions(ranking, places), dense_ranks([ranks[place] for place in places])
