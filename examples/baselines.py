@@ -1,18 +1,18 @@
 """
-The paper's supervised baselines beside DPO: Preferred-FT and unlikelihood, on film reviews.
+The paper's supervised baselines and DPO: Preferred-FT and unlikelihood, on film reviews.
 
     python examples/baselines.py [--output_dir FOLDER] [--quick]
 
-From the quickstart's model and pairs of its completions, four trainers learn with the same learning rate and as many
-updates: `DPOPaperTrainer`, `PreferredFTTrainer`, and `UnlikelihoodTrainer` at alpha 0.1 and 1. True reward and KL from
-the start are measured on held-out beginnings of reviews along the way.
+From the quickstart's model and pairs of its completions, four trainers learn with the same learning rate and number of
+updates: `DPOPaperTrainer`, `PreferredFTTrainer`, and `UnlikelihoodTrainer` with alpha 0.1 and 1. True reward and KL
+from the initial model are measured during training on held-out beginnings of reviews.
 
 Measured in twelve minutes on two busy CPU cores (reward 0.491 +- 0.009 at the start): Preferred-FT ends at 0.568 +-
-0.008 and KL 0.32; DPO at 0.657 +- 0.008 and KL 0.77, and at Preferred-FT's KL it is 0.023 +- 0.005 above. Unlikelihood
-at alpha 0.1 is like Preferred-FT; at alpha 1 it gets DPO's reward at KL 24, in invented words.
+0.008 and KL 0.32. DPO ends at 0.657 +- 0.008 and KL 0.77, and at Preferred-FT's KL it is 0.023 +- 0.005 above.
+Unlikelihood with alpha 0.1 is like Preferred-FT. With alpha 1 it reaches DPO's reward at KL 24, with invented words.
 
-The output folder (`outputs/baselines`) then holds `pairs.jsonl`, `results.json`, `baselines.png`, and `sft/` unless
-the quickstart has left its own. `--quick` does the same with less of everything; its numbers say nothing.
+The output folder (`outputs/baselines`) then contains `pairs.jsonl`, `results.json`, `baselines.png`, and `sft/` unless
+the quickstart has created it. `--quick` is a smaller version, whose numbers have no meaning.
 """
 
 import time
@@ -54,16 +54,16 @@ RED = "#b03030"
 COLORS = {DPO: BLUE, PREFERRED_FT: GREY, WEAK: ORANGE, FULL_WEIGHT: RED}
 
 FULL = Settings(beta=1.0, num_updates=320, updates_between_evaluations=40)
-QUICK = FULL.quick(num_updates=8, updates_between_evaluations=4)
+QUICK = FULL.quick(num_updates=4, updates_between_evaluations=2)
 
 
 def trainer_of(method: str, settings: Settings) -> tuple[type, type, dict[str, Any]]:
-    """Trainer, its config, and the options that only it has."""
+    """Returns the trainer, its config, and the options that only this trainer has."""
     if method == DPO:
         return DPOPaperTrainer, DPOPaperConfig, {"beta": settings.beta}
     if method == PREFERRED_FT:
         return PreferredFTTrainer, PreferredFTConfig, {}
-    # It diverges, which is what is to be seen here
+    # It diverges, which this example shows
     alpha = float(method.split()[1])
     return UnlikelihoodTrainer, UnlikelihoodConfig, {"alpha": alpha, "divergence_guard": None}
 
@@ -73,7 +73,7 @@ def main() -> None:
     settings = QUICK if quick else FULL
     start = time.perf_counter()
 
-    print("\n1. The model to start from")
+    print("\n1. Load or train the initial model")
     begin = Beginning.of_quickstart(output_dir, quick)
     sft_dir, tokenizer, reference, reward = begin.sft_dir, begin.tokenizer, begin.reference, begin.reward
 
@@ -111,17 +111,17 @@ def main() -> None:
     print_table(table)
     gain = dpo_at_the_kl_of_preferred_ft(curves)
     if gain is not None:
-        print(f"DPO minus Preferred-FT at the KL where that ends: {gain[0]:+.3f} +- {gain[1]:.3f} in reward")
+        print(f"DPO minus Preferred-FT at the final KL of Preferred-FT: {gain[0]:+.3f} +- {gain[1]:.3f} in reward")
     print_samples(test_prefixes, curves)
     picture = output_dir / "baselines.png"
     draw(picture, curves)
     seconds = time.perf_counter() - start
     write_results(output_dir, curves, settings, seconds, {"table": table, "dpo_minus_preferred_ft_at_equal_kl": gain})
-    print(f"\nAll of it took {seconds:.0f} s. The curves are in {picture}")
+    print(f"\nTotal time: {seconds:.0f} s. The curves are in {picture}")
 
 
 def summary(runs: list[list[Point]]) -> dict[str, tuple[float, float]]:
-    """Means over prefixes and seeds with standard errors over prefixes, at the start, the best point and the end."""
+    """Returns means over prefixes and seeds with standard errors over prefixes: start, best point and end."""
     rewards, kls = zip(*(over_seeds(runs, i) for i in range(len(runs[0]))), strict=True)
     best = int(np.argmax([values.mean() for values in rewards]))
     last = len(rewards) - 1
@@ -136,7 +136,7 @@ def summary(runs: list[list[Point]]) -> dict[str, tuple[float, float]]:
 
 
 def dpo_at_the_kl_of_preferred_ft(curves: Curves) -> tuple[float, float] | None:
-    """Difference in reward at the KL where Preferred-FT ends, prefix by prefix; `None` if DPO never gets there."""
+    """Difference in reward at the final KL of Preferred-FT, by prefix. `None` if DPO does not reach this KL."""
     rewards, kls = over_seeds(curves[PREFERRED_FT], -1)
     kl = kls.mean()
     if any(max(point.evaluation.kls.mean() for point in run) < kl for run in curves[DPO]):
@@ -153,7 +153,7 @@ def print_table(table: dict[str, dict[str, tuple[float, float]]]) -> None:
 
 
 def print_samples(prefixes: list[str], curves: Curves, num_samples: int = 4) -> None:
-    """Completions of the same prefixes at the end of each method's first run, with their true rewards."""
+    """Prints completions of the same prefixes at the end of each method's first run, with their true rewards."""
     for i in range(num_samples):
         print(f"\n{prefixes[i]} ...")
         for method, runs in curves.items():
@@ -162,7 +162,7 @@ def print_samples(prefixes: list[str], curves: Curves, num_samples: int = 4) -> 
 
 
 def draw(path: Path, curves: Curves) -> None:
-    """Draws reward against KL, the points of every run joined in the order of the training."""
+    """Draws reward against KL. The points of a run are joined in the order of training."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for method, runs in curves.items():
         for number, run in enumerate(runs):

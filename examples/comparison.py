@@ -1,7 +1,7 @@
 """
-What the comparisons of trainers on the sentiment task share: where they begin, how they train and what they measure.
+Shared parts of the comparisons of trainers on the sentiment task: initial model, training and measurements.
 
-`ranking_vs_pairs.py` and `baselines.py` say what is compared, and how the results are read.
+`ranking_vs_pairs.py` and `baselines.py` explain what they compare.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from transformers import (
 class Settings:
     """Sizes of a comparison."""
 
-    seeds: tuple[int, ...] = (0, 1)  # of the order of the data; start and data are the same
+    seeds: tuple[int, ...] = (0, 1)  # of the order of the data; initial model and data are the same
     num_prefixes: int = 2_000
     num_test_prefixes: int = 512
     beta: float
@@ -45,7 +45,7 @@ class Settings:
     updates_between_evaluations: int
 
     def quick(self, num_updates: int, updates_between_evaluations: int) -> "Settings":
-        """The same comparison with less of everything."""
+        """Returns a smaller version of the same comparison."""
         return replace(
             self,
             seeds=(0,),
@@ -58,10 +58,10 @@ class Settings:
 
 
 def folder_and_quick(name: str, description: str) -> tuple[Path, bool]:
-    """The output folder, which is made, and whether less of everything is asked for, from the command line."""
+    """Returns the output folder, which is created, and whether `--quick` is given on the command line."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--output_dir", type=Path, help=f"defaults to outputs/{name}")
-    parser.add_argument("--quick", action="store_true", help="less of everything, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="run a smaller version as a test")
     options = parser.parse_args()
     suffix = "_quick" if options.quick else ""
     output_dir = options.output_dir or Path("outputs", f"{name}{suffix}")
@@ -69,12 +69,12 @@ def folder_and_quick(name: str, description: str) -> tuple[Path, bool]:
     return output_dir, options.quick
 
 
-# Where they begin
+# Initial model
 
 
 @dataclass
 class Beginning:
-    """Where the quickstart's training begins: reviews, reward, and the fine-tuned model, also the reference."""
+    """Start of the quickstart's training: reviews, reward, and the fine-tuned model, which is also the reference."""
 
     sft_dir: Path
     tokenizer: PreTrainedTokenizerFast
@@ -86,7 +86,7 @@ class Beginning:
 
     @classmethod
     def of_quickstart(cls, output_dir: Path, quick: bool) -> "Beginning":
-        """Takes the quickstart's model if it is there, and makes it in `output_dir` if not."""
+        """Loads the quickstart's model if it exists, or trains it in `output_dir`."""
         settings, suffix = (quickstart.QUICK, "_quick") if quick else (quickstart.FULL, "")
         reviews = load_reviews()
         texts = [review["text"] for review in reviews]
@@ -104,7 +104,7 @@ class Beginning:
         )
 
     def prefixes(self, num: int, num_test: int) -> tuple[list[str], list[str]]:
-        """Beginnings of reviews to train on, and others of held-out reviews."""
+        """Returns beginnings of reviews for training, and others of held-out reviews."""
         set_seed(self.seed)
         train = cut_prefixes(self.texts, self.tokenizer, num_prefixes=num)
         return train, cut_prefixes(self.held_out, self.tokenizer, num_prefixes=num_test, exclude=frozenset(train))
@@ -113,7 +113,7 @@ class Beginning:
 def find_or_make_sft_model(
     output_dir: Path, quickstart_dir: Path, texts: list[str], settings: quickstart.Settings
 ) -> Path:
-    """Folder of the fine-tuned model: the quickstart's or an earlier run's if it had these settings, or a new one."""
+    """Returns the folder of the fine-tuned model: an existing one with these settings, or a new one."""
     reviews_hash = hashlib.sha256(REVIEWS.read_bytes()).hexdigest()
     wanted = asdict(settings) | {"reviews_sha256": reviews_hash}
     for folder in (quickstart_dir, output_dir):
@@ -126,12 +126,12 @@ def find_or_make_sft_model(
     return output_dir / "sft"
 
 
-# Training, and what is measured on the way
+# Training and its measurements
 
 
 @dataclass
 class Point:
-    """What a policy does on the held-out prefixes after some training."""
+    """Results of a policy on the held-out prefixes at one point of training."""
 
     num_sequences: int
     evaluation: Evaluation
@@ -144,7 +144,7 @@ Curves = dict[str, list[list[Point]]]  # by method, seed and time
 
 
 class HeldOutEvaluation(TrainerCallback):
-    """Measures true reward and KL during the training, on the same prefixes with the same random numbers each time."""
+    """Measures true reward and KL during training, always on the same prefixes with the same random numbers."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class HeldOutEvaluation(TrainerCallback):
 
     def point(self, num_updates: int, model: PreTrainedModel) -> Point:
         was_training = model.training
-        with torch.random.fork_rng():  # the order of the training data stays as it is
+        with torch.random.fork_rng():  # does not change the order of the training data
             evaluation = self.measure(model.eval())
         model.train(was_training)
         return Point(num_updates * self.settings.sequences_per_update, evaluation)
@@ -187,7 +187,7 @@ def train(
     rows_per_update: int,
     **own: Any,
 ) -> list[Point]:
-    """Trains by one method. All options are the same but for the rows of an update and those that only it has."""
+    """Trains with one method. Only the rows per update and the options of the method differ."""
     settings = held_out_evaluation.settings
     config = config_class(
         output_dir=str(output_dir),
@@ -220,7 +220,7 @@ def train(
 
 
 def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
-    """Mean of one value a prefix, and its standard error."""
+    """Mean of one value per prefix, and its standard error."""
     return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
 
 
@@ -232,9 +232,9 @@ def over_seeds(runs: list[list[Point]], i: int) -> tuple[np.ndarray, np.ndarray]
 
 def reward_at_kl(run: list[Point], kl: float) -> np.ndarray:
     r"""
-    Reward of every prefix where a run crosses `kl`, on the straight line between the evaluations around it.
+    Reward of every prefix where a run crosses `kl`, interpolated linearly between two evaluations.
 
-    The mean is the point of the line at `kl`, and the standard error that of the delta method: chance in the KLs moves
+    The mean is the value of this line at `kl`. The standard error is that of the delta method: noise in the KLs moves
     the point along the line, hence `rewards - slope * (KLs - kl)`.
     """
     crossing = next(i for i in range(1, len(run)) if run[i].evaluation.kls.mean() >= kl)

@@ -1,5 +1,5 @@
 """
-An objective of your own: a subclass of the base trainer with one method.
+A custom objective: a subclass of the base trainer with one method.
 
 Run it from the repository: `python examples/own_objective.py`. It trains a tiny random model for a few updates.
 
@@ -19,7 +19,7 @@ from trl_dpo_ext import BaseDPOTrainer, DPOPaperConfig
 
 
 class MarginDPOTrainer(BaseDPOTrainer):
-    """DPO that asks the chosen answer's reward to lead by a margin of 0.5."""
+    """DPO with a margin of 0.5 between the rewards of chosen and rejected answers."""
 
     config_class = DPOPaperConfig
 

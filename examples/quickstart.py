@@ -1,22 +1,21 @@
 """
-DPO from end to end on film reviews, in a few minutes on two CPU cores and without a download.
+DPO from start to end on film reviews, in a few minutes on two CPU cores and without a download.
 
     python examples/quickstart.py [--output_dir FOLDER] [--quick]
 
-A small GPT-2 is fine-tuned on reviews of both sentiments, completes beginnings of reviews four times each, and learns
-with `DPOPaperTrainer` from which completion a ground-truth reward prefers. What it learnt is measured on beginnings
-that it has never seen: true reward, and KL from the model it started from. The output folder (`outputs/quickstart`)
-then holds:
+A small GPT-2 is fine-tuned on reviews of both sentiments and completes beginnings of reviews four times each.
+`DPOPaperTrainer` then trains on pairs of completions, ranked by a ground-truth reward. The result is measured on
+held-out beginnings: true reward, and KL from the initial model. The output folder (`outputs/quickstart`) then
+contains:
 
-    sft/                    the fine-tuned model: where the training starts, and its reference
-    preferences.jsonl       pairs to learn from, and preferences_test.jsonl, pairs of held-out beginnings
-    dpo/                    the last checkpoint, and what was logged: `trl-dpo-ext report outputs/quickstart/dpo`
+    sft/                    the fine-tuned model: initial policy and reference
+    preferences.jsonl       training pairs, and preferences_test.jsonl, pairs of held-out beginnings
+    dpo/                    the last checkpoint and the logs: `trl-dpo-ext report outputs/quickstart/dpo`
     policy/                 the trained model, also a reward model: `examples/reward_model.py`
     results.json            true reward and KL, before and after
-    training_curves.png     what happened during the training
+    training_curves.png     the course of training
 
-An interrupted run continues where it stopped. `--quick` does the same with less of everything, in
-`outputs/quickstart_quick`.
+An interrupted run continues where it stopped. `--quick` is a smaller version, in `outputs/quickstart_quick`.
 """
 
 import argparse
@@ -34,8 +33,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 
-# Threads that wait busily make a model this small several times slower as soon as another program uses the cores. The
-# thread library reads this when torch is imported.
+# Busy waiting of threads makes a small model several times slower if another program uses the cores. The thread
+# library reads this variable when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
@@ -60,7 +59,7 @@ from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole_here
 
 
-# TRL 1.16 uses names that transformers 5.23 deprecates; torch says that there is no accelerator
+# TRL 1.16 uses names that transformers 5.23 deprecates. torch warns that there is no accelerator
 warnings.filterwarnings("ignore", message=".*deprecated and will be removed in v6", category=FutureWarning)
 warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true")
 
@@ -76,7 +75,7 @@ class Settings:
     num_test_prefixes: int = 512  # for the true reward and the KL
     num_test_pair_prefixes: int = 64  # the first of them give pairs, for the metrics during training
     beta: float = 0.3
-    learning_rate: float = 1.5e-4  # the paper's 1e-6 is for billions of parameters
+    learning_rate: float = 1.5e-4  # the paper's 1e-6 is for models with billions of parameters
     warmup_steps: int = 20
     logging_steps: int = 2
     eval_steps: int = 20
@@ -84,9 +83,9 @@ class Settings:
 
 FULL = Settings()
 QUICK = Settings(
-    sft_steps=120,
-    num_prefixes=96,
-    num_test_prefixes=128,
+    sft_steps=60,
+    num_prefixes=64,
+    num_test_prefixes=96,
     num_test_pair_prefixes=16,
     warmup_steps=3,
     logging_steps=1,
@@ -95,7 +94,7 @@ QUICK = Settings(
 
 
 class ProgressBarWithMetrics(ProgressCallback):
-    """The trainer's progress bar with the latest metrics next to it, instead of a line for each log."""
+    """The trainer's progress bar with the latest metrics, instead of a line for each log."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.training_bar is not None and "rewards/accuracies" in logs:
@@ -105,7 +104,7 @@ class ProgressBarWithMetrics(ProgressCallback):
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train and evaluate a small DPO policy on film reviews.")
     parser.add_argument("--output_dir", type=Path, help="defaults to outputs/quickstart")
-    parser.add_argument("--quick", action="store_true", help="less of everything, to see that it runs")
+    parser.add_argument("--quick", action="store_true", help="run a smaller version as a test")
     options = parser.parse_args()
     settings = QUICK if options.quick else FULL
     output_dir = options.output_dir or Path("outputs", "quickstart_quick" if options.quick else "quickstart")
@@ -126,7 +125,7 @@ def main() -> None:
     reference = AutoModelForCausalLM.from_pretrained(sft_dir)
     with torch.no_grad():
         seen, unseen = (language_modeling_loss(reference, tokenizer, some) for some in (texts[:500], held_out))
-    print(f"{sft_dir}: {reference.num_parameters():,} parameters, {seen:.2f} nats a token, held out {unseen:.2f}")
+    print(f"{sft_dir}: {reference.num_parameters():,} parameters, {seen:.2f} nats per token, held out {unseen:.2f}")
 
     print("\n2. Sample 4 completions of every prefix and rank them by the ground-truth reward")
     set_seed(settings.seed)
@@ -140,7 +139,7 @@ def main() -> None:
             set_seed(settings.seed)
             pairs, num_left_out = preference_pairs(reference, tokenizer, reward, some)
             write_preferences(path, pairs)
-            print(f"{path}: {len(pairs):,} pairs of {len(some):,} prefixes, {num_left_out} ties or empty left out")
+            print(f"{path}: {len(pairs):,} pairs of {len(some):,} prefixes, {num_left_out} ties or empty dropped")
 
     print("\n3. Train with DPO on the preference file")
     trainer = train_dpo(output_dir / "dpo", sft_dir, train_file, test_file, settings)
@@ -158,22 +157,22 @@ def main() -> None:
     seconds = time.perf_counter() - start
     results = {"before": before.summary(), "after": after.summary(), "seconds": seconds, "settings": asdict(settings)}
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\nAll of it took {seconds:.0f} s. The training curves are in {picture}")
+    print(f"\nTotal time: {seconds:.0f} s. The training curves are in {picture}")
     print(f"Next: `trl-dpo-ext report {output_dir / 'dpo'}`, `python examples/reward_model.py --run_dir {output_dir}`")
 
 
 def start_or_continue(output_dir: Path, settings: Settings) -> None:
     """
-    Keeps what an earlier run left in `output_dir` if it had the same settings, and removes it if it had others.
+    Keeps the results of an earlier run with the same settings in `output_dir`, and deletes those with other settings.
 
     Raises:
-        SystemExit: If the folder holds something else.
+        SystemExit: If the folder has other contents.
     """
     record = output_dir / "settings.json"
     reviews_hash = hashlib.sha256(REVIEWS.read_bytes()).hexdigest()
     wanted = json.dumps(asdict(settings) | {"reviews_sha256": reviews_hash}, indent=2) + "\n"
     if not record.is_file() and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise SystemExit(f"`{output_dir}` holds files that are not the quickstart's. Choose another `--output_dir`.")
+        raise SystemExit(f"`{output_dir}` has files that are not the quickstart's. Choose another `--output_dir`.")
     if record.is_file() and record.read_text() != wanted:
         for folder in ("sft", "dpo", "policy"):
             shutil.rmtree(output_dir / folder, ignore_errors=True)
@@ -184,7 +183,7 @@ def start_or_continue(output_dir: Path, settings: Settings) -> None:
 
 
 def make_sft_model(sft_dir: Path, texts: list[str], settings: Settings) -> None:
-    """Trains a tokenizer and a model on `texts` and saves both to `sft_dir`, which appears only when complete."""
+    """Trains a tokenizer and a model on `texts` and saves both to `sft_dir`, which is created when complete."""
     set_seed(settings.seed)
     tokenizer = train_tokenizer(texts)
     model = small_gpt2(tokenizer)
@@ -196,7 +195,7 @@ def make_sft_model(sft_dir: Path, texts: list[str], settings: Settings) -> None:
 
 
 def write_preferences(path: Path, pairs: list[dict[str, str]]) -> None:
-    """Writes one pair a line to `path`, which appears only when complete."""
+    """Writes one pair per line to `path`, which is created when complete."""
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
     unfinished.rename(path)
@@ -206,10 +205,10 @@ def train_dpo(
     checkpoint_dir: Path, model_dir: Path, train_file: Path, test_file: Path, settings: Settings
 ) -> DPOPaperTrainer:
     """
-    Trains on a preference file, from the newest checkpoint if there is one: this is all that a user has to write.
+    Trains on a preference file, from the newest checkpoint if there is one. Users only need this part.
 
-    RMSprop, batches of 64 pairs, one epoch and a linear warm-up to a constant rate are the paper's settings, which
-    are the defaults of `DPOPaperConfig`.
+    RMSprop, batches of 64 pairs, one epoch and a linear warm-up to a constant rate are the paper's settings and the
+    defaults of `DPOPaperConfig`.
     """
     dataset = load_dataset("json", data_files={"train": str(train_file), "test": str(test_file)})
     config = DPOPaperConfig(
@@ -217,7 +216,7 @@ def train_dpo(
         beta=settings.beta,
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
-        per_device_train_batch_size=16,  # in pieces of 16, which is faster here: less memory is moved
+        per_device_train_batch_size=16,  # small micro-batches are faster here, because they move less memory
         per_device_eval_batch_size=16,
         gradient_checkpointing=False,
         logging_steps=settings.logging_steps,
@@ -242,21 +241,21 @@ def train_dpo(
 
 
 def print_results(before: Evaluation, after: Evaluation) -> None:
-    """A table of true reward, KL and unfinished completions, with standard errors."""
+    """Prints a table of true reward, KL and unfinished completions, with standard errors."""
     print(f"{'':8}{'true reward':>18}{'KL, nats':>18}{'unfinished':>13}")
     for name, summary in (("before", before.summary()), ("after", after.summary())):
         print(
             f"{name:8}{summary['reward']:>9.3f} +- {summary['reward_stderr']:.3f}"
             f"{summary['kl']:>9.3f} +- {summary['kl_stderr']:.3f}{summary['unfinished']:>13.1%}"
         )
-    gains = after.rewards - before.rewards  # prefix by prefix
+    gains = after.rewards - before.rewards  # by prefix
     print(f"{'gain':8}{gains.mean():>9.3f} +- {gains.std(ddof=1) / len(gains) ** 0.5:.3f}")
 
 
 def print_samples(
     prefixes: list[str], before: Evaluation, after: Evaluation, num_samples: int = 8, width: int = 50
 ) -> None:
-    """Completions of the same prefixes before and after, side by side, each with its true reward."""
+    """Prints completions of the same prefixes before and after training, with their true rewards."""
     print(f"\n{'reward  before':{width + 8}} | reward  after")
     for i in range(num_samples):
         print(f"{prefixes[i]} ...")

@@ -1,21 +1,21 @@
 """
-Whole rankings against the pairs cut out of them, at equal compute: `RankingDPOTrainer` and `DPOPaperTrainer`.
+Training on rankings and on their pairs, at equal compute: `RankingDPOTrainer` and `DPOPaperTrainer`.
 
     python examples/ranking_vs_pairs.py [--output_dir FOLDER] [--quick]
 
 The quickstart's model completes beginnings of reviews four times each, and the ground-truth reward scores the
-completions: one row with `prompt`, `completions` and `scores` for every beginning. From the same rows and the same
-start, with the same beta, learning rate and warm-up, one trainer learns from rankings of four (Eq. 20, Plackett-Luce)
-and the other from all six pairs of each (Eq. 7, `all_pairs`). Equal compute means that every update runs equally many
-sequences through the policy: B rankings are 4 B sequences, 2 B pairs as well. So one pass over the rankings costs as
-much as a third of a pass over the pairs. True reward and KL on held-out beginnings are measured on the way.
+completions. This gives one row with `prompt`, `completions` and `scores` for every beginning. One trainer learns from
+the rankings of four (Eq. 20, Plackett-Luce), the other from all six pairs of each ranking (Eq. 7, `all_pairs`). The
+rows, initial model, beta, learning rate and warm-up are the same. Equal compute means that every update runs the same
+number of sequences: B rankings have 4 B sequences, and so do 2 B pairs. One pass over the rankings therefore costs a
+third of a pass over the pairs. True reward and KL on held-out beginnings are measured during training.
 
-Measured in six minutes on two busy CPU cores: rankings end 0.013 +- 0.005 higher in reward (0.612 against 0.598) at a
-KL that is no smaller; half way there is no clear difference, and none at equal KL (0.002 +- 0.005).
+Measured in six minutes on two busy CPU cores: rankings end with 0.013 +- 0.005 more reward (0.612 and 0.598) at a KL
+that is not smaller. Half way there is no clear difference, and none at equal KL (0.002 +- 0.005).
 
-The output folder (`outputs/ranking_vs_pairs`) then holds `rankings.jsonl`, `results.json`, `ranking_vs_pairs.png`, and
-`sft/` unless the quickstart has left its own in `outputs/quickstart`. `--quick` does the same with less of everything,
-in `outputs/ranking_vs_pairs_quick`; its numbers say nothing.
+The output folder (`outputs/ranking_vs_pairs`) then contains `rankings.jsonl`, `results.json`, `ranking_vs_pairs.png`,
+and `sft/` unless the quickstart has created it in `outputs/quickstart`. `--quick` is a smaller version in
+`outputs/ranking_vs_pairs_quick`, whose numbers have no meaning.
 """
 
 import json
@@ -51,7 +51,7 @@ RANKINGS, PAIRS = "whole rankings", "all pairs"
 COLORS = {RANKINGS: BLUE, PAIRS: ORANGE}
 
 FULL = Settings(beta=0.3, num_updates=120, updates_between_evaluations=20)
-QUICK = FULL.quick(num_updates=10, updates_between_evaluations=5)
+QUICK = FULL.quick(num_updates=6, updates_between_evaluations=3)
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     settings = QUICK if quick else FULL
     start = time.perf_counter()
 
-    print("\n1. The model to start from")
+    print("\n1. Load or train the initial model")
     begin = Beginning.of_quickstart(output_dir, quick)
     sft_dir, tokenizer, reference, reward = begin.sft_dir, begin.tokenizer, begin.reference, begin.reward
     print(f"{sft_dir}: {reference.num_parameters():,} parameters")
@@ -75,7 +75,7 @@ def main() -> None:
     pairs = all_pairs(rankings)
     print(
         f"{rankings_file}: {len(rankings):,} rankings, which give {len(pairs):,} pairs; "
-        f"{len(prefixes) - len(rows)} prefixes with empty or equally good completions left out"
+        f"{len(prefixes) - len(rows)} prefixes with empty or equally good completions dropped"
     )
 
     print(f"\n3. Train, {settings.num_updates} updates of {settings.sequences_per_update} sequences")
@@ -115,17 +115,17 @@ def main() -> None:
     draw(picture, curves)
     seconds = time.perf_counter() - start
     write_results(output_dir, curves, settings, seconds, {"comparison": comparison, "train_seconds": train_seconds})
-    print(f"\nAll of it took {seconds:.0f} s. The curves are in {picture}")
+    print(f"\nTotal time: {seconds:.0f} s. The curves are in {picture}")
 
 
 def scored_rows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, reward: SentimentReward, prefixes: list[str]
 ) -> list[dict[str, str | list]]:
     """
-    Completions of every prefix with their rewards, as rows with `prompt`, `completions` and `scores`.
+    Returns completions of every prefix with their rewards, as rows with `prompt`, `completions` and `scores`.
 
-    A prefix with an empty completion or with equal rewards gives no row, so that every row is four sequences and six
-    pairs and the compute is equal exactly.
+    A prefix with an empty completion or with equal rewards is dropped, so every row has exactly four sequences and six
+    pairs, and the compute is equal.
     """
     prompts = [prefix for prefix in prefixes for _ in range(NUM_COMPLETIONS)]
     completions: list[str] = []
@@ -142,8 +142,8 @@ def scored_rows(
 
 def compare(curves: Curves) -> list[dict]:
     """
-    Differences, rankings minus pairs, prefix by prefix: at equal compute in the middle and at the end, and at equal
-    KL, namely at half of the largest that all runs reach and at all of it.
+    Returns differences, rankings minus pairs, by prefix: at equal compute in the middle and at the end, and at equal
+    KL (at the largest KL that all runs reach, and at half of it).
     """
     runs = list(zip(curves[RANKINGS], curves[PAIRS], strict=True))
     last = len(runs[0][0]) - 1
@@ -161,7 +161,7 @@ def compare(curves: Curves) -> list[dict]:
 
 
 def difference_row(quantity: str, differences: list[np.ndarray]) -> dict:
-    """Mean over seeds and prefixes, its standard error over prefixes, the mean of each seed, and what follows."""
+    """Mean over seeds and prefixes, its standard error over prefixes, the mean of each seed, and the verdict."""
     mean, stderr = mean_and_stderr(np.mean(differences, axis=0))
     by_seed = [float(values.mean()) for values in differences]
     clear = abs(mean) > 2 * stderr and all(value * mean > 0 for value in by_seed)
@@ -170,7 +170,7 @@ def difference_row(quantity: str, differences: list[np.ndarray]) -> dict:
 
 
 def print_table(curves: Curves) -> None:
-    """True reward and KL along the training, averaged over seeds, with standard errors over prefixes."""
+    """Prints true reward and KL during training, averaged over seeds, with standard errors over prefixes."""
     print(f"{'':11}{RANKINGS:^34}   {PAIRS:^34}")
     print(f"{'sequences':>11}" + f"{'true reward':>17}{'KL, nats':>17}   " * 2)
     for i, point in enumerate(curves[RANKINGS][0]):
@@ -182,7 +182,7 @@ def print_table(curves: Curves) -> None:
 
 
 def print_conclusion(comparison: list[dict]) -> None:
-    """The differences, and which of them are larger than chance explains."""
+    """Prints the differences, and which of them are larger than chance explains."""
     print("\nRankings - pairs, on the same prefixes:")
     for row in comparison:
         by_seed = ", ".join(f"{value:+.3f}" for value in row["by_seed"])
@@ -191,13 +191,13 @@ def print_conclusion(comparison: list[dict]) -> None:
             f"(by seed {by_seed})"
         )
     print(
-        "A difference is called clear from two standard errors on, if all seeds agree on its sign. Standard errors\n"
-        "are over held-out prefixes, seeds change the order of the data; model, data, beta and learning rate are one."
+        "A difference is clear from two standard errors on, if all seeds agree on its sign. Standard errors are over\n"
+        "held-out prefixes. Seeds change the order of the data; everything else is the same."
     )
 
 
 def draw(path: Path, curves: Curves) -> None:
-    """Reward against compute and against KL: means over seeds with standard errors over prefixes, each seed thin."""
+    """Draws reward against compute and KL: means over seeds with standard errors over prefixes, single seeds thin."""
     figure, (progress, frontier) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained", sharey=True)
     for method, runs in curves.items():
         color = COLORS[method]

@@ -1,14 +1,14 @@
 """
-The quickstart's policy as a reward model: how good is the reward that DPO has learnt without anybody writing one?
+The quickstart's policy as a reward model: how good is the implicit reward that DPO has learned?
 
     python examples/reward_model.py [--run_dir outputs/quickstart] [--num_completions 8]
 
-Needs the folder that `quickstart.py` leaves. On beginnings of reviews that were held out of its training:
+Needs the output folder of `quickstart.py`. On held-out beginnings of reviews:
 
-    1. how often the implicit reward prefers what the true reward prefers, and how sure it is of it;
-    2. best of N: the model before DPO answers N times, and the implicit reward picks one. The true reward of what it
-       picks lies between that of a random answer and that of the best one;
-    3. self-labelling (Sec. 7 of the paper): the pairs labelled anew, and how many labels differ.
+    1. Accuracy: how often the implicit reward and the true reward prefer the same completion, with its calibration.
+    2. Best of N: the model before DPO answers N times, and the implicit reward picks an answer. The true reward of
+       this answer lies between that of a random answer and that of the best one.
+    3. Self-labeling (Sec. 7 of the paper): relabeled pairs, and the number of labels that change.
 """
 
 import argparse
@@ -30,8 +30,8 @@ def main() -> None:
     options = parser.parse_args()
     policy = options.run_dir / "policy"
     if not policy.is_dir():
-        raise SystemExit(f"`{policy}` is not there. Run examples/quickstart.py first.")
-    reward_model = ImplicitRewardModel.from_pretrained(policy)  # its reference: where the policy was trained from
+        raise SystemExit(f"`{policy}` does not exist. Run examples/quickstart.py first.")
+    reward_model = ImplicitRewardModel.from_pretrained(policy)  # with the reference that the policy was trained with
     test_file = str(options.run_dir / "preferences_test.jsonl")
     pairs = load_dataset("json", data_files=test_file, split="train")
 
@@ -59,9 +59,9 @@ def main() -> None:
     }.items():
         print(f"{name:<30} true reward {values.mean():.3f} +- {values.std(ddof=1) / len(values) ** 0.5:.3f}")
 
-    print("\n3. Self-labelling")
+    print("\n3. Self-labeling")
     swapped = reward_model.relabel(pairs)["swapped"]
-    print(f"{sum(swapped)} of {len(swapped)} pairs get the other label")
+    print(f"{sum(swapped)} of {len(swapped)} pairs are relabeled")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """
-The sentiment experiment of the DPO paper (Sec. 6.1) at the size of a laptop.
+The sentiment experiment of the DPO paper (Sec. 6.1), small enough for a laptop.
 
-Film reviews, a small GPT-2 that is fine-tuned on them, a ground-truth reward (the probability that a classifier gives
-to "positive"), sampled and ranked completions of review prefixes, and the evaluation by true reward and by KL from the
-reference. `quickstart.py` puts these together.
+Film reviews, a small GPT-2 that is fine-tuned on them, a ground-truth reward (the probability of "positive" from a
+classifier), sampled and ranked completions of review prefixes, and the evaluation by true reward and KL from the
+reference. `quickstart.py` combines these parts.
 
 Axes: **B** sequences, **P** prompt tokens, **C** completion tokens, **V** vocabulary.
 """
@@ -36,7 +36,7 @@ from transformers import (
 
 REVIEWS = Path(__file__).parent / "film_reviews" / "reviews.jsonl"
 EOS, PAD = "<|endoftext|>", "<|pad|>"
-SPACE = "\u0120"  # how byte-level BPE writes a space
+SPACE = "\u0120"  # byte-level BPE's character for a space
 MIN_PREFIX_TOKENS, MAX_PREFIX_TOKENS = 2, 8
 MAX_NEW_TOKENS = 40
 SAMPLING_BATCH = 500
@@ -46,12 +46,12 @@ SAMPLING_BATCH = 500
 
 
 def load_reviews() -> list[dict[str, str]]:
-    """The shipped reviews, each with its `text` and its `sentiment` ("good" or "bad")."""
+    """Returns the included reviews, each with its `text` and its `sentiment` ("good" or "bad")."""
     return [json.loads(line) for line in REVIEWS.read_text(encoding="utf-8").splitlines()]
 
 
 def train_tokenizer(texts: list[str], vocab_size: int = 2048) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `texts`, with an end-of-sequence and a padding token."""
+    """Returns a byte-level BPE tokenizer trained on `texts`, with an end-of-sequence and a padding token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -68,15 +68,15 @@ def train_tokenizer(texts: list[str], vocab_size: int = 2048) -> PreTrainedToken
 
 
 def small_gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
-    """A GPT-2 of 2 layers and width 96 (about 430,000 parameters) with random weights."""
+    """Returns a GPT-2 with 2 layers and width 96 (about 430,000 parameters) and random weights."""
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=128,
         n_layer=2,
         n_embd=96,
         n_head=4,
-        activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's own, faster
-        initializer_range=0.05,  # GPT-2's own 0.02 suits its width of 768
+        activation_function="gelu_pytorch_tanh",  # the same function as GPT-2's, but faster
+        initializer_range=0.05,  # GPT-2's 0.02 is for a width of 768
         resid_pdrop=0.0,
         embd_pdrop=0.0,
         attn_pdrop=0.0,
@@ -96,7 +96,7 @@ def fine_tune(
     batch_size: int = 32,
     learning_rate: float = 5e-3,
 ) -> None:
-    """Supervised fine-tuning of `model`, in place, on whole reviews with an end-of-sequence token."""
+    """Fine-tunes `model`, in place, on whole reviews with an end-of-sequence token."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate)
     scheduler = get_cosine_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
     model.train()
@@ -108,12 +108,12 @@ def fine_tune(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        progress.set_postfix(loss=f"{loss.item():.3f} nats a token")
+        progress.set_postfix(loss=f"{loss.item():.3f} nats per token")
     model.eval()
 
 
 def shuffled_batches(texts: list[str], batch_size: int) -> Iterator[list[str]]:
-    """Batches of `texts` of about the same length (which saves padding) for ever, in a new order every epoch."""
+    """Yields batches of `texts` of about the same length (which saves padding) forever, in a new order every epoch."""
     while True:
         shuffled = random.sample(texts, len(texts))
         for start in range(0, len(shuffled), 8 * batch_size):
@@ -123,7 +123,7 @@ def shuffled_batches(texts: list[str], batch_size: int) -> Iterator[list[str]]:
 
 
 def language_modeling_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> Tensor:
-    """Mean negative log-likelihood of the tokens of `texts` and of an end-of-sequence token each, in nats."""
+    """Mean negative log-likelihood of the tokens of `texts`, with an end-of-sequence token each, in nats."""
     texts = [text + EOS for text in texts]
     batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right").to(model.device)
     logits = model(**batch).logits[:, :-1]
@@ -136,10 +136,10 @@ def language_modeling_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenize
 
 class SentimentReward:
     """
-    The ground-truth reward of a review: the probability of "good" under a logistic regression on words and word pairs.
+    Ground-truth reward of a review: the probability of "good" under a logistic regression on words and word pairs.
 
-    It is strongly regularized on purpose: a judge that is sure of every review gives rewards of 0 and 1 only, which
-    leaves nothing to rank.
+    It is strongly regularized on purpose. A classifier that is certain of every review would only give rewards of 0
+    and 1, which leave nothing to rank.
     """
 
     def __init__(self, reviews: list[dict[str, str]]):
@@ -149,7 +149,7 @@ class SentimentReward:
         self.classifier.fit(texts, [review["sentiment"] == "good" for review in reviews])
 
     def __call__(self, prompts: list[str], completions: list[str]) -> np.ndarray:
-        """Rewards in [0, 1] of the texts that prompts and completions make, shape `(n,)`."""
+        """Returns the rewards of prompts with completions, in [0, 1], shape `(n,)`."""
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         return self.classifier.predict_proba(texts)[:, 1]
 
@@ -161,10 +161,10 @@ def cut_prefixes(
     texts: list[str], tokenizer: PreTrainedTokenizerFast, *, num_prefixes: int, exclude: Collection[str] = ()
 ) -> list[str]:
     """
-    Different beginnings of `texts`, 2 to 8 tokens long, in random order, none of them in `exclude`.
+    Returns distinct beginnings of `texts`, 2 to 8 tokens long, in random order, except those in `exclude`.
 
-    They end where a word ends, so that a completion starts with its space and prompt and completion can be tokenized
-    apart. May return fewer than `num_prefixes`.
+    They end at the end of a word, so completions start with a space, and prompt and completion can be tokenized
+    separately. May return fewer than `num_prefixes`.
     """
     cuts = []
     for ids in tokenizer(texts)["input_ids"]:
@@ -184,12 +184,12 @@ class Samples:
     prompt_mask: Tensor  # (B, P), True on the prompt
     completion_mask: Tensor  # (B, C), True up to and including the end-of-sequence token
     completions: list[str]
-    finished: Tensor  # (B,), whether the end-of-sequence token came
+    finished: Tensor  # (B,), whether there is an end-of-sequence token
 
 
 @torch.no_grad()
 def sample_completions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Samples:
-    """One completion for each of `prompts`, drawn from `model` at temperature 1."""
+    """Samples one completion for each of `prompts` from `model` at temperature 1."""
     batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
     input_ids = model.generate(
         **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS
@@ -214,11 +214,11 @@ def preference_pairs(
     num_completions: int = 4,
 ) -> tuple[list[dict[str, str]], int]:
     """
-    Samples completions of every prefix, ranks them by their reward and pairs each with all those below it.
+    Samples completions of every prefix, ranks them by reward and pairs each with all those below it.
 
     Returns:
-        The pairs, with columns `prompt`, `chosen` and `rejected`, and how many were left out because the rewards are
-        equal or one completion is empty.
+        Pairs with the columns `prompt`, `chosen` and `rejected`, and the number of dropped ones, because rewards are
+        equal or a completion is empty.
     """
     pairs, num_left_out = [], 0
     prompts = [prefix for prefix in prefixes for _ in range(num_completions)]
@@ -241,7 +241,7 @@ def preference_pairs(
 
 @dataclass
 class Evaluation:
-    """What a policy does on a set of prefixes, one entry a prefix."""
+    """Results of a policy on prefixes, one entry per prefix."""
 
     completions: list[str]
     rewards: np.ndarray
@@ -249,7 +249,7 @@ class Evaluation:
     unfinished: float  # share of completions without an end-of-sequence token
 
     def summary(self) -> dict[str, float]:
-        """Means and standard errors."""
+        """Returns means and standard errors."""
         root_n = len(self.completions) ** 0.5
         return {
             "reward": float(self.rewards.mean()),
@@ -269,7 +269,7 @@ def evaluate(
     *,
     seed: int,
 ) -> Evaluation:
-    """True reward of the policy's completions of `prefixes`, and their KL from the reference."""
+    """Returns the true reward of the policy's completions of `prefixes`, and their KL from the reference."""
     set_seed(seed)
     samples = sample_completions(policy, tokenizer, prefixes)
     return Evaluation(
@@ -287,17 +287,17 @@ def sequence_kl(policy: PreTrainedModel, ref: PreTrainedModel, samples: Samples)
 
     $$ \sum_t \sum_v \pi(v | x, y_{<t}) \log \frac{\pi(v | x, y_{<t})}{\pi_{ref}(v | x, y_{<t})} $$
 
-    The mean over completions drawn from the policy estimates the KL of the two distributions over completions. Every
-    step's KL is exact, which makes the estimate less noisy than the log-ratio of the sampled tokens.
+    The mean over completions drawn from the policy estimates the KL of the two distributions over completions. The KL
+    of every step is exact, so the estimate has less noise than the log-ratio of the sampled tokens.
 
     Returns:
-        `torch.Tensor` of shape `(B,)`: nats.
+        `torch.Tensor` of shape `(B,)`: KL in nats.
     """
     attention_mask = torch.cat([samples.prompt_mask, samples.completion_mask], dim=1).long()  # (B, P + C)
     inputs = {
         "input_ids": samples.input_ids,
         "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),  # padding on the left does not count
+        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),  # without the padding on the left
         "logits_to_keep": samples.completion_mask.shape[1] + 1,
     }
     policy_logprobs = policy(**inputs).logits[:, :-1].log_softmax(-1)  # (B, C, V)

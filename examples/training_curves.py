@@ -1,4 +1,4 @@
-"""The picture of a preference training: what the trainer logged, and the true rewards before and after."""
+"""Plot of a preference training: logged metrics, and true rewards before and after."""
 
 from pathlib import Path
 
@@ -22,17 +22,17 @@ Log = list[dict[str, float]]
 
 def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarray, rewards_after: np.ndarray) -> None:
     """
-    Writes the picture to `path`.
+    Writes the plot to `path`.
 
     Args:
         path (`Path`):
-            Where to write, with the ending of an image format.
+            Output file, with the suffix of an image format.
         log_history (`list[dict[str, float]]`):
             `trainer.state.log_history` of a DPO training.
         rewards_before (`np.ndarray` of shape `(n,)`):
-            True rewards of the completions before the training.
+            True rewards of the completions before training.
         rewards_after (`np.ndarray` of shape `(n,)`):
-            True rewards of the completions after it.
+            True rewards of the completions after training.
     """
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
     loss, accuracy, margin, rewards, logps, histogram = axes.flat
@@ -44,7 +44,7 @@ def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarra
 
     draw_metric(accuracy, log_history, "rewards/accuracies", INK)
     accuracy.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
-    # the very first update compares equal rewards, which is no right order
+    # The first update compares equal rewards, which gives no accuracy
     accuracy.set(title="Pairs in the right order", ylabel="share", ylim=(0.4, 1))
 
     draw_metric(margin, log_history, "rewards/margins", INK)
@@ -84,7 +84,7 @@ def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarra
 
 
 def draw_metric(axis: Axes, log_history: Log, name: str, color: str) -> None:
-    """One metric against the update, on training batches and on held-out pairs."""
+    """Draws one metric by update, on training batches and on held-out pairs."""
     for key, style in ((name, TRAINING), (f"eval_{name}", HELD_OUT)):
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         axis.plot(*zip(*points, strict=True), color=color, **style)

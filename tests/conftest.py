@@ -34,14 +34,10 @@ os.environ.update(
 importlib.metadata.metadata = cache(importlib.metadata.metadata)
 
 import pytest
-import torch
-from closeness import in_float64
-from tiny import MODELS, save_tiny, tiny_processing_class, tiny_tokenizer
-from transformers import set_seed
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(int(_THREADS))
+# The process that hands the tests to workers reads this file, too, and they wait for it: torch is imported where it is
+# used.
 
 
 def pytest_unconfigure() -> None:
@@ -49,7 +45,10 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _frozen_imports() -> None:
+def _threads_and_frozen_imports() -> None:
+    import torch
+
+    torch.set_num_threads(int(_THREADS))
     # accelerate collects garbage after every training. Half of a tiny run would go into the objects of the imports.
     gc.collect()
     gc.freeze()
@@ -66,12 +65,16 @@ def _nothing_is_left_behind() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    from transformers import set_seed
+
     set_seed(0)
 
 
 @pytest.fixture
 def float64(request: pytest.FixtureRequest) -> Iterator[None]:
     """The test computes in float64 (`closeness.in_float64`), unless it is marked `float32`."""
+    from closeness import in_float64
+
     with nullcontext() if request.node.get_closest_marker("float32") else in_float64():
         yield
 
@@ -79,6 +82,8 @@ def float64(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     """`tiny_folder("llama")` is the folder of that model of `tiny.MODELS` with its tokenizer, saved on first use."""
+    from tiny import MODELS, save_tiny, tiny_processing_class
+
     base = tmp_path_factory.mktemp("tiny")
 
     @cache
@@ -101,4 +106,6 @@ def gpt2_folder(tiny_folder: Callable[[str], str]) -> str:
 @pytest.fixture(scope="session")
 def bos_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The Llama beside a tokenizer that puts a BOS token before every text."""
+    from tiny import MODELS, save_tiny, tiny_tokenizer
+
     return save_tiny(MODELS["llama"](), tiny_tokenizer(bos=True), Path(tmp_path_factory.mktemp("bos")))

@@ -10,6 +10,8 @@ from functools import cache
 importlib.metadata.metadata = cache(importlib.metadata.metadata)  # as in `conftest.py`
 
 import datasets  # noqa: F401
+import matplotlib.pyplot  # noqa: F401
+import sklearn.linear_model  # noqa: F401
 import tiny  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 

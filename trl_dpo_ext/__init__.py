@@ -1,7 +1,7 @@
 """
 Direct Preference Optimization as the paper describes it (Rafailov et al., 2023), as an extension of Hugging Face TRL.
 
-Public names load on first use: `import trl_dpo_ext` and `import trl_dpo_ext.objectives` import neither TRL nor
+Public names are loaded on first use: `import trl_dpo_ext` and `import trl_dpo_ext.objectives` import neither TRL nor
 transformers.
 """
 

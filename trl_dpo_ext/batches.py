@@ -1,4 +1,4 @@
-"""The shape of a batch: B prompts with up to K completions each, whichever way its rows are stacked."""
+"""Shape of a batch: B prompts with up to K completions each, for any layout of its rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,30 +30,30 @@ _TOKENS = ("input_ids", "attention_mask", "completion_mask")
 @dataclass(frozen=True)
 class Batch:
     """
-    A batch of examples: prompts with their completions, pairs and rankings alike.
+    A batch of pairs or rankings: prompts with their completions.
 
-    A collator makes rows `(2B, T)`, all chosen answers above all rejected ones, as TRL's does, or groups `(B, K, T)`,
-    as [`~trl_dpo_ext.data.rankings.collator.DataCollatorForRanking`] does. The models take rows `(N, T)`, the N
-    completions that exist. Everything else has the shape `(B, K, ...)`.
+    Collators return stacked rows `(2B, T)`, all chosen answers before all rejected ones (TRL), or groups `(B, K, T)`
+    ([`~trl_dpo_ext.data.rankings.collator.DataCollatorForRanking`]). Models get rows `(N, T)` of the N completions
+    that exist. Everything else has the shape `(B, K, ...)`.
 
     Args:
         rows (`dict`):
-            What the models take: `input_ids`, `attention_mask` and `completion_mask` `(N, T)`, and what else a
-            collator adds.
+            Inputs of the models: `input_ids`, `attention_mask` and `completion_mask` `(N, T)`, and other entries of
+            the collator.
         num_prompts, num_completions (`int`):
             B and K.
         is_stacked (`bool`):
-            Whether rows are ordered `[all first completions; all second ones]`, and not prompt by prompt.
+            Whether rows are ordered `[all first completions; all second ones]`, instead of by prompt.
         groups ([`~trl_dpo_ext.shared_prompt.groups.PromptGroups`], *optional*):
-            Which rows share a prompt; `None` for rows with images, each of which is run by itself.
+            Rows that share a prompt. `None` for rows with images, which are run separately.
         ranks (`torch.Tensor` of shape `(B, K)`, int):
             0 for the best, equal for ties.
         exists (`torch.Tensor` of shape `(B, K)`, bool):
-            `True` where there is a completion.
+            `True` where a completion exists.
         ref_logps (`torch.Tensor` of shape `(B, K)`, *optional*):
-            Reference log-probabilities that the data set brings, nats.
+            Reference log-probabilities from the columns of the dataset, in nats.
         weights (`torch.Tensor` of shape `(B,)`):
-            1 for examples of this process, 0 for those that accelerate repeats to fill a batch.
+            1 for examples of this process, 0 for examples that accelerate repeats to fill a batch.
     """
 
     rows: dict[str, Any]
@@ -76,18 +76,18 @@ class Batch:
         has_images: bool = False,
     ) -> "Batch":
         """
-        Reads what a collator made, at one synchronization.
+        Reads a collated batch, with one synchronization.
 
         Args:
             collated (`Mapping`):
-                The collator's batch.
+                Batch from the collator.
             num_real (`int`, *optional*):
-                How many of the first examples are real; the others are left out where rows hold text, and weigh
-                nothing where they hold images. Defaults to all.
+                Number of real examples, which come first. The others are dropped, or get weight 0 if rows have images.
+                Default: all.
             largest (`int`, *optional*):
-                Completions of the largest group of any process's batches. Defaults to K.
+                Number of completions of the largest group in the batches of all processes. Default: K.
             has_images (`bool`, *optional*, defaults to `False`):
-                Whether rows hold images.
+                Whether rows have images.
 
         Returns:
             [`Batch`]
@@ -125,7 +125,7 @@ class Batch:
         )
 
     def to_groups(self, values: Tensor) -> Tensor:
-        """Puts values `(N, ...)` of the rows in their groups, `(B, K, ...)`, 0 where there is no completion."""
+        """Arranges values `(N, ...)` of the rows by prompt, `(B, K, ...)`, with 0 where no completion exists."""
         if self.is_stacked:
             return stacked_to_pairs(values)
         size = (self.num_prompts, self.num_completions)
@@ -136,19 +136,19 @@ class Batch:
 
     @property
     def num_tokens(self) -> Tensor:
-        """Tokens of the real examples, padding left out, `()`."""
+        """Number of tokens of the real examples, without padding, `()`."""
         of_rows = self.to_groups(self.rows["attention_mask"].sum(dim=1))  # (B, K)
         return (of_rows.sum(dim=1) * self.weights).sum()
 
 
 def num_examples(collated: Mapping[str, Any]) -> int:
-    """Examples in a collator's batch: rankings, or pairs, which TRL stacks."""
+    """Number of examples in a collated batch: rankings, or pairs, which TRL stacks."""
     rows = collated["input_ids"].size(0)
     return rows if _is_ranked(collated) else rows // 2
 
 
 def first_examples(collated: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """A collator's batch of text with its first examples alone."""
+    """Returns a collated batch of text with only its first examples."""
     total = num_examples(collated)
 
     def keep(value: Tensor) -> Tensor:
@@ -161,13 +161,13 @@ def first_examples(collated: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def stacked_to_pairs(stacked: Tensor) -> Tensor:
-    """Turns TRL's stacked rows, `[all chosen; all rejected]` of shape `(2B, ...)`, into `(B, 2, ...)`."""
+    """Converts TRL's stacked rows, `[all chosen; all rejected]` of shape `(2B, ...)`, to `(B, 2, ...)`."""
     pairs: Tensor = torch.unflatten(stacked, 0, (2, -1)).transpose(0, 1)
     return pairs
 
 
 def first_pairs(stacked: Tensor, pairs: int) -> Tensor:
-    """Keeps the first pairs of stacked rows `(2B, ...)`."""
+    """Returns the first pairs of stacked rows `(2B, ...)`."""
     return stacked.unflatten(0, (2, -1))[:, :pairs].flatten(0, 1)
 
 

@@ -1,8 +1,8 @@
 """
-The only module that touches names TRL does not export, and the list of the seams the trainers stand on.
+The only module that uses private names of TRL, with a list of the TRL methods that the trainers depend on.
 
-Importing it checks that each seam still has the signature this package was written for, so that an incompatible TRL or
-transformers is one clear `ImportError` and not a wrong number.
+Importing it checks the signatures of these methods, so that an incompatible version of TRL or transformers raises an
+`ImportError` instead of giving wrong numbers.
 """
 
 import inspect
@@ -43,12 +43,12 @@ __all__ = [
     "use_adapter",
 ]
 
-# Older ones restore only the frozen copy when a checkpoint holds a trained adapter and its copy, so that training
-# would silently start again (measured with 5.17, 5.20 and 5.22)
+# Older versions restore only the frozen copy if a checkpoint has a trained adapter and its copy, so training would
+# start again without an error (measured with 5.17, 5.20 and 5.22)
 RESUMES_ADAPTER_COPY = Version(transformers.__version__) >= Version("5.23.0")
 
 # Methods of `trl.DPOTrainer` (some inherited from `transformers.Trainer`) that the trainers override or call, with the
-# parameters they rely on, `self` left out.
+# parameters that they depend on, except `self`
 SEAMS = {
     "__init__": (
         "model",
@@ -88,6 +88,7 @@ SEAMS = {
     "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
     "get_batch_samples": ("epoch_iterator", "num_batches", "device"),
+    "get_eval_dataloader": ("eval_dataset",),
     "log": ("logs", "start_time"),
     "predict": ("test_dataset", "ignore_keys", "metric_key_prefix"),
     "prediction_step": ("model", "inputs", "prediction_loss_only", "ignore_keys"),
@@ -98,23 +99,23 @@ SEAMS = {
 
 def check_seams(trainer_class: type = DPOTrainer) -> None:
     """
-    Checks that every seam in [`SEAMS`] exists on `trainer_class` with the expected parameters.
+    Checks that every method in [`SEAMS`] exists on `trainer_class` with the expected parameters.
 
     Args:
         trainer_class (`type`, *optional*, defaults to `trl.DPOTrainer`):
             Class to check.
 
     Raises:
-        ImportError: Naming the first seam that moved, what it looks like now, and the installed versions.
+        ImportError: If not. The message has the first method, its signature now, and the installed versions.
     """
     for name, expected in SEAMS.items():
         method = getattr(trainer_class, name, None)
         found = None if method is None else tuple(list(inspect.signature(method).parameters)[1:])
         if found != expected:
-            now = "is gone" if found is None else f"is now ({', '.join(found)})"
+            now = "is missing" if found is None else f"is now ({', '.join(found)})"
             raise ImportError(
                 f"`{trainer_class.__name__}.{name}({', '.join(expected)})` {now} in trl {trl.__version__} with "
-                f"transformers {transformers.__version__}, and trl_dpo_ext stands on it. Install a version named in "
+                f"transformers {transformers.__version__}, but trl_dpo_ext depends on it. Install a version listed in "
                 "constraints.txt, or upgrade trl_dpo_ext."
             )
 
@@ -122,10 +123,10 @@ def check_seams(trainer_class: type = DPOTrainer) -> None:
 @contextmanager
 def lm_head_tiles_for(device: torch.device) -> Iterator[None]:
     """
-    Makes the vocabulary tiles of TRL's fused LM head, 32,768 wide for a GPU, fit the cache of a CPU.
+    Makes the vocabulary tiles of TRL's fused LM head, which are 32,768 wide for GPUs, fit the cache of a CPU.
 
     Measured on two cores (1,200 tokens, 512 wide, 32,000 tokens of vocabulary, float32, forward and backward): 1.42 s
-    at 8,192, 0.81 s at 1,024. The backward keeps the width of its forward.
+    at 8,192, 0.81 s at 1,024. The backward pass uses the width of the forward pass.
     """
     given = trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE
     if device.type == "cpu":
@@ -138,7 +139,7 @@ def lm_head_tiles_for(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def loading_models_by(load: Callable[..., torch.nn.Module]) -> Iterator[None]:
-    """Has `trl.DPOTrainer` load a policy or reference that is a path by `load`."""
+    """Makes `trl.DPOTrainer` use `load` to load a policy or reference that is given as a path."""
     given = trl_dpo_trainer.create_model_from_path
     trl_dpo_trainer.create_model_from_path = load  # type: ignore[assignment]
     try:

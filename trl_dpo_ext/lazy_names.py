@@ -1,4 +1,4 @@
-"""Public names of a package that are imported on first use, so that importing the package loads next to nothing."""
+"""Public names of a package that are imported on first use, so that importing the package is fast."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -12,13 +12,13 @@ def lazy_names(
     package: str, modules: Mapping[str, Sequence[str]]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
     """
-    Makes the `__getattr__` and `__dir__` of a package.
+    Returns the `__getattr__` and `__dir__` of a package.
 
     Args:
         package (`str`):
-            Its name.
+            Name of the package.
         modules (`Mapping`):
-            For each module the names that the package takes from it.
+            Public names by the module that defines them.
 
     Returns:
         `tuple`: The two functions.

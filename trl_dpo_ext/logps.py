@@ -1,4 +1,4 @@
-"""From a batch and a model to log-probabilities of completions, through TRL's fused LM head (never full logits)."""
+"""Log-probabilities of completions from a batch and a model, with TRL's fused LM head (without full logits)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,25 +14,26 @@ __all__ = [
     "from_fused_output",
 ]
 
-# Entries of a batch that are not arguments of the model
+# Entries of a batch that are not inputs of the model
 _NOT_FOR_THE_MODEL = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
 
 
 @dataclass
 class CompletionLogps:
     r"""
-    What one forward says about N completions of T - 1 scored positions; `(B, K)` in place of `N` once regrouped.
+    Output of a forward pass for N completions with T - 1 scored positions. By prompt, `N` becomes `(B, K)`.
 
     Args:
         logps (`torch.Tensor` of shape `(N,)`):
-            \\( \log \pi(y|x) \\), summed over the completion's tokens, EOS included; nats, float32, with gradient.
+            \\( \log \pi(y|x) \\), summed over the tokens of the completion including EOS, in nats, float32, with
+            gradient.
         token_logps (`torch.Tensor` of shape `(N, T - 1)`):
-            The same of each token, 0 outside `mask`; with gradient.
+            Same for each token, 0 outside `mask`, with gradient.
         mask (`torch.Tensor` of shape `(N, T - 1)`, bool):
             `True` where the next token belongs to the completion.
         entropy, mean_logits, is_top1 (`torch.Tensor` of shape `(N, T - 1)`):
-            Entropy of the next-token distribution in nats, mean logit, and whether the token is the most likely one;
-            0 outside `mask`. No gradient.
+            Entropy of the next-token distribution in nats, mean logit, and whether the token is the most likely one. 0
+            outside `mask`. Without gradient.
         aux_loss (`torch.Tensor`, *optional*):
             Load-balancing loss of a mixture-of-experts model.
     """
@@ -46,7 +47,7 @@ class CompletionLogps:
     aux_loss: Tensor | None
 
     def regrouped(self, to_groups: Callable[[Tensor], Tensor]) -> "CompletionLogps":
-        """The same by prompt, of shapes `(B, K, ...)`, by [`~trl_dpo_ext.batches.Batch.to_groups`]."""
+        """Returns the same by prompt, in shapes `(B, K, ...)`, see [`~trl_dpo_ext.batches.Batch.to_groups`]."""
         return CompletionLogps(
             logps=to_groups(self.logps),
             token_logps=to_groups(self.token_logps),
@@ -60,16 +61,16 @@ class CompletionLogps:
 
 def completion_logps(model: Callable[..., Any], batch: Mapping[str, Any], **model_kwargs: Any) -> CompletionLogps:
     """
-    Runs `model` on a batch in the layout of TRL's preference collators and sums the completions' log-probabilities.
+    Runs `model` on a batch in the layout of TRL's preference collators and sums log-probabilities by completion.
 
     Args:
         model (`Callable`):
             Causal language model with TRL's fused LM head, or anything that calls one with the same arguments.
         batch (`Mapping`):
-            `input_ids` and `completion_mask` of shape `(N, T)`, with whatever else the model takes; `prompt_groups`
-            for a model with a [`~trl_dpo_ext.shared_prompt.forward.GroupedForward`].
+            `input_ids` and `completion_mask` of shape `(N, T)`, and other inputs of the model; `prompt_groups` for a
+            model with a [`~trl_dpo_ext.shared_prompt.forward.GroupedForward`].
         model_kwargs:
-            Further arguments of the model.
+            Other arguments of the model.
 
     Returns:
         [`CompletionLogps`]
@@ -81,19 +82,19 @@ def completion_token_logps(
     model: Callable[..., Any], batch: Mapping[str, Any], **model_kwargs: Any
 ) -> tuple[Tensor, Tensor]:
     """
-    Runs `model` as [`completion_logps`] does, for log-probabilities alone: the fused LM head may compute nothing else.
+    Runs `model` like [`completion_logps`], but only for log-probabilities, so the fused LM head can skip the rest.
 
     Args:
         model (`Callable`):
-            As in [`completion_logps`].
+            Same as in [`completion_logps`].
         batch (`Mapping`):
-            As in [`completion_logps`].
+            Same as in [`completion_logps`].
         model_kwargs:
-            Further arguments of the model.
+            Other arguments of the model.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: Log-probability of each next token `(N, T - 1)` in nats, 0 where it does
-        not belong to the completion, with gradient; and `(N, T - 1)`, bool, `True` where it does.
+        `tuple[torch.Tensor, torch.Tensor]`: Log-probability of each next token `(N, T - 1)` in nats, 0 outside
+        completions, with gradient; and a mask `(N, T - 1)`, bool, `True` in completions.
     """
     mask = batch["completion_mask"][:, 1:].bool()
     log_probs: Tensor = _fused_output(model, batch, **model_kwargs).log_probs
@@ -109,7 +110,7 @@ def _fused_output(model: Callable[..., Any], batch: Mapping[str, Any], **model_k
 def from_fused_output(outputs: Any, batch: Mapping[str, Any]) -> CompletionLogps:
     """Reads a [`CompletionLogps`] from the output of a fused LM head that scored `batch`."""
     mask = batch["completion_mask"][:, 1:].bool()  # (N, T - 1)
-    # Prompt-learning adapters put virtual tokens in front; the last T - 1 positions are the real ones
+    # Prompt-learning adapters add virtual tokens at the start. The last T - 1 positions are the real ones
     length = mask.size(1)
     token_logps = outputs.log_probs[:, -length:]  # (N, T - 1); 0 outside the completion
     return CompletionLogps(

@@ -1,4 +1,4 @@
-"""What the processes of a launch do together: take turns, speak once, and end together where one of them fails."""
+"""Cooperation of the processes of a launch: taking turns, logging once, and stopping together after an error."""
 
 import logging
 import socket
@@ -24,21 +24,21 @@ __all__ = [
 
 
 class OtherProcessError(ValueError):
-    """Another process failed; the message says which one and why."""
+    """Another process failed. The message says which one and why."""
 
 
 @contextmanager
 def together() -> Iterator[None]:
     """
-    Ends a block on all processes when it fails on one of them.
+    Stops all processes if the block fails on one of them.
 
-    A process that fails alone, on the bad row of its own copy of the data, leaves the others waiting for it: until the
-    connection breaks, which does not say why, or until the process group's timeout. Inside the block processes may
-    meet only by [`main_first`], so that whoever fails tells the others wherever they wait. All processes must reach
-    the block.
+    If a process fails alone, for example on an invalid row of its own copy of the data, the others would wait for it
+    until the connection breaks or the process group times out. Inside the block, processes may only synchronize with
+    [`main_first`], so that a process that fails can notify the others wherever they wait. All processes must reach the
+    block.
 
     Raises:
-        OtherProcessError: On the processes that did not fail themselves, with the message of the first that did.
+        OtherProcessError: On the processes that did not fail themselves, with the message of the first that failed.
 
     Example:
 
@@ -52,7 +52,7 @@ def together() -> Iterator[None]:
     """
     try:
         yield
-    except OtherProcessError:  # has been told
+    except OtherProcessError:  # the others know already
         raise
     except Exception as error:
         _meet(error)
@@ -63,8 +63,8 @@ def together() -> Iterator[None]:
 @contextmanager
 def main_first() -> Iterator[None]:
     """
-    Lets the main process run the rest of a block before the others, and the first of each other machine before the
-    rest of that machine: who comes later reads the cache that they wrote, be it on a shared disk or not.
+    Runs the rest of a block first on the main process, and then first on one process of each other machine, so that
+    the others read the cache that these wrote, with or without a shared disk.
     """
     state = PartialState()
     turn = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
@@ -77,42 +77,42 @@ def main_first() -> Iterator[None]:
 
 def check_same(count: int, what: str) -> None:
     """
-    Checks that all processes count the same; else some would wait for batches that others do not have.
+    Checks that all processes have the same count. Otherwise some would wait for batches that others do not have.
 
     Raises:
-        ValueError: On all processes, with the count of each.
+        ValueError: On all processes, with the count of each process.
     """
     counts = gather_object([count])
     if len(set(counts)) > 1:
         found = ", ".join(f"{count:,} on process {i}" for i, count in enumerate(counts))
-        raise ValueError(f"The processes do not have the same number of {what}: {found}. Give all the same data.")
+        raise ValueError(f"The processes do not have the same number of {what}: {found}. Use the same data on all.")
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether every process may hold only a part of the weights."""
+    """Whether a process may have only a part of the weights."""
     return accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
 
 
 def worst_of_all_processes(accelerator: Accelerator, values: Tensor) -> list[float]:
-    """Largest entry of each place of `values`, `(M,)`, over all processes."""
+    """Returns the largest value over all processes for each entry of `values`, `(M,)`."""
     worst: list[float] = accelerator.gather(values).view(-1, len(values)).amax(dim=0).tolist()
     return worst
 
 
 class _MainProcessLogger(MultiProcessAdapter):
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        # accelerate's puts the number of the process before it, which is always that of the main one
+        # accelerate adds the index of the process, which is always that of the main process here
         kwargs.setdefault("stacklevel", 2)
         return msg, kwargs
 
 
 def get_logger(name: str) -> MultiProcessAdapter:
-    """A logger that speaks on the main process only."""
+    """Returns a logger that logs only on the main process."""
     return _MainProcessLogger(logging.getLogger(name), {})
 
 
 def _meet(error: Exception | None = None) -> None:
-    # Every meeting is the same collective, so a process that fails meets the others wherever they are
+    # Always the same collective, so that a process that fails reaches the others wherever they wait
     state = PartialState()
     if state.num_processes == 1:
         return

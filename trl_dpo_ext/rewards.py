@@ -1,4 +1,4 @@
-"""The reward that a policy and its reference define between them (Sec. 4 and Eq. 5 of the DPO paper)."""
+"""Implicit reward of a policy and its reference (Sec. 4 and Eq. 5 of the DPO paper)."""
 
 from torch import Tensor
 
@@ -10,20 +10,20 @@ __all__ = ["implicit_rewards"]
 
 def implicit_rewards(policy_logps: Tensor, ref_logps: Tensor | None, *, beta: float) -> Tensor:
     r"""
-    Implicit reward of each completion, the quantity DPO fits to the preferences.
+    Implicit reward of each completion, which DPO fits to the preferences.
 
     $$ \hat r_\theta(x, y) = \beta \log \frac{\pi_\theta(y|x)}{\pi_{ref}(y|x)} $$
 
     Section 4 of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290): Eq. 5 without the term
     \\(\beta \log Z(x)\\), which is the same for every completion of a prompt. Compare rewards within a prompt only.
-    Differs from the authors' code: reference-free rewards are \\(\beta \log \pi_\theta(y|x)\\), the rewards that the
-    reference-free loss optimizes. The authors log \\(\beta \log(\pi_\theta / \pi_{ref})\\) there too.
+    Differs from the authors' code: reference-free rewards are \\(\beta \log \pi_\theta(y|x)\\), which the
+    reference-free loss optimizes. The authors log \\(\beta \log(\pi_\theta / \pi_{ref})\\) in this case too.
 
     Args:
         policy_logps (`torch.Tensor` of shape `(B, K)`, float):
             Log-probability of each completion under the policy, summed over its tokens, in nats.
         ref_logps (`torch.Tensor` of shape `(B, K)`, float, or `None`):
-            Same under the frozen reference. `None` leaves the reference out (reference-free).
+            Same under the frozen reference. `None` means no reference (reference-free).
         beta (`float`):
             Strength of the KL constraint that the policy was trained with, > 0, in reward per nat.
 

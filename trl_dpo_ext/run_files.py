@@ -1,13 +1,13 @@
-"""What a run writes: its files and the names of its metrics. Trainers write them, and the report reads them."""
+"""Names of the files and metrics of a run. Trainers write them, and the report reads them."""
 
 import re
 
 
 __all__ = ["DISTRIBUTIONS", "METRICS", "RUN_LOG", "SAMPLES", "STATE", "split_metric_name"]
 
-# Beside the weights: what their rewards are measured against, and how they were trained
+# Description of the run, saved with the weights: reference of the rewards, and training
 STATE = "trl_dpo_ext.json"
-# A folder of JSON lines, each with the `step` that it was written at
+# Folder of JSON Lines files. Each line has the `step` at which it was written
 RUN_LOG = "run_log"
 METRICS = "metrics.jsonl"
 DISTRIBUTIONS = "distributions.jsonl"
@@ -31,17 +31,17 @@ _METRICS = (
     r"rewards/rank_\d+",
     "rewards/calibration",  # a distribution
 )
-# The shortest prefix wins, so that `eval_aux_loss` is the `aux_loss` of `eval` and not the `loss` of a set `aux`
+# The shortest prefix is used: `eval_aux_loss` is the `aux_loss` of `eval`, not the `loss` of a set `aux`
 _NAME = re.compile(rf"(?:(?P<prefix>.+?)_)??(?P<metric>{'|'.join(_METRICS)})")
 
 
 def split_metric_name(name: str) -> tuple[str | None, str] | None:
     """
-    Splits the name that a metric is logged by.
+    Splits the logged name of a metric.
 
     Returns:
-        `tuple` or `None`: The prefix of its evaluation (`None` in training) and the metric; `None` for a name
-        that no trainer of this package logs.
+        `tuple` or `None`: Prefix of its evaluation set (`None` in training) and metric; `None` for a name that no
+        trainer of this package logs.
 
     Example:
 

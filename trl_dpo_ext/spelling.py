@@ -1,4 +1,4 @@
-"""What a name that does not exist was probably meant to be."""
+"""Suggestions for names that do not exist."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -7,20 +7,20 @@ from pathlib import Path
 
 __all__ = ["did_you_mean", "did_you_mean_path", "likely_column", "misspelt_column"]
 
-_MISSPELT = 0.75  # below it two names that both make sense are as near: `output` to `prompt`
+_MISSPELT = 0.75  # with a lower limit, names with different meanings match, such as `output` and `prompt`
 
 
 def did_you_mean(
     name: str, names: Iterable[str], shown: Callable[[str], object] = "`{}`".format, *, cutoff: float = 0.6
 ) -> str:
-    """` Did you mean X?` for the nearest of `names`, as `shown` writes it; empty if none is as near as `cutoff`."""
+    """Returns ` Did you mean X?` for the nearest of `names`, formatted by `shown`, or nothing below `cutoff`."""
     similar = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
     return f" Did you mean {shown(similar[0])}?" if similar else ""
 
 
 def misspelt_column(name: str, columns: Iterable[str]) -> str | None:
     """
-    The column that is `name` misspelt. One with a word more, such as `prompt_id`, is a column of its own.
+    Returns the column that is a misspelling of `name`. A column with another word, such as `prompt_id`, is not.
 
     Example:
     ```python
@@ -37,7 +37,7 @@ def misspelt_column(name: str, columns: Iterable[str]) -> str | None:
 
 
 def likely_column(name: str, columns: Iterable[str]) -> str | None:
-    """The column that is `name` misspelt, or with a word more: what to look at where `name` has to be there."""
+    """Returns the column that is a misspelling of `name`, or contains it as a word. For columns that must exist."""
     columns = list(columns)
     return misspelt_column(name, columns) or next((column for column in columns if name in _words(column)), None)
 
@@ -47,7 +47,7 @@ def _words(column: str) -> list[str]:
 
 
 def did_you_mean_path(path: Path, *, folders: bool = False) -> str:
-    """The same for a path, of what lies beside it; only of folders if `folders`."""
+    """Same for a path, with suggestions from its folder, or only for subfolders with `folders`."""
     if not path.parent.is_dir():
         return ""
     beside = [other.name for other in path.parent.iterdir() if other.exists() and (other.is_dir() or not folders)]

@@ -1,9 +1,9 @@
 r"""
 The closed forms of the DPO paper ([Rafailov et al., 2023](https://huggingface.co/papers/2305.18290)) as functions.
 
-The preference models (Eq. 1 and 18) give the log-probability of an order from rewards. The other functions say what
-KL-constrained reward maximization (Eq. 3) leads to on a set of answers small enough to enumerate: the policy (Eq. 4),
-its normalizer (Eq. 5), and the one reward of each equivalence class that is a log-ratio of policies (Eq. 8 and 9).
+The preference models (Eq. 1 and 18) give the log-probability of an order from rewards. The other functions describe
+KL-constrained reward maximization (Eq. 3) on an enumerable set of answers: the optimal policy (Eq. 4), its normalizer
+(Eq. 5), and the only reward of each equivalence class that is a log-ratio of policies (Eq. 8 and 9).
 
 Axes: **K** completions in ranked order, best first; **Y** all answers to a prompt; `...` any number of leading axes.
 """
@@ -87,8 +87,8 @@ def plackett_luce(rewards: Tensor) -> Tensor:
         raise ValueError(f"Expected `rewards` of shape (..., K), best first, got {tuple(rewards.shape)}.")
     rewards = rewards.to(compute_dtype(rewards))
     num_completions = rewards.shape[-1]
-    # exp r_k / sum_{j >= k} exp r_j = sigmoid(-log sum_{j > k} exp(r_j - r_k)): every place is a match against all
-    # later ones, and the last is certain. Taking differences first keeps full precision for rewards of any size.
+    # exp r_k / sum_{j >= k} exp r_j = sigmoid(-log sum_{j > k} exp(r_j - r_k)): each completion is compared with all
+    # later ones, and the last has probability 1. Differences are exact enough for rewards of any size.
     differences = rewards[..., None, :] - rewards[..., :-1, None]  # (..., K - 1, K), r_j - r_k
     later = torch.ones(num_completions - 1, num_completions, dtype=torch.bool, device=rewards.device).triu(1)
     rest = differences.masked_fill(~later, -torch.inf).logsumexp(-1)  # (..., K - 1)
@@ -177,7 +177,7 @@ def optimal_policy(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Ten
 
 def project_reward(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Tensor:
     r"""
-    The reward of the same equivalence class that a policy can express as its own implicit reward.
+    Reward of the same equivalence class that a policy can express as its implicit reward.
 
     $$ f(r)(x, y) = r(x, y) - \beta \log \sum_{y'} \pi_{ref}(y'|x) \exp\left(\tfrac{1}{\beta} r(x, y')\right)
        = \beta \log \frac{\pi^*(y|x)}{\pi_{ref}(y|x)} $$
@@ -189,7 +189,7 @@ def project_reward(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Ten
     Args:
         ref_logprobs (`torch.Tensor` of shape `(..., Y)`, float):
             Log-probability of every answer under the reference, in nats, normalized. `-inf` for impossible answers,
-            which do not count in the sum.
+            which are not part of the sum.
         rewards (`torch.Tensor` of shape `(..., Y)`, float):
             Reward of every answer, finite.
         beta (`float`):
@@ -219,7 +219,7 @@ def project_reward(ref_logprobs: Tensor, rewards: Tensor, *, beta: float) -> Ten
 def _tilted_scores(ref_logprobs: Tensor, rewards: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     r"""
     \\(\log \pi_{ref} + (r - s) / \beta\\), `(..., Y)`, and the shift s, `(..., 1)`: the largest reward of a possible
-    answer. Without it large rewards swallow the reference (r / beta = 1e5 rounds float32 to 0.01 nats).
+    answer. Without the shift, large rewards hide the reference (r / beta = 1e5 rounds float32 to 0.01 nats).
     """
     check_same_shape("ref_logprobs", ref_logprobs, "rewards", rewards)
     if ref_logprobs.dim() == 0 or ref_logprobs.shape[-1] == 0:
@@ -240,5 +240,5 @@ def _check_normalized(ref_logprobs: Tensor) -> None:
         raise ValueError(
             "Expected `ref_logprobs` to be log-probabilities over the whole answer set, with `logsumexp(-1)` 0 within "
             f"{NORMALIZATION_TOLERANCE:g}, got {float(totals[row]):.6g} for prompt {row} of {totals.numel()}. List "
-            "every answer, or apply `log_softmax(-1)` in float32 if the listed ones are to be the whole set."
+            "every answer, or apply `log_softmax(-1)` in float32 if the listed answers are the whole set."
         )

@@ -1,4 +1,4 @@
-"""Files written whole: under another name, then moved into place, so that no reader ever finds half of one."""
+"""Atomic writing of files: written under another name, then moved into place, so that readers never see a part."""
 
 import os
 import secrets
@@ -13,16 +13,16 @@ __all__ = ["whole_file", "write_text"]
 @contextmanager
 def whole_file(path: str | Path, folder: str | Path | None = None) -> Iterator[Path]:
     """
-    Gives the path of a new, empty file to write, and moves it to `path` if the block ends without an error.
+    Yields the path of a new, empty file to write, and moves it to `path` if the block ends without an error.
 
-    Whatever stands at `path` is replaced: a link is not followed, so that nothing outside the folder is written to. A
-    killed process leaves `path` as it was, and a file `.*.tmp`.
+    An existing file or link at `path` is replaced. Links are not followed, so nothing outside the folder is written.
+    If the process is killed, `path` does not change, and a file `.*.tmp` remains.
 
     Args:
         path (`str` or `Path`):
-            File to write. Its folder exists.
+            File to write. Its folder must exist.
         folder (`str` or `Path`, *optional*):
-            Where to write it first, on the same file system. Beside `path` by default.
+            Folder for the unfinished file, on the same file system. Default: the folder of `path`.
 
     Example:
 
@@ -41,7 +41,7 @@ def whole_file(path: str | Path, folder: str | Path | None = None) -> Iterator[P
     """
     path = Path(path)
     unfinished = Path(folder or path.parent, f".{secrets.token_hex(8)}.tmp")
-    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # new, so that it is no one's link
+    os.close(os.open(unfinished, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # must be new, not an existing link
     try:
         yield unfinished
         os.replace(unfinished, path)
@@ -50,6 +50,6 @@ def whole_file(path: str | Path, folder: str | Path | None = None) -> Iterator[P
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` whole, as UTF-8; half a surrogate pair becomes a question mark."""
+    """Writes `text` atomically, as UTF-8. Half a surrogate pair becomes a question mark."""
     with whole_file(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8", errors="replace", newline="\n")

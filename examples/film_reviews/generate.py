@@ -1,9 +1,9 @@
 """
-Write the film reviews that the quickstart learns from: `reviews.jsonl`, one short review a line with its sentiment.
+Writes the film reviews of the quickstart to `reviews.jsonl`: one short review per line, with its sentiment.
 
     python examples/film_reviews/generate.py
 
-The reviews come from the grammar below, so their sentiment is known. The same script writes the same bytes every time.
+The reviews come from the grammar below, so their sentiment is known. The output is always the same.
 """
 
 import functools
@@ -21,7 +21,7 @@ SEED = 0
 #   {name}   expands rule `name` with the sentiment in force     {!name}  expands it with the opposite sentiment
 #   ~s ~p    end a subject and say if it is singular or plural   <a/b>    is `a` after a singular subject, else `b`
 GRAMMAR: dict[str, str | dict[str, str]] = {
-    # A review ends on the sentiment that it is labelled with; what comes before a "but" may say the opposite.
+    # A review ends with its labeled sentiment. Text before a "but" may have the opposite sentiment.
     "review": """
         {statement}. {verdict}.
         {statement}. {verdict}.

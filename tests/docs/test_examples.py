@@ -7,6 +7,7 @@ from pathlib import Path
 
 import forked
 import pytest
+from closeness import ROUNDING
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -34,15 +35,15 @@ def check_picture(path: Path) -> None:
     assert len(picture) > 10_000  # more than empty axes
 
 
-def check_evaluation(summary: dict[str, float], is_reference: bool) -> None:
+def check_evaluation(summary: dict[str, float], is_reference: bool, num_prefixes: int) -> None:
     assert 0.3 < summary["reward"] < 0.8
-    assert 0 < summary["reward_stderr"] < 0.05
+    assert 0 < summary["reward_stderr"] <= 0.5 / (num_prefixes - 1) ** 0.5  # of numbers between 0 and 1
     assert 0 <= summary["unfinished"] < 0.5
     if is_reference:
-        assert summary["kl"] == pytest.approx(0, abs=1e-5)
+        assert summary["kl"] == summary["kl_stderr"] == 0  # one model, computed twice in the same way
     else:
-        assert 0.01 < summary["kl"] < 5
-        assert 0 < summary["kl_stderr"] < summary["kl"]
+        assert 2 * summary["kl_stderr"] < summary["kl"] < 5
+        assert summary["kl_stderr"] > 0
 
 
 @pytest.mark.slow
@@ -58,8 +59,9 @@ def test_quickstart(folder: Path):
     output_dir = folder / "outputs" / "quickstart_quick"
     results = json.loads((output_dir / "results.json").read_text())
     assert set(results) >= {"before", "after", "seconds", "settings"}
-    check_evaluation(results["before"], is_reference=True)
-    check_evaluation(results["after"], is_reference=False)
+    num_prefixes = results["settings"]["num_test_prefixes"]
+    check_evaluation(results["before"], True, num_prefixes)
+    check_evaluation(results["after"], False, num_prefixes)
     assert results["seconds"] > 0
     check_picture(output_dir / "training_curves.png")
     for file in ("policy/model.safetensors", "sft/model.safetensors", "preferences.jsonl", "preferences_test.jsonl"):
@@ -71,8 +73,9 @@ def test_quickstart(folder: Path):
     accuracy, margin = map(
         float, re.search(r"all: accuracy ([\d.]+), ties [\d.]+, margin ([\d.-]+),", printed).groups()
     )
-    assert accuracy == pytest.approx(last["eval_rewards/accuracies"], abs=1e-4)
-    assert margin == pytest.approx(last["eval_rewards/margins"], abs=1e-4)
+    # Four digits are printed; a margin that ends in a 5 may be rounded either way
+    assert accuracy == pytest.approx(last["eval_rewards/accuracies"], abs=0.5e-4 + ROUNDING)
+    assert margin == pytest.approx(last["eval_rewards/margins"], abs=0.5e-4 + ROUNDING)
     random, picked, best = map(float, re.findall(r"true reward ([\d.]+)", printed))
     assert random < best and picked <= best
 
@@ -98,7 +101,7 @@ def test_ranking_vs_pairs(folder: Path):
         assert [point["num_sequences"] for point in run] == [point["num_sequences"] for point in other]
         assert run[-1]["num_sequences"] == settings["num_updates"] * settings["sequences_per_update"]
         for point in run + other:
-            check_evaluation(point, is_reference=point["num_sequences"] == 0)
+            check_evaluation(point, point["num_sequences"] == 0, settings["num_test_prefixes"])
     assert len(results["comparison"]) == 6
     for row in results["comparison"]:
         assert math.isfinite(row["difference"]) and row["stderr"] > 0
@@ -119,7 +122,7 @@ def test_baselines(folder: Path):
         assert method in printed
         [run] = results["curves"][method]
         starts.append(run[0])
-        check_evaluation(run[0], is_reference=True)
+        check_evaluation(run[0], True, results["settings"]["num_test_prefixes"])
         assert run[-1]["num_sequences"] == results["settings"]["num_updates"] * 64
         assert 0 < run[-1]["kl"] < 50
         mean, stderr = results["table"][method]["reward at end"]

@@ -1,11 +1,12 @@
 """Every Python snippet of the README runs, its preset table is the presets', and its tree is the package's."""
 
 import ast
+import math
 import re
 from pathlib import Path
 
 import pytest
-import torch
+from closeness import assert_within_rounding, in_float64, same
 from tiny import preference_rows, save_tiny, tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
@@ -62,15 +63,18 @@ def test_using_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     ids = names["write"].tokenizer("The film was", return_tensors="pt")["input_ids"]
     adapted, base = names["write"].model, AutoModelForCausalLM.from_pretrained("sft-model")
     merged = AutoModelForCausalLM.from_pretrained("dpo-merged")
-    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
-    assert (base(ids).logits - adapted(ids).logits).abs().max() > 0.1
+    logits = [{"logits": model(ids).logits} for model in (merged, adapted)]
+    with in_float64():
+        assert_within_rounding(*logits, {"logits": adapted.double()(ids).logits})
+    assert (base(ids).logits - logits[1]["logits"]).abs().max() > 0.1
 
 
 def test_metrics_snippet_runs(capsys: pytest.CaptureFixture):
     exec(compile(SNIPPETS[7], "README.md", "exec"), {})
     metrics = [ast.literal_eval(line.replace("nan", "None")) for line in capsys.readouterr().out.splitlines()]
     found = [next(iter(metric.values())) for metric in metrics]
-    assert found == pytest.approx([0.5, 0.0, 0.5469, -0.2, 0.75], abs=1e-4)  # (1 - 0.5744 + 0.6682) / 2
+    sure, wrong = (1 / (1 + math.exp(-margin)) for margin in (0.3, 0.7))
+    assert found == same([0.5, 0.0, (1 - sure + wrong) / 2, -0.2, 0.75])
 
 
 def test_preset_table():

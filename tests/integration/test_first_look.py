@@ -37,7 +37,7 @@ TRAINERS = [
 
 
 def lines(caplog) -> list[str]:
-    return [record.getMessage() for record in caplog.records if "The doctor finds" in record.getMessage()]
+    return [record.getMessage() for record in caplog.records if "The doctor found" in record.getMessage()]
 
 
 def build(trainer_class, config_class, folder, rows, tokenizer=TOKENIZER, **options):

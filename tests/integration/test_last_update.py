@@ -215,18 +215,18 @@ class TestNothingToTrain:
 
     def test_an_optimizer_of_another_model(self, config):
         optimizer = torch.optim.SGD(tiny_llama().parameters(), lr=0.1)
-        with pytest.raises(ValueError, match="`optimizers` holds none of the parameters that the model trains"):
+        with pytest.raises(ValueError, match="`optimizers` has no trainable parameter"):
             self._trainer(config, tiny_llama(), optimizers=(optimizer, None)).train()
 
     def test_an_optimizer_of_the_base_of_an_adapter(self, config):
         model = tiny_llama()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with pytest.raises(ValueError, match="`optimizers` holds none"):
+        with pytest.raises(ValueError, match="`optimizers` has no trainable parameter"):
             self._trainer(config, get_peft_model(model, lora_config()), optimizers=(optimizer, None)).train()
 
     def test_an_adapter_scaled_by_0(self, config):
         model = get_peft_model(tiny_llama(), lora_config(lora_alpha=0))
-        with pytest.raises(ValueError, match="The gradient of update 1 is 0, so that nothing is trained"):
+        with pytest.raises(ValueError, match="The gradient of update 1 is 0.*`lora_alpha=0`"):
             self._trainer(config, model).train()
 
     def test_an_adapter_that_is_not_active(self, config):
@@ -236,7 +236,7 @@ class TestNothingToTrain:
             parameter.requires_grad_(".other." in name)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         trainer = self._trainer(config, model)
-        with pytest.raises(ValueError, match="does not depend on any parameter that the optimizer holds"):
+        with pytest.raises(ValueError, match="does not depend on any parameter of the optimizer"):
             trainer.train()
         for name, tensor in before.items():
             assert torch.equal(model.state_dict()[name], tensor), name

@@ -165,5 +165,5 @@ def test_a_model_that_sees_the_future_is_an_error(kind, options, tmp_path):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
-    with pytest.raises(ValueError, match=f"`{kind}` sees the future"):
+    with pytest.raises(ValueError, match=f"`{kind}` is not causal"):
         trainer_of(model, str(tmp_path))

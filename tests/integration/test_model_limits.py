@@ -21,6 +21,7 @@ from transformers import (
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, ImplicitRewardModel
 from trl_dpo_ext.cli import main
+from trl_dpo_ext.data.doctor.examination import examine
 from trl_dpo_ext.data.extent import Extent, extent_of
 from trl_dpo_ext.models.limits import Limits
 
@@ -153,14 +154,12 @@ def test_vocabulary_under_an_adapter(wrapped):
 def test_rows_longer_than_the_positions(tmp_path):
     model = tiny_gpt2()
     rows = tokens(([5] * 400, [6] * 113, [7]), ([5], [6], [7]))  # 513 tokens, 512 positions
-    with pytest.raises(
-        ValueError, match=r"train dataset has a row of 513 tokens.*`gpt2` has learned 512.*max_length=512"
-    ):
+    with pytest.raises(ValueError, match=r"train dataset has a row of 513 tokens.*`gpt2` has 512 .*max_length=512"):
         trainer_of(tmp_path, model, rows, max_length=None)
     trainer_of(tmp_path, model, rows, max_length=512).train()
     # Short rows are trained, whatever `max_length` would allow
     trainer_of(tmp_path, model, max_length=4096).train()
-    with pytest.raises(ValueError, match=r"The batch has a row of 513 tokens.*512 positions"):
+    with pytest.raises(ValueError, match=r"The batch has a row of 513 tokens.*512 learned positions"):
         trainer_of(tmp_path, tiny_gpt2(), rows.to_iterable_dataset(), max_length=None).train()
     trainer_of(tmp_path, tiny_llama(), rows, max_length=None).train()  # rotary positions
 
@@ -171,7 +170,7 @@ def test_the_scorer_has_the_same_limits():
             model, None, tiny_tokenizer(), beta=0.1, reference_free=True, max_length=None, progress=False
         )
 
-    with pytest.raises(ValueError, match="`gpt2` has learned 512 positions"):
+    with pytest.raises(ValueError, match="`gpt2` has 512 learned positions"):
         scorer(tiny_gpt2()).score(["word " * 600], ["answer"])
     larger = tiny_tokenizer()
     larger.add_tokens(["<wonderful>"])
@@ -225,7 +224,7 @@ def test_known_from_the_config(kind, tmp_path, capsys, monkeypatch):
     problem = {
         "encoder-decoder": "`T5ForConditionalGeneration` is an encoder-decoder model",
         "no head": "`LlamaModel` has no language-model head",
-        "positions": "learned 512 positions",
+        "positions": "512 learned positions",
     }[kind]
     words = ["dpo", "--model_name_or_path", folder, "--dataset_name", str(tmp_path / "rows.jsonl")]
     words += ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--bf16", "false", "--report_to", "none"]
@@ -238,3 +237,43 @@ def test_known_from_the_config(kind, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr("trl_dpo_ext.models.loading.create_model_from_path", lambda *a, **k: pytest.fail("loaded"))
         with pytest.raises(ValueError, match=problem):
             trainer_of(tmp_path / "out", folder)
+
+
+@pytest.mark.parametrize("limit", ["vocabulary", "padding", "positions"])
+def test_rows_and_tokenizer_are_judged_alike(limit, tmp_path, capsys):
+    """By `--dry_run`, the doctor and the trainer."""
+    tokenizer, text = tiny_tokenizer(), {"vocabulary": " <new>", "padding": "", "positions": " word" * 600}[limit]
+    if limit == "vocabulary":
+        tokenizer.add_tokens(["<new>"])
+    elif limit == "padding":
+        tokenizer.add_special_tokens({"pad_token": "<new>"})
+    folder = save_tiny(tiny_gpt2(), tokenizer, tmp_path / "model")
+    rows = preference_rows(4).map(lambda row: {"chosen": row["chosen"] + text})
+    rows.to_json(tmp_path / "rows.jsonl")
+    with pytest.raises(ValueError) as refused:
+        trainer_of(tmp_path / "out", folder, rows, tokenizer, max_length=None)
+    words = ["--model_name_or_path", folder, "--dataset_name", str(tmp_path / "rows.jsonl"), "--max_length", "none"]
+    words += ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--bf16", "false", "--report_to", "none"]
+    assert main(["dpo", *words, "--dry_run"]) == 2
+    assert str(refused.value) in capsys.readouterr().err
+    doctor = ["doctor", str(tmp_path / "rows.jsonl"), "--tokenizer", folder, "--max_length"]
+    assert main([*doctor, "none"]) == 1
+    assert str(refused.value) in capsys.readouterr().err
+    if limit == "positions":  # rows are truncated
+        assert main([*doctor, "64"]) == 0
+        trainer_of(tmp_path / "out", folder, rows, tokenizer, max_length=64)
+
+
+def test_a_token_that_truncation_removes(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<new>"])
+    rows = preference_rows(4).map(lambda row: {"chosen": row["chosen"] + " word" * 50 + " <new>"})
+    folder = save_tiny(tiny_gpt2(), tokenizer, tmp_path / "model")
+    rows.to_json(tmp_path / "rows.jsonl")
+    trainer = trainer_of(tmp_path / "out", folder, rows, tokenizer, max_length=32)
+    found = extent_of(trainer.train_dataset, "prompt_ids", ["chosen_ids", "rejected_ids"])
+    assert found.largest_id < 384 and found.longest == 32
+    report = examine(rows, tokenizer, progress=False, max_length=32)
+    assert report.extent == found
+    assert examine(rows, tokenizer, progress=False).extent.largest_id == 384
+    assert main(["doctor", str(tmp_path / "rows.jsonl"), "--tokenizer", folder, "--max_length", "32"]) == 0

@@ -226,7 +226,7 @@ def test_head_says_how_to_run_it(recipe):
     head = head_of(recipe)
     assert f" {command_of(recipe)} --config {recipe.relative_to(ROOT)}" in head
     assert all(f" {word}: " in head for word in ("Data", "Another value"))
-    assert re.search(r"Memory( a GPU)?: ", head)
+    assert re.search(r"Memory( per GPU)?: ", head)
     if recipe in SMOKE:
         return
     assert "Hardware: " in head
@@ -298,14 +298,20 @@ def test_launcher_is_read_by_accelerate(launcher):
 def test_smoke_recipe_from_a_launcher(start, tmp_path):
     recipe = ROOT / "recipes" / "smoke" / "gpt2_dpo.yaml"
     words = ["-m", "trl_dpo_ext.cli", "dpo", "--config", str(recipe), *in_place(recipe, tmp_path)]
-    single = ROOT / "recipes" / "accelerate" / "single_gpu.yaml"
-    launch = {
-        "accelerate launch": ["accelerate.commands.launch", "--cpu", "--config_file", str(single)],
-        "two processes": ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", forked.free_port()],
-    }[start]
-    program = forked.start(["-m", *launch, *words], tmp_path / "log", env={"OMP_WAIT_POLICY": "passive"})
-    assert program.wait(120) == 0, program.output[-3000:]
+    env = {"OMP_WAIT_POLICY": "passive"}
+    if start == "two processes":  # `torchrun` starts them in `distributed/test_two_machines.py`
+        programs = forked.start_ranks(2, words, tmp_path, env=env)
+    else:
+        launch = [
+            "accelerate.commands.launch",
+            "--cpu",
+            "--config_file",
+            str(ROOT / "recipes/accelerate/single_gpu.yaml"),
+        ]
+        programs = [forked.start(["-m", *launch, *words], tmp_path / "log", env=env)]
+    statuses = forked.wait_for_all(programs, 120)
+    assert not any(statuses), [program.output[-3000:] for program in programs]
     batch = "4 x 1 x 2" if start == "two processes" else "4 x 2 x 1"
-    assert f"8 rows an update = {batch} (per device x accumulation x ranks)" in program.output
+    assert f"8 rows an update = {batch} (per device x accumulation x ranks)" in programs[0].output
     first = next(logged_metrics(tmp_path / "out"))
     assert first["loss"] == pytest.approx(math.log(2), rel=ROUNDING)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from integration.conftest import TINY, updates
+from integration.conftest import TINY, assert_fits, updates
 from tiny import lora_config, preference_rows
 
 import trl_dpo_ext
@@ -12,10 +12,7 @@ from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
 
 
 SAVES = {"save_strategy": "steps", "save_steps": 2, "max_steps": 3}
-FROM_THE_WEIGHTS = (
-    "To start a new run from its weights, make it the model (`model_name_or_path: {0}`) and leave out "
-    "`resume_from_checkpoint`."
-)
+FROM_THE_WEIGHTS = "`model_name_or_path: {0}` ... `resume_from_checkpoint`."
 
 
 @pytest.fixture
@@ -51,26 +48,27 @@ def forget(checkpoint, *keys):
 class TestOtherWeights:
     def test_all_weights_into_an_adapter(self, checkpoint_of, refused):
         folder = checkpoint_of()
-        assert refused(folder, peft_config=lora_config(target_modules=["q_proj"])) == (
-            f"The checkpoint {folder} holds all weights, and this run trains an adapter (peft_type='LORA', r=4, "
-            "target_modules=['q_proj']). To go on with that run, leave out `peft_config` (`use_peft`). "
-            + FROM_THE_WEIGHTS.format(folder)
+        assert_fits(
+            refused(folder, peft_config=lora_config(target_modules=["q_proj"])),
+            f"The checkpoint {folder} ... all weights ... adapter (peft_type='LORA', r=4, target_modules=['q_proj'])"
+            " ... leave out `peft_config` (`use_peft`) ... " + FROM_THE_WEIGHTS.format(folder),
         )
 
     def test_an_adapter_into_all_weights(self, checkpoint_of, refused):
         folder = checkpoint_of(peft_config=lora_config(target_modules=["q_proj"]))
-        assert refused(folder) == (
-            f"The checkpoint {folder} holds an adapter (peft_type='LORA', r=4, target_modules=['q_proj']), and this "
-            "run trains all weights. To go on with that run, give that adapter as `peft_config`. "
-            + FROM_THE_WEIGHTS.format(folder)
+        assert_fits(
+            refused(folder),
+            f"The checkpoint {folder} ... adapter (peft_type='LORA', r=4, target_modules=['q_proj']) ... all weights"
+            " ... adapter as `peft_config`. ... " + FROM_THE_WEIGHTS.format(folder),
         )
 
     def test_an_adapter_of_another_shape(self, checkpoint_of, refused):
         folder = checkpoint_of(peft_config=lora_config(target_modules=["q_proj"]))
-        assert refused(folder, peft_config=lora_config(r=2)) == (
-            f"The checkpoint {folder} holds an adapter (r=4, target_modules=['q_proj']), and this run trains an "
-            "adapter (r=2, target_modules=['q_proj', 'v_proj']). To go on with that run, give these options to the "
-            "adapter (`peft_config`). " + FROM_THE_WEIGHTS.format(folder)
+        assert_fits(
+            refused(folder, peft_config=lora_config(r=2)),
+            f"The checkpoint {folder} ... an adapter (r=4, target_modules=['q_proj']) ... "
+            "an adapter (r=2, target_modules=['q_proj', 'v_proj']) ... (`peft_config`). ... "
+            + FROM_THE_WEIGHTS.format(folder),
         )
 
     def test_the_same_adapter_in_another_order_is_resumed(self, checkpoint_of, trained, llama_folder):
@@ -84,30 +82,30 @@ class TestOtherWeights:
 class TestNoCheckpoint:
     def test_a_run_s_folder(self, checkpoint_of, refused):
         folder = str(Path(checkpoint_of()).parent)
-        assert refused(folder) == (
-            f"{folder} is no checkpoint: it has no trainer_state.json. Did you mean {folder}/checkpoint-2?"
-        )
+        assert_fits(refused(folder), f"{folder} ... no trainer_state.json. Did you mean {folder}/checkpoint-2?")
 
     def test_a_model_s_folder(self, refused, llama_folder):
-        assert refused(llama_folder) == (
-            f"{llama_folder} is no checkpoint: it has no trainer_state.json. " + FROM_THE_WEIGHTS.format(llama_folder)
+        assert_fits(
+            refused(llama_folder),
+            f"{llama_folder} ... trainer_state.json. ... " + FROM_THE_WEIGHTS.format(llama_folder),
         )
 
     def test_one_that_does_not_exist(self, checkpoint_of, refused, tmp_path):
         run = Path(checkpoint_of({"save_steps": 1, "max_steps": 10})).parent
-        assert refused(f"{run}/checkpoint-20") == (
-            f"There is no checkpoint {run}/checkpoint-20. {run} holds "
+        assert_fits(
+            refused(f"{run}/checkpoint-20"),
+            f"There is no checkpoint {run}/checkpoint-20. {run} ... "
             + ", ".join(f"checkpoint-{step}" for step in range(1, 11))
-            + "."
+            + ".",
         )
-        assert refused(f"{tmp_path}/no/checkpoint-2") == (
-            f"There is no checkpoint {tmp_path}/no/checkpoint-2. {tmp_path}/no holds no checkpoint."
+        assert_fits(
+            refused(f"{tmp_path}/no/checkpoint-2"),
+            f"There is no checkpoint {tmp_path}/no/checkpoint-2. {tmp_path}/no ... no checkpoint.",
         )
 
     def test_the_last_of_none(self, refused, tmp_path):
-        assert refused(True) == (
-            f"`resume_from_checkpoint=True`, and {tmp_path}/other holds no checkpoint. Leave it out to start from the "
-            "beginning, or name a checkpoint."
+        assert_fits(
+            refused(True), f"`resume_from_checkpoint=True` ... {tmp_path}/other ... no checkpoint. Leave it out ..."
         )
 
 
@@ -127,9 +125,9 @@ class TestOtherObjective:
     )
     def test_options(self, checkpoint_of, refused, options, found):
         folder = checkpoint_of()
-        assert refused(folder, options) == (
-            f"The checkpoint {folder} is of a run with another objective: {found}. To go on with that run, give its "
-            "options. " + FROM_THE_WEIGHTS.format(folder)
+        assert_fits(
+            refused(folder, options),
+            f"The checkpoint {folder} ... another objective: {found}. ... " + FROM_THE_WEIGHTS.format(folder),
         )
 
     def test_trainer(self, checkpoint_of, llama_folder, tmp_path):
@@ -155,14 +153,16 @@ class TestOtherSchedule:
         options = {"max_steps": 5, "learning_rate": 1e-4, "lr_scheduler_type": "constant", "warmup_steps": 0}
         resumed = trained(llama_folder, SAVES | options | {"global_batch_size": 8}, resume=folder)
         warnings = [record.getMessage() for record in caplog.records if "other options" in record.getMessage()]
-        assert warnings == [
-            f"The checkpoint {folder} is of a run with other options: "
-            "`learning_rate` is 0.001 there and 0.0001 here (the checkpoint's holds); "
-            "`lr_scheduler_type` is 'constant_with_warmup' there and 'constant' here (this run's holds); "
-            "`warmup_steps` is 2 there and 0 here (this run's holds); "
-            "`max_steps` is 2 there and 5 here (this run's holds); "
-            "`global_batch_size` is 4 there and 8 here (this run's holds). " + FROM_THE_WEIGHTS.format(folder)
-        ]
+        (message,) = warnings
+        assert_fits(
+            message,
+            f"The checkpoint {folder} ... other options: "
+            "`learning_rate` is 0.001 there and 0.0001 here (the checkpoint's ...); "
+            "`lr_scheduler_type` is 'constant_with_warmup' there and 'constant' here (this run's ...); "
+            "`warmup_steps` is 2 there and 0 here (this run's ...); "
+            "`max_steps` is 2 there and 5 here (this run's ...); "
+            "`global_batch_size` is 4 there and 8 here (this run's ...). ... " + FROM_THE_WEIGHTS.format(folder),
+        )
         assert "5 updates, resumed after 2; rmsprop at 0.001, constant," in capsys.readouterr().out
         # A constant rate, of the checkpoint; this run's would be a tenth
         assert [entry["learning_rate"] for entry in updates(resumed)[2:]] == [1e-3] * 3
@@ -190,9 +190,10 @@ class TestOtherSchedule:
 
     def test_another_optimizer(self, checkpoint_of, refused):
         folder = checkpoint_of()
-        assert refused(folder, {"optim": "adamw_torch"}) == (
-            f"The checkpoint {folder} holds the state of another optimizer: `optim` is 'rmsprop' there and "
-            "'adamw_torch' here. To go on with that run, set `optim: rmsprop`. " + FROM_THE_WEIGHTS.format(folder)
+        assert_fits(
+            refused(folder, {"optim": "adamw_torch"}),
+            f"The checkpoint {folder} ... `optim` is 'rmsprop' there and 'adamw_torch' here. ... `optim: rmsprop` ... "
+            + FROM_THE_WEIGHTS.format(folder),
         )
 
     def test_without_the_state_of_the_optimizer_this_run_s_holds(self, checkpoint_of, trained, llama_folder, caplog):
@@ -220,11 +221,12 @@ class TestOlderCheckpoints:
     def test_a_new_run_among_them(self, said):
         trainer, first = said()
         assert first == []
-        assert said()[1] == [
-            f"{trainer.args.output_dir} holds checkpoint-3 of an earlier run; this one starts anew and puts its "
-            "checkpoints beside it, and `resume_from_checkpoint=True` takes that of the highest number, whoever wrote "
-            "it. Resume the earlier run with `resume_from_checkpoint`, or choose another `output_dir`."
-        ]
+        (message,) = said()[1]
+        assert_fits(
+            message,
+            f"{trainer.args.output_dir} ... checkpoint-3 of an earlier run ... `resume_from_checkpoint=True` ... "
+            "`resume_from_checkpoint` ... another `output_dir`.",
+        )
         assert said({"save_strategy": "no"})[1] == []
         assert said(resume=f"{trainer.args.output_dir}/checkpoint-2")[1] == []
 

@@ -172,10 +172,10 @@ class TestFolderOfATrainer:
         assert_same(scores(reward_model), predicted(trainer))
 
     def test_a_folder_without_weights(self, trained, llama_folder, tmp_path):
-        with pytest.raises(ValueError, match="holds neither a model nor an adapter. Save one there"):
+        with pytest.raises(ValueError, match=f"{tmp_path}.* neither a model nor an adapter.*`trainer.save_model"):
             ImplicitRewardModel.from_pretrained(tmp_path)
         trainer = trained(llama_folder, {"max_steps": 2, "save_strategy": "steps", "save_steps": 1})
-        with pytest.raises(ValueError, match="neither a model nor an adapter. Pass .*checkpoint-2"):
+        with pytest.raises(ValueError, match="neither a model nor an adapter.*Pass .*checkpoint-2"):
             ImplicitRewardModel.from_pretrained(trainer.args.output_dir)
 
     def test_preferred_ft_knows_no_reference(self, llama_folder, tmp_path):
@@ -193,15 +193,15 @@ class TestReference:
         start = save_tiny(tiny_llama(3), tiny_tokenizer(), tmp_path / "start")
         folder = saved(trained(start))
         save_tiny(tiny_llama(4), tiny_tokenizer(), start)
-        with pytest.raises(ValueError, match=f"loaded from {start}, is not the policy that .* was trained against"):
+        with pytest.raises(ValueError, match=f"loaded from {start}, is not .*{folder}.*`check_reference=False`"):
             ImplicitRewardModel.from_pretrained(folder)
 
     def test_another_model_is_refused(self, trained, llama_folder, tmp_path):
         other = save_tiny(tiny_llama(4), tiny_tokenizer(), tmp_path / "other")
         trainer = trained(llama_folder)
         folder = saved(trainer)
-        found = hash_weights(tiny_llama(4))
-        with pytest.raises(ValueError, match=f"passed as `reference` is not the policy .* the hash {found}, recorded"):
+        found, recorded = hash_weights(tiny_llama(4)), state_of(folder)["reference"]["hash"]
+        with pytest.raises(ValueError, match=f"passed as `reference` is not .* hash {found}.* {recorded}"):
             ImplicitRewardModel.from_pretrained(folder, reference=other)
         unchecked = ImplicitRewardModel.from_pretrained(folder, reference=other, check_reference=False)
         expected = ImplicitRewardModel(trainer.model, tiny_llama(4), tiny_tokenizer(), beta=0.1)
@@ -219,7 +219,7 @@ class TestReference:
         trainer = trained(str(start))
         folder = saved(trainer)
         start.rename(tmp_path / "moved")
-        with pytest.raises(ValueError, match="was loaded from .*start, which is not there. Pass `reference=`"):
+        with pytest.raises(ValueError, match="loaded from .*start.* Pass `reference=`"):
             ImplicitRewardModel.from_pretrained(folder)
         moved = ImplicitRewardModel.from_pretrained(folder, reference=tmp_path / "moved")
         assert_same(scores(moved), predicted(trainer))
@@ -227,7 +227,7 @@ class TestReference:
     def test_a_model_built_in_memory_has_no_name(self, trained):
         trainer = trained(tiny_llama(3), processing_class=tiny_tokenizer())
         folder = saved(trainer)
-        with pytest.raises(ValueError, match="Nothing in .* says what its reference policy is. Pass `reference=`"):
+        with pytest.raises(ValueError, match=f"{folder} .* its reference.* Pass `reference=`.*`reference_free=True`"):
             ImplicitRewardModel.from_pretrained(folder)
         given = ImplicitRewardModel.from_pretrained(folder, reference=tiny_llama(3))
         assert_same(scores(given), predicted(trainer))
@@ -236,7 +236,7 @@ class TestReference:
         options = {"sync_ref_model": True, "ref_model_sync_steps": 1, "ref_model_mixup_alpha": 0.5}
         trainer = trained(llama_folder, options)
         folder = saved(trainer)
-        with pytest.raises(ValueError, match="moved in training"):
+        with pytest.raises(ValueError, match="`sync_ref_model=True`.*Pass `reference=`"):
             ImplicitRewardModel.from_pretrained(folder)
         ImplicitRewardModel.from_trainer(trainer).save_pretrained(tmp_path / "whole")
         assert_same(scores(ImplicitRewardModel.from_pretrained(tmp_path / "whole")), predicted(trainer))
@@ -258,7 +258,7 @@ class TestOtherFolders:
         folder = save_tiny(tiny_llama(1), tiny_tokenizer(), tmp_path / "policy")
         with pytest.raises(ValueError, match="Pass `reference=`"):
             ImplicitRewardModel.from_pretrained(folder, beta=0.1)
-        with pytest.raises(ValueError, match="with which beta it was trained. Pass `beta=`"):
+        with pytest.raises(ValueError, match=f"{folder} .*beta.* Pass `beta=`"):
             ImplicitRewardModel.from_pretrained(folder, reference=llama_folder)
         loaded = ImplicitRewardModel.from_pretrained(folder, reference=llama_folder, beta=0.1, max_length=40)
         assert loaded.row_options.max_prompt_length == 20
@@ -328,12 +328,12 @@ class TestSave:
     def test_a_changed_reference_is_refused(self, tmp_path):
         ImplicitRewardModel(tiny_llama(1), tiny_llama(2), tiny_tokenizer(), beta=0.1).save_pretrained(tmp_path)
         tiny_llama(3).save_pretrained(tmp_path / "reference")
-        with pytest.raises(ValueError, match="is not the policy"):
+        with pytest.raises(ValueError, match=f"is not .*{tmp_path}.* hash .*`check_reference=False`"):
             ImplicitRewardModel.from_pretrained(tmp_path)
 
     def test_what_cannot_be_saved(self, tmp_path):
         reward_model = ImplicitRewardModel(tiny_llama(1), tiny_llama(2), tiny_tokenizer(), beta=0.1)
-        with pytest.raises(ValueError, match="`save_reference=False`, but the reference has no name to load it by"):
+        with pytest.raises(ValueError, match="`save_reference=False`.* or hub name.*reference"):
             reward_model.save_pretrained(tmp_path, save_reference=False)
         adapter = ImplicitRewardModel(get_peft_model(tiny_llama(), lora_config()), None, tiny_tokenizer(), beta=0.1)
         with pytest.raises(ValueError, match="base model was built in memory"):

@@ -154,7 +154,7 @@ def test_several_files_by_one_pattern(folder):
 
 
 def test_an_empty_file(folder):
-    with pytest.raises(ValueError, match=r"^`rows`: empty\.jsonl has no row\.$"):
+    with pytest.raises(ValueError, match=r"^`rows`: empty\.jsonl has no rows\.$"):
         load_splits("empty.jsonl", option="rows")
 
 
@@ -169,8 +169,8 @@ def test_columns_of_neither_kind_are_not_renamed_to_one(folder, llama_folder, ca
     assert main(["doctor", "answers.jsonl", "--tokenizer", llama_folder]) == 1
     said = " ".join(capsys.readouterr().out.split())
     assert (
-        "Training stops: The train dataset holds neither pairs nor rankings; found question, response_a, response_b. "
-        "Fix: Pairs need `chosen`, `rejected` and, unless both start with it, `prompt`; rankings need `completions`, "
-        "best first or with `ranks` or `scores`, and `prompt` likewise. Rename yours with `dataset.rename_column`. "
-        "1 error"
+        "Training stops: The train dataset has neither pairs nor rankings; found question, response_a, response_b. "
+        "Fix: Pairs need `chosen`, `rejected` and, unless both start with it, `prompt`. Rankings need `completions`, "
+        "best first or with `ranks` or `scores`, and `prompt` likewise. Rename your columns with "
+        "`dataset.rename_column`. 1 error"
     ) in said

@@ -7,7 +7,7 @@ import pytest
 import torch
 import trl
 from closeness import ROUNDING, assert_within_rounding, in_float64, same
-from integration.conftest import TINY, assert_same_run, updates
+from integration.conftest import BFLOAT16_LOGP, TINY, assert_same_run, updates
 from peft import PromptTuningConfig
 from tiny import (
     lora_config,
@@ -88,29 +88,35 @@ class TestSameRun:
         assert_same_run(laid_out, run(ranked=ranked, max_steps=2, share_prompt=False, **separate))
 
     @pytest.mark.float32
-    def test_float32(self, run, ranked):
-        """What two updates change is as near to float64 as with separate rows."""
+    @pytest.mark.parametrize(("bf16", "seen"), [(False, 1.0001), (True, 1.5)], ids=["float32", "bf16"])
+    def test_rounding(self, run, ranked, bf16, seen):
+        """
+        What two updates change is as near to float64 as with separate rows.
+
+        With `seen` times the rate it is not.
+        """
 
         def changes(**options: Any) -> dict[str, torch.Tensor]:
             # Not RMSprop, which makes whole steps of gradients that are rounding
-            trainer = run(ranked=ranked, max_steps=2, **{"optim": "sgd", "learning_rate": 0.3} | options)
+            options = {"optim": "sgd", "learning_rate": 0.3, "bf16": bf16} | options
+            trainer = run(ranked=ranked, max_steps=2, **options)
             start = dict(tiny_llama().named_parameters())
             return {name: weight.double() - start[name].double() for name, weight in trainer.model.named_parameters()}
 
-        laid_out, separate, perturbed = changes(), changes(share_prompt=False), changes(learning_rate=0.3 * 1.0001)
+        laid_out, separate, perturbed = changes(), changes(share_prompt=False), changes(learning_rate=0.3 * seen)
         with in_float64():
-            exact = changes(share_prompt=False)
+            exact = changes(share_prompt=False, bf16=False)
         assert_within_rounding(laid_out, separate, exact)
         with pytest.raises(AssertionError, match="from float64"):
             assert_within_rounding(perturbed, separate, exact)
 
     @pytest.mark.float32
-    def test_bf16(self, run, ranked):
-        # Rounding to 8 bits: a log-probability of 100 nats is within 0.3
-        laid_out, separate = (updates(run(ranked=ranked, bf16=True, share_prompt=share)) for share in (True, False))
-        for name in ("logps/chosen", "logps/rejected", "grad_norm"):
-            assert laid_out[0][name] == pytest.approx(separate[0][name], rel=1e-2)
-        assert laid_out[0]["loss"] == pytest.approx(separate[0]["loss"], rel=ROUNDING)  # rewards are exactly 0 in both
+    def test_rewards_in_bf16_start_at_0(self, run, ranked):
+        first = updates(run(ranked=ranked, bf16=True))[0]
+        separate = updates(run(ranked=ranked, bf16=True, share_prompt=False))[0]
+        assert first["loss"] == pytest.approx(separate["loss"], rel=ROUNDING)
+        for name in ("logps/chosen", "logps/rejected"):
+            assert first[name] == pytest.approx(separate[name], abs=BFLOAT16_LOGP)
 
     def test_eager_attention(self, run, ranked):
         model = tiny_llama()

@@ -138,7 +138,7 @@ class TestWrongOptions:
             ("unlikelihood", ["--alfa", "1"], "there is no option `alfa`. Did you mean `alpha`?"),
             ("preferred-ft", ["--loss_reducton", "sum"], "Did you mean `loss_reduction`?"),
             ("rank", ["--alpha", "1"], "there is no option `alpha`."),
-            ("dpo", ["--adapter", "merge"], "`adapter='merge'` has no effect: base holds no LoRA adapter"),
+            ("dpo", ["--adapter", "merge"], "`adapter='merge'` has no effect: base has no LoRA adapter"),
         ],
     )
     def test_refused(self, base, capsys, command, options, message):
@@ -148,7 +148,7 @@ class TestWrongOptions:
     def test_an_adapter_needs_a_word(self, base, capsys):
         run("preferred-ft", "base", "sft", *LORA)
         assert run("dpo", "sft", "policy") == 2
-        assert "sft holds a LoRA adapter. Say `adapter: merge`" in capsys.readouterr().err
+        assert "sft contains a LoRA adapter. Set `adapter: merge`" in capsys.readouterr().err
         assert run("dpo", "sft", "policy", "--adapter", "keep", *LORA) == 2
         assert "`use_peft` adds another" in capsys.readouterr().err
 

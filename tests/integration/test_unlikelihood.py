@@ -91,9 +91,7 @@ class TestReference:
 class TestGuard:
     def test_a_run_that_diverges_stops(self, make):
         trainer = make(learning_rate=0.05, divergence_guard=12.0, num_train_epochs=20)
-        with pytest.raises(
-            ValueError, match=r"Diverged in update \d+, which has not been made.*below -12.0 nats a token"
-        ):
+        with pytest.raises(ValueError, match=r"Diverged in update \d+, .*below -12.0 nats"):
             trainer.train()
         assert trainer.state.global_step < 60
 

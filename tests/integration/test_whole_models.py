@@ -45,9 +45,9 @@ def adapter(tmp_path, llama_folder) -> str:
 
 
 FAULTS = {
-    "missing": ({"lose": LOST}, f"there is no weight `{LOST}`"),
-    "unexpected": ({"add": EXTRA}, f"the model has no weight `{EXTRA}`"),
-    "shape": ({"lm_head.weight": 2}, r"`lm_head.weight` has the shape \(2, 32\), and the model's has \(384, 32\)"),
+    "missing": ({"lose": LOST}, f"missing weights `{LOST}`"),
+    "unexpected": ({"add": EXTRA}, f"unexpected weights `{EXTRA}`"),
+    "shape": ({"lm_head.weight": 2}, r"`lm_head.weight` has the shape \(2, 32\).*\(384, 32\)"),
 }
 
 
@@ -80,12 +80,12 @@ ADAPTER = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"lose": ADAPTER}, "there is no weight .*layers.1.self_attn.q_proj.lora_A"),
+        ({"lose": ADAPTER}, "missing weights .*layers.1.self_attn.q_proj.lora_A"),
         (
             {"add": ADAPTER.replace("layers.1", "layers.7")},
-            "the model has no weight .*layers.7.self_attn.q_proj.lora_A",
+            "unexpected weights .*layers.7.self_attn.q_proj.lora_A",
         ),
-        ({"lora_A.weight": 2}, r"does not fit its adapter_config.json.*size mismatch for .*lora_A"),
+        ({"lora_A.weight": 2}, r"adapter_config.json.*size mismatch for .*lora_A"),
     ],
 )
 def test_adapters(adapter, changes, problem):
@@ -98,9 +98,7 @@ def test_adapters(adapter, changes, problem):
 def test_a_config_of_another_adapter(adapter):
     path = Path(adapter, "adapter_config.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"target_modules": ["q_proj"]}))
-    with pytest.raises(
-        ValueError, match=r"the model has no weight .*v_proj.*and 1 more|the model has no weight .*v_proj"
-    ):
+    with pytest.raises(ValueError, match=r"unexpected weights .*v_proj"):
         ImplicitRewardModel.from_pretrained(adapter, beta=0.1)
 
 

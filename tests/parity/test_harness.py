@@ -7,7 +7,7 @@ import pytest
 import torch
 import trl
 from closeness import assert_within_rounding, in_float64
-from harness import Case, train, train_both
+from harness import SAME_KERNELS, Case, train, train_both
 from tiny import tiny_llama
 from transformers import AutoModelForCausalLM
 
@@ -62,6 +62,14 @@ def test_a_difference_is_seen(trainer_class, says, llama_folder, tmp_path, monke
     monkeypatch.setitem(harness.TRAINERS, "ours", trainer_class)
     with pytest.raises(AssertionError, match=says):
         train_both(Case("different"), llama_folder, tmp_path)
+
+
+@pytest.mark.float32
+@pytest.mark.parametrize("trainer_class", [_OtherBeta, _OtherRate])
+def test_a_difference_is_seen_in_bfloat16(trainer_class, llama_folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(harness.TRAINERS, "ours", trainer_class)
+    with pytest.raises(AssertionError, match="step 2: "):
+        train_both(Case("different", {"bf16": True}, tolerance=SAME_KERNELS), llama_folder, tmp_path)
 
 
 @pytest.mark.float32

@@ -185,7 +185,7 @@ def test_model(refusal, llama_folder, tmp_path):
             {"loss_type": "bco_pair", "f_divergence_type": "forward_kl"},
             ValueError,
             "only supported",
-            "`f_divergence_type='forward_kl'` does not exist for `loss_type=['bco_pair']`",
+            "`f_divergence_type='forward_kl'` is not defined for `loss_type=['bco_pair']`",
             id="f_divergence",
         ),
         pytest.param(
@@ -199,7 +199,7 @@ def test_model(refusal, llama_folder, tmp_path):
             {"loss_type": "aot", "use_weighting": True},
             NotImplementedError,
             "WPO",
-            "`use_weighting=True` does not exist for `loss_type=['aot']`",
+            "`use_weighting=True` is not defined for `loss_type=['aot']`",
             id="wpo_aot",
         ),
         pytest.param(

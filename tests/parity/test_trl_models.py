@@ -3,7 +3,8 @@
 import peft
 import pytest
 import torch
-from harness import Case, assert_same_refusal, cases, train_both
+from closeness import same
+from harness import SAME_KERNELS, Case, assert_same_refusal, cases, train_both
 from peft import IA3Config, PrefixTuningConfig, PromptTuningConfig, TaskType
 from tiny import lora_config, preference_rows, tiny_llama, tiny_processor
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
@@ -124,7 +125,7 @@ def test_peft_model(case, llama_folder, tmp_path):
     theirs, _ = train_both(case, llama_folder, tmp_path)
     # The reference is the adapter as it was passed, except where `ref_model` says otherwise
     starts_at_reference = "ref_model" not in case.id
-    assert (theirs.history[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)) == starts_at_reference
+    assert (theirs.history[0]["rewards/margins"] == same(0)) == starts_at_reference
 
 
 @cases(
@@ -156,7 +157,7 @@ def test_4bit_lora(double, llama_folder, tmp_path):
         )
         return {"quantization_config": quantization, "peft_config": lora_config()}
 
-    train_both(Case("4bit", build=build, tolerance=1e-6), llama_folder, tmp_path)
+    train_both(Case("4bit", build=build, tolerance=SAME_KERNELS), llama_folder, tmp_path)
 
 
 # References
@@ -245,17 +246,16 @@ def test_dropout(gpt2_folder, tmp_path):
     assert theirs.history[0]["rewards/margins"] != 0  # it was on
 
 
-# bfloat16 keeps 8 bits: a metric may differ by 2^-8 of its terms, and a weight of the policy by one rounding.
 @pytest.mark.float32
 @cases(
-    Case("autocast", {"bf16": True}, tolerance=1e-3),
+    Case("autocast", {"bf16": True}, tolerance=SAME_KERNELS),
     Case(
         "autocast_lora",
         {"bf16": True},
         build=lambda folder, tag: {"peft_config": lora_config()},
-        tolerance=1e-3,
+        tolerance=SAME_KERNELS,
     ),
-    Case("weights", {"model_init_kwargs": {"dtype": "bfloat16"}}, tolerance=1e-3),
+    Case("weights", {"model_init_kwargs": {"dtype": "bfloat16"}}, tolerance=SAME_KERNELS),
 )
 def test_bf16(case, llama_folder, tmp_path):
     train_both(case, llama_folder, tmp_path)

@@ -129,7 +129,7 @@ class TestToolCalls:
 def test_what_is_no_data_set_or_has_no_row(way):
     empty = Dataset.from_list([PAIR]).select([])
     for rows in (empty, Dataset.from_dict({}), IterableDataset.from_generator(lambda: iter([]))):
-        with pytest.raises(ValueError, match=r"^The train dataset has no row\.$"):
+        with pytest.raises(ValueError, match=r"^The train dataset has no rows\.$"):
             PREPARATIONS[way](rows)
     with pytest.raises(TypeError, match="The train dataset is a `DatasetDict`; .* Pass one of its splits."):
         PREPARATIONS[way](DatasetDict(train=preference_rows(2)))

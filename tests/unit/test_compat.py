@@ -33,7 +33,7 @@ def _with_a_renamed_parameter(self, model, inputs, return_outputs=False, num_ite
 @pytest.mark.parametrize(
     ("name", "method", "now"),
     [
-        ("evaluation_loop", None, "is gone"),
+        ("evaluation_loop", None, "is missing"),
         ("_prepare_dataset", _with_another_parameter, "is now (dataset, processing_class, args, dataset_name, split)"),
         ("_precompute_ref_logps", _without_a_parameter, "is now (dataset, name)"),
         ("compute_loss", _with_a_renamed_parameter, "is now (model, inputs, return_outputs, num_items)"),

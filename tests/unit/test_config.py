@@ -178,11 +178,13 @@ class TestBatch:
             ValueError, match=r"`global_batch_size=64` is not a multiple of 12 = 12 per device x 1 rank"
         ):
             config(per_device_train_batch_size=12)
-        with pytest.raises(ValueError, match=r"may be 1, 2, 3, 4, 6, 12; or set `gradient_accumulation_steps`"):
+        with pytest.raises(ValueError, match=r" 1, 2, 3, 4, 6, 12; or set `gradient_accumulation_steps`"):
             config(per_device_train_batch_size=8, global_batch_size=12)
 
     def test_smaller_than_a_device_s_batch(self):
-        with pytest.raises(ValueError, match=r"`global_batch_size=2` .* `per_device_train_batch_size` may be 1, 2;"):
+        with pytest.raises(
+            ValueError, match=r"`global_batch_size=2` .* `per_device_train_batch_size` to one of 1, 2;"
+        ):
             config(global_batch_size=2)
 
     def test_contradiction(self):
@@ -240,7 +242,7 @@ class TestSeveralRanks:
         assert of_ranks(gradient_accumulation_steps=3).global_batch_size == 96
 
     def test_not_divisible(self, of_ranks):
-        with pytest.raises(ValueError, match=r"multiple of 24 = 8 per device x 3 rank.* may be 1, 2, 4; or set"):
+        with pytest.raises(ValueError, match=r"multiple of 24 = 8 per device x 3 rank.* one of 1, 2, 4; or set"):
             of_ranks(ranks=3, global_batch_size=12)
 
     @pytest.mark.parametrize("size", [2, 64, 100])

@@ -8,7 +8,7 @@ class TestOptionsThatContradictOrDoNothing:
     @pytest.mark.parametrize(
         ("options", "match"),
         [
-            ({"discopop_tau": 0.1}, r"`discopop_tau=0.1` would have no effect.*`loss_type='discopop'`"),
+            ({"discopop_tau": 0.1}, r"`discopop_tau=0.1` has no effect.*`loss_type='discopop'`"),
             ({"f_alpha_divergence_coef": 0.2}, r"`f_alpha_divergence_coef=0.2` .*`f_divergence_type='alpha_div"),
             ({"label_smoothing_factor": 0.1}, r"`label_smoothing_factor=0.1` .*you may mean `label_smoothing`"),
             ({"precompute_ref_batch_size": 3}, r"`precompute_ref_batch_size=3` .*`precompute_ref_log_probs=True`"),
@@ -46,14 +46,14 @@ class TestOptionsThatContradictOrDoNothing:
                 r"`label_smoothing=0.1` .*`f_divergence_type='forward_kl'`",
             ),
             ({"label_smoothing": 0.1, "loss_type": ["sigmoid", "sft"]}, r"`label_smoothing=0.1` has no effect"),
-            ({"reference_free": True, "loss_type": "ipo"}, r"`reference_free=True` only exists for plain .*\['ipo'\]"),
-            ({"reference_free": True, "ld_alpha": 0.5}, r"`reference_free=True` only exists for plain"),
+            ({"reference_free": True, "loss_type": "ipo"}, r"`reference_free=True` .*\['ipo'\]"),
+            ({"reference_free": True, "ld_alpha": 0.5}, r"`reference_free=True` .* `loss_type='sigmoid'`"),
             (
                 {"reference_free": True, "precompute_ref_log_probs": True},
                 r"`precompute_ref_log_probs=True` has no effect with `reference_free=True`. Leave it out",
             ),
             ({"reference_free": True, "sync_ref_model": True}, r"`sync_ref_model=True` has no effect"),
-            ({"reference_free": True, "ref_logps_cache_dir": "x"}, r"`ref_logps_cache_dir='x'` would have no effect"),
+            ({"reference_free": True, "ref_logps_cache_dir": "x"}, r"`ref_logps_cache_dir='x'` has no effect"),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
     )

@@ -176,7 +176,7 @@ class TestErrors:
             ([2], "row-left-out"),
             ([3], "answer-left-out"),
         ]
-        assert report.findings[0].meaning == "Training leaves the row out: all completions tie."
+        assert report.findings[0].meaning == "Training drops the row: all completions tie."
         assert found(report, "answer-left-out").severity == "warning"
 
 
@@ -277,14 +277,14 @@ class TestComparisons:
         report = look(rows)
         assert found(report, "scores-against-order").rows == [1, 2]
         assert found(report, "scores-against-order").example == "`rating`: 1 for the best, 5 for the worst"
-        assert "wrong way round" not in found(report, "scores-against-order").meaning
-        assert "wrong way round" in found(look(rows[1:3]), "scores-against-order").meaning
+        assert "in most rows" not in found(report, "scores-against-order").meaning
+        assert "in most rows" in found(look(rows[1:3]), "scores-against-order").meaning
 
     def test_rankings_that_contradict_a_pair_of_another(self):
         rows = [RANKED, RANKED | {"ranks": [0, 2, 1]}, RANKED | {"ranks": [0, 1, 1]}]
         report = look(rows)
         assert found(report, "contradictions").rows == [1]
-        assert found(report, "contradictions").example == "row 1 says the opposite of row 0"
+        assert found(report, "contradictions").example == "row 1 contradicts row 0"
         assert found(report, "ties").rows == [2]
 
     def test_held_out_prompts(self):

@@ -48,7 +48,7 @@ class TestCuts:
             "prompt with longest answer": Quantiles(111, 126, 126),
         }
         assert report.recommended_max_length == 128
-        assert "the longest has 126 tokens and does not fit into the present 100" in str(report)
+        assert "the longest has 126 tokens and does not fit into the current 100" in str(report)
 
     def test_the_length_that_fits(self):
         assert [fitting_length([64] * 98 + [65, 300], share) for share in (0.98, 0.99, 1.0)] == [64, 128, 320]

@@ -218,12 +218,12 @@ class TestAcrossRows:
         assert "constant-answer" not in names(look(constant[:9]))
         assert "constant-answer" not in names(look([row | {side: " Yes" * (i % 2 + 1)} for i, row in enumerate(rows)]))
 
-    def test_chosen_and_rejected_the_wrong_way_round(self):
+    def test_chosen_and_rejected_in_reversed_order(self):
         row = {"chosen": " Boo.", "rejected": " It is, and here is why.", "score_chosen": 1.0, "score_rejected": 2.0}
         finding = found(look([row | {"prompt": f"Is it {i}?"} for i in range(4)]), "scores-against-order")
         assert finding.count == 4
-        assert "wrong way round" in finding.meaning
-        assert "the shorter one in 4 of these 4 rows" in finding.meaning
+        assert "in most rows" in finding.meaning
+        assert "shorter in 4 of these 4 rows" in finding.meaning
 
 
 class TestTurns:

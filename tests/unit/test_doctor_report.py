@@ -29,9 +29,7 @@ class TestReport:
             "WARNINGS\n\n"
             "  no-space-before-answer: 1 row (4)\n"
         ) in page
-        assert page.endswith(
-            "1 error, 2 warnings, 1 note. Training would stop, or leave rows out. Mend the errors first."
-        )
+        assert page.endswith("1 error, 2 warnings, 1 note. Training would stop or drop rows. Fix the errors first.")
 
     def test_only_the_first_rows_are_named(self):
         finding = found(look([*pairs(1), *[GOOD | {"chosen": ""}] * 9]), "row-left-out")
@@ -59,7 +57,7 @@ class TestReport:
             look([GOOD], **options)
 
     def test_images(self):
-        with pytest.raises(ValueError, match="has the column `images`. Only text and chat is examined"):
+        with pytest.raises(ValueError, match="has the column `images`. Only text and chat"):
             look([GOOD | {"images": ["https://example.org/cat.png"]}])
 
 
@@ -87,7 +85,7 @@ class TestCommand:
     def test_healthy(self, doctor):
         status, out, _ = doctor(pairs(4))
         assert status == 0
-        assert out.endswith("0 errors, 0 warnings, 0 notes. Training would take every row.\n")
+        assert out.endswith("0 errors, 0 warnings, 0 notes. Training would accept every row.\n")
 
     def test_errors(self, doctor, tmp_path):
         file = tmp_path / "report.json"

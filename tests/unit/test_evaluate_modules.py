@@ -13,6 +13,7 @@ import evaluate
 import numpy as np
 import pytest
 import torch
+from closeness import EXACT
 from datasets import Dataset
 from integration.conftest import TINY
 from scipy.stats import binomtest, bootstrap, kendalltau, norm
@@ -437,6 +438,7 @@ def test_two_processes_that_start_at_once_without_a_network(tmp_path):
         same(main[f"win_rate {split}"], win_rate([row[0] for row in rewards], [row[-1] for row in rewards]))
 
 
+@pytest.mark.usefixtures("float64")
 class TestTrainers:
     """What trainers log is what the metrics say of their predictions."""
 
@@ -452,7 +454,7 @@ class TestTrainers:
         for name in names:
             metric, key = self.METRICS[name]
             metrics = load(name).compute(predictions=output.predictions, references=output.label_ids)
-            assert metrics[metric] == pytest.approx(logged[f"eval_{key}"], rel=1e-5, abs=1e-7), name
+            assert metrics[metric] == pytest.approx(logged[f"eval_{key}"], rel=EXACT, abs=EXACT), name
             assert metrics[metric] != 0 and metrics["num_rows"] == len(rows)
 
     def test_pairs(self, load, tmp_path, llama_folder):

@@ -60,8 +60,8 @@ WRONG_LINES = {
     ROW.replace(b"\n", b"\r") * 3: "line 1 holds several objects",
     ROW + ROW.replace(b'"Q "', b'{"x": 1}'): "`prompt` is text in line 1 and an object in line 2",
     b"\x1f\x8b\x08" + ROW: "is compressed, and damaged: ",
-    b"": "has no row.",
-    b"[]": "has no row.",
+    b"": "has no rows.",
+    b"[]": "has no rows.",
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 import transformers
 import trl
 from accelerate.logging import MultiProcessAdapter
+from closeness import same
 from datasets import Dataset, IterableDataset
 from integration.conftest import TINY
 from peft import get_peft_model
@@ -79,6 +80,18 @@ class TestColumns:
             trainer.evaluate(wrong)
         with says("The test dataset has no column `rejected`"):
             trainer.predict(wrong)
+
+    def test_names_passed_to_evaluate(self, build):
+        rows = preference_rows(2)
+        for eval_dataset in (None, rows):
+            with says("no evaluation set 'books'", "`eval_dataset` has no names"):
+                build(rows, eval_dataset=eval_dataset).evaluate("books")
+        trainer = build(rows, eval_dataset={"books": rows, "films": preference_rows(2, start=5)})
+        with says("no evaluation set 'book'", "'books', 'films'"):
+            trainer.evaluate("book")
+        of_all = trainer.evaluate()
+        for name in ("books", "films"):
+            assert trainer.evaluate(name)["eval_logps/chosen"] == same(of_all[f"eval_{name}_logps/chosen"])
 
     @pytest.mark.parametrize("column", ["ref_chosen_logps", "ref_rejected_logps"])
     def test_one_reference_column(self, build, column):
@@ -258,11 +271,11 @@ class TestReference:
             build([GOOD], ref_model=llama_folder)
 
     def test_columns_and_a_model(self, build):
-        with says("brings reference log-probabilities, which `ref_model` contradicts", "Remove the columns"):
+        with says("`ref_chosen_logps`", "`ref_model`", "Remove the columns", "leave `ref_model` out"):
             build([WITH_COLUMNS], ref_model=tiny_llama(seed=1))
 
     def test_columns_and_reference_free(self, build):
-        with says("brings reference log-probabilities, which `reference_free=True` contradicts"):
+        with says("`ref_chosen_logps`", "`reference_free=True`", "Remove the columns"):
             build([WITH_COLUMNS], {"reference_free": True})
 
     def test_columns_and_a_reference_that_moves(self, build):
@@ -273,7 +286,7 @@ class TestReference:
 
     def test_columns_in_one_set_only(self, build):
         for train, evaluation in (([WITH_COLUMNS], [GOOD]), ([GOOD], [WITH_COLUMNS])):
-            with says("Some data sets bring `ref_chosen_logps` and `ref_rejected_logps` and some do not"):
+            with says("Some datasets have", "`ref_chosen_logps` and `ref_rejected_logps`", "`dataset.remove_columns`"):
                 build(train, eval_dataset=Dataset.from_list(evaluation))
 
     @pytest.mark.parametrize("adapter", [None, lora_config()], ids=["full", "adapter"])
@@ -281,7 +294,7 @@ class TestReference:
         # Another reference, such as the model with its adapter off, would make the metrics incomparable
         trainer = build([WITH_COLUMNS], peft_config=adapter)
         for call in (trainer.evaluate, trainer.predict):
-            with says("`ref_chosen_logps` and `ref_rejected_logps`", "the data set's own log-probabilities"):
+            with says("`ref_chosen_logps` and `ref_rejected_logps`", "the dataset's own log-probabilities"):
                 call(Dataset.from_list([GOOD]))
 
     @pytest.mark.parametrize("value", [None, math.inf, math.nan])
@@ -372,4 +385,4 @@ class TestArguments:
         MultiProcessAdapter.warning_once.cache_clear()  # said once a process, and another test may have heard it
         args = trl.DPOConfig(str(tmp_path), use_cpu=True, report_to="none")
         DPOPaperTrainer(tiny_llama(), args=args, train_dataset=preference_rows(2), processing_class=tiny_tokenizer())
-        assert "`DPOConfig` keeps its values" in caplog.text and "`DPOPaperConfig`" in caplog.text
+        assert "`DPOConfig` keeps TRL's values" in caplog.text and "`DPOPaperConfig`" in caplog.text

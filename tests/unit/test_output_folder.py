@@ -33,7 +33,7 @@ def folder(tmp_path: Path, monkeypatch) -> Path:
 )
 def test_refused(folder, output_dir, source):
     with pytest.raises(
-        ValueError, match=rf"`output_dir='{output_dir}'`: the run would write over the model \({source}\)"
+        ValueError, match=rf"`output_dir='{output_dir}'`: the run would overwrite the model \({source}\)"
     ):
         check_output_dir(output_dir, {"the model": source})
     check_output_dir(output_dir, {"the model": None})
@@ -60,7 +60,7 @@ def test_trainers(tmp_path, kind):
     loaded = tiny_llama().from_pretrained(path)
     model = {"path": path, "instance": loaded}.get(kind, tiny_llama())
     before = {file.name: file.read_bytes() for file in Path(path).iterdir()}
-    with pytest.raises(ValueError, match=rf"the run would write over the (model|reference) \({path}\)"):
+    with pytest.raises(ValueError, match=rf"the run would overwrite the (model|reference) \({path}\)"):
         DPOPaperTrainer(
             model,
             ref_model=loaded if kind == "reference" else None,

@@ -92,7 +92,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("top_m", [0, -1, 1.0, 2.5, "2", True])
     def test_top_m(self, top_m):
-        with pytest.raises(ValueError, match=r"`top_m` to be the number of places .*, got ") as error:
+        with pytest.raises(ValueError, match=r"`top_m` to be .* integer of at least 1.*, got ") as error:
             plackett_luce_loss(torch.zeros(8, 4), None, top_m=top_m)
         assert str(error.value).endswith(f"got {top_m!r}.")
 

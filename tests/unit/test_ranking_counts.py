@@ -153,7 +153,7 @@ class TestCounts:
             prepare(dataset.to_iterable_dataset() if stream else dataset)
 
     def test_no_row(self):
-        with pytest.raises(ValueError, match="The train dataset has no row"):
+        with pytest.raises(ValueError, match="The train dataset has no rows"):
             prepare(Dataset.from_list([GOOD]).select([]))
 
     def test_every_prompt_fills_max_length(self):

@@ -8,8 +8,8 @@ from trl_dpo_ext.cli.recipe_file import read_recipe
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"beta: 1\nseed: 2\nbeta: 3\n", r"r.yaml, line 3, is not YAML: `beta` is there twice, first in line 1."),
-        (b"env:\n  A: 1\n  A: 2\n", r"r.yaml, line 3, is not YAML: `A` is there twice, first in line 2."),
+        (b"beta: 1\nseed: 2\nbeta: 3\n", r"r.yaml, line 3, is not YAML: `beta` .* twice, first in line 1"),
+        (b"env:\n  A: 1\n  A: 2\n", r"r.yaml, line 3, is not YAML: `A` .* twice, first in line 2"),
         (b"a: !!python/object:os.system x\n", r"line 1, is not YAML: could not determine a constructor"),
         (b"a: !!python/object/apply:os.system ['touch pwned']\n", r"line 1, is not YAML: could not determine"),
         ("a: 1\nrun_name: é\n".encode("latin-1"), r"r.yaml, line 2, is not UTF-8 text. Save it in UTF-8."),
@@ -33,7 +33,7 @@ def test_refused(tmp_path, content, message):
 
 
 def test_folders_and_files_that_are_not_there(tmp_path):
-    with pytest.raises(ValueError, match=r" is a folder. `--config` takes the path of a recipe."):
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder. `--config` .* recipe"):
         read_recipe(tmp_path)
     (tmp_path / "recipe.yaml").touch()
     with pytest.raises(ValueError, match=r"there is no recipe .*recpe.yaml. Did you mean .*/recipe.yaml\?"):

@@ -468,15 +468,15 @@ def test_command_without_a_run(tmp_path, capsys):
     empty = tmp_path / "dpo-model"
     assert error_of(empty) == (
         f"{empty} holds no metrics of a run: no line in run_log/metrics.jsonl, no trainer_state.json, no checkpoint "
-        "with one. Pass the `output_dir` of a run; metrics are logged every `logging_steps` updates."
+        "with one. Pass the `output_dir` of a run. Metrics are logged every `logging_steps` updates."
     )
     state = empty / "checkpoint-3" / "trainer_state.json"
     state.write_text('{"log_history": []}')
     assert error_of(empty).startswith(f"{state} holds no metrics yet: none was logged.")
     write_lines(tmp_path / "other" / "deep" / "run_log" / "metrics.jsonl", TRAINING)
     assert find_runs(tmp_path) == [empty, tmp_path / "other" / "deep"]
-    assert error_of(tmp_path).endswith(f"Runs below it: {empty}, {tmp_path / 'other' / 'deep'}.")
-    assert error_of(state) == f"There is no folder {state}. It is a file: pass its folder, {state.parent}."
+    assert error_of(tmp_path).endswith(f": {empty}, {tmp_path / 'other' / 'deep'}.")
+    assert error_of(state) == f"There is no folder {state}. It is a file. Pass its folder, {state.parent}."
 
 
 def test_command_without_matplotlib(tmp_path):

@@ -103,7 +103,7 @@ class TestRows:
             cut, whole = toy.score(["x" * 30, "x"], ["y", "y"])
         assert cut == 0.0 != whole
         assert (
-            "1 of 2 rows exceed `max_length=20` and are truncated as in training; of 1 no completion is left"
+            "1 of 2 rows exceed `max_length=20` and are truncated as in training. 1 of them have no completion left"
             in caplog.text
         )
         assert toy.score_tokens(["x" * 30], ["y"])[0].token_ids == []
@@ -169,11 +169,11 @@ class TestMessages:
         policy, tokenizer = tiny_llama(), tiny_tokenizer()
         adapter = get_peft_model(tiny_llama(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
         for arguments, message in (
-            ((policy, policy, tokenizer), "`policy` and `reference` are one model.* Load it a second time"),
-            ((adapter, adapter.get_base_model(), tokenizer), "are one model.* Leave `reference` out"),
-            ((policy, None, tokenizer), "this policy has none. Pass the model that training started from"),
-            (("folder", policy, tokenizer), "`policy` is a `str`; expected a loaded model"),
-            ((policy, "folder", tokenizer), "`reference` is a `str`; expected a loaded model"),
+            ((policy, policy, tokenizer), "`policy` and `reference` .* as `reference`"),
+            ((adapter, adapter.get_base_model(), tokenizer), "`policy` and `reference` .* Leave `reference` out"),
+            ((policy, None, tokenizer), "`reference=None` .*policy.* adapter.*`reference_free=True`"),
+            (("folder", policy, tokenizer), "`policy` is a `str`.* loaded model"),
+            ((policy, "folder", tokenizer), "`reference` is a `str`.* loaded model"),
             ((policy, tiny_llama(), tiny_processor()), "`processing_class` is a processor"),
         ):
             with pytest.raises(ValueError, match=message):
@@ -198,7 +198,7 @@ class TestMessages:
         with torch.no_grad():
             policy.lm_head.weight[0, 0] = math.nan
         reward_model = ImplicitRewardModel(policy, tiny_llama(0), tiny_tokenizer(), beta=0.1)
-        with pytest.raises(ValueError, match="The policy gives a completion a log-probability that is not finite"):
+        with pytest.raises(ValueError, match="The policy .* not finite.*`dtype='float32'`"):
             reward_model.score(["a"], ["b"])
         assert "forward" not in vars(policy) and policy.config._attn_implementation == "sdpa"
 
@@ -208,8 +208,8 @@ class TestMessages:
             (rows.add_column("score_chosen", [0.0, 1.0]), "already has a column `score_chosen`. Rename it"),
             (rows.rename_column("chosen", "choosen"), "no column `chosen`.* Is it `choosen`?"),
             (rows.add_column("completions", [["a"], ["b"]]), "`completions` of a ranking and `chosen` and `rejected`"),
-            (preference_rows(2, "vision"), "the column `images`. Rewards are computed of text and chat only"),
-            (rows.select([]), "The dataset has no row"),
+            (preference_rows(2, "vision"), "the column `images`.* text and chat only"),
+            (rows.select([]), "The dataset has no rows"),
             (Dataset.from_list([{"completions": ["a"], "scores": [1.0]}]), "already has a column `scores`"),
             (Dataset.from_list([{"prompt": "a", "text": "b"}]), "no column `completions`"),
             (
@@ -223,7 +223,7 @@ class TestMessages:
             toy.relabel(rows.add_column("swapped", [True, False]))
         with pytest.raises(TypeError, match="got a `DatasetDict`.* pass one split"):
             toy.score_dataset(DatasetDict(train=rows))
-        with pytest.raises(TypeError, match="got a `IterableDataset`. Read a stream into memory"):
+        with pytest.raises(TypeError, match="got a `IterableDataset`.*`Dataset.from_list"):
             toy.evaluate_preferences(rows.to_iterable_dataset())
 
 

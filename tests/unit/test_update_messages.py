@@ -25,7 +25,7 @@ def assert_no_update(trainer: DPOPaperTrainer, before: dict[str, torch.Tensor]) 
 class TestUpdates:
     def test_a_stream_that_ends_before_one_update(self, build):
         trainer = build(preference_rows(8).to_iterable_dataset(), {"global_batch_size": 64})
-        with says("ended after 2 micro-batches; an update takes 16", "Lower `global_batch_size`", "stream more rows"):
+        with says("ended after 2 micro-batches", "16", "Lower `global_batch_size`", "stream more rows"):
             trainer.train()
 
     @pytest.mark.parametrize("accumulation", [1, 2])
@@ -34,7 +34,7 @@ class TestUpdates:
         with torch.no_grad():
             trainer.model.model.layers[0].mlp.down_proj.weight[0, 0] = math.nan
         before = weights(trainer)
-        with says("Non-finite policy log-probabilities, losses in update 1, which has not been made", "Lower"):
+        with says("Non-finite policy log-probabilities, losses in update 1", "Lower"):
             trainer.train()
         assert_no_update(trainer, before)
 
@@ -54,7 +54,7 @@ class TestUpdates:
                     model.lm_head.weight.data[0, 0] = math.inf
 
         trainer = build(preference_rows(16), {"max_steps": 4}, callbacks=[Poison()])
-        with says("in update 3, which has not been made"):
+        with says("in update 3"):
             trainer.train()
         assert trainer.state.global_step == 2
 
@@ -102,7 +102,7 @@ class TestStart:
         trainer = build(preference_rows(8), {"max_steps": 1})
         trainer.ref_model.bfloat16()
         trainer.train()
-        assert "Cause: precision. Policy and reference hold weights of bfloat16, float32. Give them one" in caplog.text
+        assert "Cause: precision" in caplog.text and "weights of bfloat16, float32" in caplog.text
 
     def test_an_explicit_reference_is_not_judged(self, build, caplog):
         build(preference_rows(8), {"max_steps": 1}, ref_model=tiny_llama(seed=1)).train()

@@ -45,7 +45,7 @@ class TestParts:
         with parts.locked():
             parts.begin({"beta": 0.1}, discard=False)
             for check in (ScoredParts(tmp_path / "out.jsonl").check_free, ScoredParts(tmp_path / "out.jsonl")._lock):
-                with pytest.raises(ValueError, match=r"Another run is writing .*out\.jsonl "):
+                with pytest.raises(ValueError, match=r"Another run writes .*out\.jsonl "):
                     check()
         ScoredParts(tmp_path / "out.jsonl").check_free()  # the first is over
         with ScoredParts(tmp_path / "out.jsonl").locked():

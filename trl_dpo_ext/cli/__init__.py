@@ -1,4 +1,4 @@
-"""The command line, `trl-dpo-ext COMMAND`: one command a file, imported only when it is called."""
+"""Command line `trl-dpo-ext COMMAND`. Each command is a module, which is imported only when it is called."""
 
 import sys
 import warnings
@@ -13,7 +13,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "dpo": "train DPOPaperTrainer from a YAML recipe and options (the options are listed by `dpo --help`)",
     "rank": "train RankingDPOTrainer, on ranked or scored answers",
-    "preferred-ft": "train PreferredFTTrainer, on preferred answers alone: the stage before DPO",
+    "preferred-ft": "train PreferredFTTrainer, on preferred answers only: the stage before DPO",
     "unlikelihood": "train UnlikelihoodTrainer, a baseline",
     "score": "add implicit rewards to the rows of a file",
     "doctor": "examine a dataset before training: invalid rows, truncation, and suspicious patterns",
@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> int:
 
     Args:
         argv (`list[str]`, *optional*):
-            Words after the program's name; `sys.argv[1:]` by default.
+            Words after the program's name. Default: `sys.argv[1:]`.
 
     Returns:
-        `int`: Exit status: 0, or 2 for a command that does not exist.
+        `int`: Exit status of the command, or 2 for a command that does not exist.
     """
     argv = sys.argv[1:] if argv is None else argv
     command = argv[0] if argv else "--help"
@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> int:
         print(__version__)
         return 0
     if command not in _COMMANDS:
-        # Commands are short words: `rank` is nearer to `trainn` than anybody means
+        # Commands are short, so a small distance is needed: `rank` is close to `trainn`
         hint = did_you_mean(command, _COMMANDS, cutoff=0.75)
         sys.stderr.write(f"trl-dpo-ext: there is no command `{command}`.{hint}\n\n{_usage()}\n")
         return 2
     with warnings.catch_warnings():
-        # Of the libraries' next releases, which nobody who types a command can act on; this package has none
+        # These announce changes of libraries, which are not a concern of users; this package raises none itself
         warnings.simplefilter("ignore", FutureWarning)
         return import_module(f"trl_dpo_ext.cli.{command.replace('-', '_')}").run(argv[1:])

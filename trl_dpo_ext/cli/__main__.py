@@ -1,4 +1,4 @@
-"""`python -m trl_dpo_ext.cli`, which `accelerate launch -m` needs."""
+"""`python -m trl_dpo_ext.cli`, for `accelerate launch -m`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The adapter that a recipe trains."""
+"""Adapter of a recipe."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ __all__ = ["adapter_config"]
 
 
 def adapter_config(args: BaseDPOConfig, model: ModelConfig) -> Any:
-    """The [`~peft.PeftConfig`] of a recipe, `None` without one; on all linear layers unless it says or is TRL's."""
+    """Returns the [`~peft.PeftConfig`] of a recipe, or `None`. By default it adapts all linear layers, unlike PEFT."""
     config: Any = get_peft_config(model)
     if config is not None and config.target_modules is None and args.preset != "trl":
-        config.target_modules = "all-linear"  # PEFT's default is some attention matrices, or an error
+        config.target_modules = "all-linear"  # PEFT's default is some attention matrices or an error
     return config

@@ -1,4 +1,4 @@
-"""`trl-dpo-ext doctor ROWS --tokenizer MODEL`: examines a data set before training."""
+"""`trl-dpo-ext doctor ROWS --tokenizer MODEL`: examines a dataset before training."""
 
 import argparse
 import json
@@ -11,15 +11,17 @@ __all__ = ["run"]
 
 
 def run(argv: list[str]) -> int:
-    """Prints the report; 0 if training would take every row, 1 if not, 2 if there is nothing to examine."""
+    """Prints the report. Returns 0 if training would accept every row, 1 if not, and 2 if nothing was examined."""
     options = _parser().parse_args(argv)
 
     from transformers import AutoTokenizer
+    from transformers.utils import CONFIG_NAME, cached_file
 
     from trl_dpo_ext.data.doctor.examination import examine
     from trl_dpo_ext.data.options import RowOptions
     from trl_dpo_ext.data.remote_code import remote_code_explained
     from trl_dpo_ext.data.sources import load_splits, split_of
+    from trl_dpo_ext.models.limits import check_pad_token, limits_of
 
     try:
         row_options = RowOptions.of(options)
@@ -32,6 +34,8 @@ def run(argv: list[str]) -> int:
             dataset = dataset.select(range(min(options.first, len(dataset))))
         with remote_code_explained(options.tokenizer, "Pass --trust_remote_code to run it."):
             tokenizer = AutoTokenizer.from_pretrained(options.tokenizer, trust_remote_code=options.trust_remote_code)
+            has_model = cached_file(options.tokenizer, CONFIG_NAME, _raise_exceptions_for_missing_entries=False)
+            limits = limits_of(options.tokenizer, None, options.trust_remote_code) if has_model else None
         report = examine(
             dataset,
             tokenizer,
@@ -49,22 +53,28 @@ def run(argv: list[str]) -> int:
             options.json.write_text(json.dumps(report.to_dict(), indent=2) + "\n")
         except OSError as error:
             return fail("doctor", f"`json`: {options.json} cannot be written: {error.strerror}.")
+    if limits is not None:
+        try:
+            check_pad_token(tokenizer, limits)
+            limits.check_extent(report.extent, options.max_length, f"The {options.split} dataset")
+        except ValueError as error:
+            return fail("doctor", error, status=1)
     return 0 if report.healthy else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = WordParser(
         "doctor",
-        description="Examine a preference or ranking dataset: rows that training would refuse, leave out or truncate.",
-        epilog="Exit status: 0, training would take every row; 1, it would not; 2, nothing could be examined.",
+        description="Examine a preference or ranking dataset: rows that training would reject, drop or truncate.",
+        epilog="Exit status: 0, training would accept every row; 1, it would not; 2, nothing could be examined.",
     )
     parser.add_argument(
-        "rows", metavar="ROWS", help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub data set"
+        "rows", metavar="ROWS", help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub dataset"
     )
     parser.add_argument("--tokenizer", required=True, metavar="MODEL", help="folder or name of the model to train")
-    parser.add_argument("--split", default="train", help="split to examine; `train` by default")
-    parser.add_argument("--test_split", metavar="SPLIT", help="held-out split: prompts that both have are found")
-    parser.add_argument("--dataset_config", metavar="NAME", help="configuration, of a data set that has several")
+    parser.add_argument("--split", default="train", help="split to examine (default: train)")
+    parser.add_argument("--test_split", metavar="SPLIT", help="held-out split, to find prompts that are in both")
+    parser.add_argument("--dataset_config", metavar="NAME", help="configuration of a dataset with several")
     parser.add_argument("--rows", dest="first", type=count(), metavar="N", help="only the first N rows")
     parser.add_argument("--tokenization", default="separate", choices=["separate", "joint"], help="as in training")
     parser.add_argument(
@@ -82,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
         "--score_tie_gap", type=number(above_0=False), default=0.0, metavar="GAP", help="as in training on rankings"
     )
     parser.add_argument("--max_completions", type=count(least=2), metavar="K", help="as in training on rankings")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run code that the tokenizer comes with")
-    parser.add_argument("--json", type=file_path, metavar="FILE", help="write the report to FILE as well")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run code from the tokenizer's repository")
+    parser.add_argument("--json", type=file_path, metavar="FILE", help="also write the report to FILE")
     return parser
 
 

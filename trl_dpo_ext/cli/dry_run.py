@@ -1,20 +1,19 @@
-"""What a training would do, without training: its options, batches, memory, and what the doctor says of its data."""
+"""Dry run of a training: its options, batches and memory, and the doctor's report on its data."""
 
 from dataclasses import fields
 from typing import Any
 
-import torch
 import yaml
 from accelerate import PartialState
 from datasets import Dataset, IterableDataset
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from trl_dpo_ext.cli.memory import estimate_memory
 from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.doctor.examination import examine
 from trl_dpo_ext.data.options import preparation_options
-from trl_dpo_ext.models.limits import Limits, check_config, check_pad_token
+from trl_dpo_ext.models.limits import Limits, check_pad_token, limits_of
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.options.adapter_base import read_adapter_config
 from trl_dpo_ext.trainers.options.secrets import without_secrets
@@ -22,32 +21,32 @@ from trl_dpo_ext.trainers.options.secrets import without_secrets
 
 __all__ = ["dry_run"]
 
-_STREAMED = 1000  # rows of a stream that are examined
+_STREAMED = 1000  # examined rows of a streaming dataset
 
 
 def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
     """
-    Prints what a training would do.
+    Prints what a training would do, without training.
 
     Args:
         recipe ([`~trl_dpo_ext.cli.recipe.Recipe`]):
-            What the recipe and the command line say.
+            Options of the recipe and the command line.
         train (`Dataset` or `IterableDataset`):
-            Training rows.
+            Training dataset.
 
     Returns:
-        `int`: 0 if training would take every row, else 1.
+        `int`: 0 if training would accept every row, else 1.
 
     Raises:
-        ValueError: If the model is no causal language model, or cannot take the rows.
+        ValueError: If the model is not a causal language model, or does not accept the rows.
     """
     if not PartialState().is_main_process:
         return 0
     args, model = recipe.args, recipe.model
     if isinstance(train, IterableDataset):
         train = Dataset.from_list(list(train.take(_STREAMED)), on_mixed_types="use_json")
-        print(f"The data set is a stream: its first {len(train)} rows stand for it.")
-    print("Options that differ from their defaults, as they are resolved:\n")
+        print(f"The dataset is streamed. Only its first {len(train)} rows are examined.")
+    print("Options that differ from their defaults:\n")
     print(yaml.safe_dump(without_secrets(_changed(args) | _changed(model)), sort_keys=False))
     print(_batches(args, len(train)))
     limits = _limits(recipe)
@@ -59,20 +58,15 @@ def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
     tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, trust_remote_code=args.trust_remote_code)
     check_pad_token(tokenizer, limits)
     report = examine(train, tokenizer, **options)
-    longest = report.lengths["prompt with longest answer"].max if report.lengths else 0
-    limits.check(0, 0, min(longest, args.max_length or longest), "The train dataset")
+    limits.check_extent(report.extent, args.max_length, "The train dataset")
     print(report)
     return 0 if report.healthy else 1
 
 
 def _limits(recipe: Recipe) -> Limits:
-    # Of the model as its config makes it, without weights
     path, trust = recipe.model.model_name_or_path, recipe.args.trust_remote_code
     base = path if recipe.stage.adapter is None else read_adapter_config(path)["base_model_name_or_path"]
-    config = AutoConfig.from_pretrained(base, revision=recipe.model.model_revision, trust_remote_code=trust)
-    check_config(config)
-    with torch.device("meta"):
-        return Limits(AutoModelForCausalLM.from_config(config, trust_remote_code=trust))
+    return limits_of(base, recipe.model.model_revision, trust)
 
 
 def _changed(options: Any) -> dict[str, Any]:
@@ -102,7 +96,7 @@ def _batches(args: BaseDPOConfig, rows: int) -> str:
 def _tokens(args: BaseDPOConfig, train: Dataset) -> int:
     columns = train.column_names
     lists = next((name for name in ("completions", "completion_ids") if name in columns), None)
-    sizes = [len(row) for row in train[lists] if isinstance(row, list)] if lists else []  # others: see the report
+    sizes = [len(row) for row in train[lists] if isinstance(row, list)] if lists else []  # other rows: see the report
     completions = max(sizes, default=2)
     return args.per_device_train_batch_size * completions * (args.max_length or 1024)
 

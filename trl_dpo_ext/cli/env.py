@@ -22,12 +22,12 @@ _PACKAGES = (
 
 
 def run(argv: list[str]) -> int:
-    """Prints one line a fact; importing the trainers checks the seams to TRL on the way."""
+    """Prints one fact per line. Importing the trainers also checks that the installed TRL is supported."""
     WordParser("env", description="Print the versions and hardware that a bug report needs.").parse_args(argv)
 
     import torch
 
-    import trl_dpo_ext.compat  # noqa: F401 - raises an ImportError that names what moved
+    import trl_dpo_ext.compat  # noqa: F401 - raises an ImportError if TRL has changed
 
     print(f"Python: {platform.python_version()} on {platform.platform()}")
     for package in _PACKAGES:

@@ -1,4 +1,4 @@
-"""How a command says that it cannot go on."""
+"""Error message of a command."""
 
 import sys
 
@@ -8,19 +8,19 @@ __all__ = ["fail"]
 
 def fail(command: str, message: object, status: int = 2) -> int:
     """
-    Writes one message to standard error.
+    Writes a message to standard error.
 
     Args:
         command (`str`):
             Name of the command.
         message (`str` or `Exception`):
-            What is wrong, and the way out.
+            What is wrong and how to fix it.
         status (`int`, *optional*, defaults to 2):
             Exit status.
 
     Returns:
         `int`: `status`.
     """
-    # In one piece: the processes of a launch write into one stream
+    # One write, because the processes of a launch share a stream
     sys.stderr.write(f"trl-dpo-ext {command}: {message}\n")
     return status

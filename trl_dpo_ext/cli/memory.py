@@ -1,4 +1,4 @@
-"""An estimate of the memory that a training takes on each device, from shapes alone: no weight is loaded."""
+"""Estimate of the memory of a training on each device, from shapes alone. No weights are loaded."""
 
 import os
 from dataclasses import dataclass
@@ -18,24 +18,24 @@ __all__ = ["MemoryEstimate", "estimate_memory"]
 
 _GIB = 2**30
 
-# Numbers that an optimizer keeps for each trained one; those of "8bit" optimizers take a byte
+# Numbers that an optimizer keeps for each trained parameter; "8bit" optimizers use a byte for each
 _STATES = {"sgd": 0, "adafactor": 0, "rmsprop": 1, "lion": 1, "adagrad": 1}
 _ADAM_STATES = 2
 
-# Activations of a layer in units of tokens x hidden size x 2 bytes (Korthikanti et al., 2022, Sec. 4.1: 34 bytes, what
-# memory-efficient attention leaves); with checkpointing only the layer's input stays
+# Activations of a layer in units of tokens x hidden size x 2 bytes (Korthikanti et al., 2022, Sec. 4.1: 34 bytes with
+# memory-efficient attention). With checkpointing, only the input of the layer is kept
 _ACTIVATIONS, _CHECKPOINTED = 17, 1
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
     """
-    Bytes on each device.
+    Memory on each device, in bytes.
 
     Args:
-        parameters (`int`): Parameters of the model.
-        trained (`int`): Those that are trained.
-        parts (`dict[str, float]`): Bytes by what they hold.
+        parameters (`int`): Number of parameters of the model.
+        trained (`int`): Number of trained parameters.
+        parts (`dict[str, float]`): Bytes by use.
     """
 
     parameters: int
@@ -44,14 +44,14 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        """Bytes in all."""
+        """Sum of all parts, in bytes."""
         return sum(self.parts.values())
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {size / _GIB:.3g}" for name, size in self.parts.items() if size)
         return (
             f"about {self.total / _GIB:.3g} GiB on each device: {parts} ({self.trained:,} of {self.parameters:,} "
-            "parameters trained; activations of the longest possible micro-batch, without the allocator's own)"
+            "parameters trained; activations of the longest possible micro-batch, without the allocator's overhead)"
         )
 
 
@@ -67,11 +67,11 @@ def estimate_memory(
         model ([`trl.ModelConfig`]):
             Model, adapter and quantization.
         reference_in_memory (`bool`):
-            Whether a second model is the reference.
+            Whether the reference is a second model.
         tokens (`int`):
-            Most tokens of a micro-batch.
+            Maximum number of tokens of a micro-batch.
         adapter (`str`, *optional*):
-            What becomes of the adapter that `model_name_or_path` is: `"merge"` or `"keep"`.
+            Use of the adapter in `model_name_or_path`: `"merge"` or `"keep"`.
 
     Returns:
         [`MemoryEstimate`]
@@ -91,12 +91,12 @@ def estimate_memory(
     weight = dtype.itemsize
     frozen = parameters * weight
     in_layers = parameters - embedding * (1 if config.get_text_config().tie_word_embeddings else 2)
-    if model.load_in_4bit:  # without the embeddings; NF4 with a scale for each 64 numbers
+    if model.load_in_4bit:  # all but the embeddings; NF4 with a scale for each 64 numbers
         frozen = (parameters - in_layers) * weight + in_layers * (0.5 + 4 / 64)
     elif model.load_in_8bit:
         frozen = (parameters - in_layers) * weight + in_layers
     of_trained = weight
-    if peft_config is not None:  # TRL trains adapters in float32, on quantized weights in bfloat16
+    if peft_config is not None:  # TRL trains adapters in float32, or in bfloat16 on quantized weights
         of_trained = 2 if model.load_in_4bit or model.load_in_8bit else 4
     added = trained * of_trained if peft_config is not None else 0
     optimizer = str(getattr(args.optim, "value", args.optim))
@@ -104,7 +104,7 @@ def estimate_memory(
     text = config.get_text_config()
     compute = 2 if args.bf16 or args.fp16 else weight
     kept = _CHECKPOINTED if args.gradient_checkpointing else _ACTIVATIONS
-    # One layer is computed again at a time
+    # One layer is recomputed at a time
     activations = tokens * text.hidden_size * compute * (kept * text.num_hidden_layers + _ACTIVATIONS)
     parts = {
         "weights": frozen + added,
@@ -118,7 +118,7 @@ def estimate_memory(
 
 
 def _sharded(args: BaseDPOConfig) -> list[str]:
-    """The parts that processes share, by the options or by what `accelerate launch` has put into the environment."""
+    """Returns the parts that are sharded, according to the options or to the environment of `accelerate launch`."""
     if args.fsdp or parse_flag_from_env("ACCELERATE_USE_FSDP"):
         return ["weights", "gradients", "optimizer", "reference"]
     stage = 0

@@ -1,4 +1,4 @@
-"""The options of a training command, read from words and from a recipe, with one line for what is wrong."""
+"""Options of a training command, read from the command line and a recipe, with one-line errors."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -13,10 +13,10 @@ from trl_dpo_ext.trainers.options.secrets import shown
 
 __all__ = ["OptionParser"]
 
-# What an option takes, by the name of the function that reads it
+# What an option accepts, by the name of the function that reads it
 _KINDS = {"float": "a number", "int": "a whole number", "string_to_bool": "true or false"}
 
-# What options are called elsewhere
+# Names of options in other libraries or versions
 _ALIASES = {
     "lr": "learning_rate",
     "epochs": "num_train_epochs",
@@ -35,7 +35,7 @@ _ALIASES = {
 
 class OptionParser(TrlParser):
     """
-    [`trl.TrlParser`] that raises a `ValueError` of one line where argparse prints its usage and leaves.
+    [`trl.TrlParser`] that raises a `ValueError` with one line where argparse prints its usage and exits.
 
     Args:
         command (`str`):
@@ -45,13 +45,13 @@ class OptionParser(TrlParser):
     """
 
     def __init__(self, command: str, dataclasses: Iterable[type]) -> None:
-        # `TrlParser` takes it out of the words before they are parsed; here it is for `--help`
+        # `TrlParser` removes it before parsing; it is added here for `--help`
         config = argparse.ArgumentParser(add_help=False)
         config.add_argument(
             "--config",
             metavar="RECIPE",
             default=argparse.SUPPRESS,
-            help="YAML file with options by their names; the command line wins over it.",
+            help="YAML file with options. Options on the command line replace those in the file.",
         )
         classes = tuple(dataclasses)
         super().__init__(
@@ -75,10 +75,10 @@ class OptionParser(TrlParser):
 
     def check_name(self, name: str, where: str = "", as_flag: bool = False) -> None:
         """
-        Checks that an option exists; with `as_flag` also in the forms of a word (`no_...`, hyphens).
+        Checks that an option exists. With `as_flag`, its forms on the command line are valid too (`no_...`, hyphens).
 
         Raises:
-            ValueError: If it does not, with the nearest name.
+            ValueError: If it does not exist. The message suggests the nearest name.
         """
         if not (f"--{name}" in self.flags if as_flag else name in self.names):
             alias = _ALIASES.get(name.replace("-", "_"))
@@ -87,18 +87,18 @@ class OptionParser(TrlParser):
 
     def check_value(self, name: str, value: Any, where: str) -> None:
         """
-        Checks a value that a recipe gives, which argparse does not do where it is no text.
+        Checks a value in a recipe. Argparse does not check values that are not text.
 
         Args:
             name (`str`):
                 Option.
             value:
-                What YAML makes of its value.
+                Value as read from YAML.
             where (`str`):
-                Where it is given, for the message.
+                Place of the value, for the message.
 
         Raises:
-            ValueError: If the option does not take it.
+            ValueError: If the option does not accept the value.
         """
         if value is None or name not in self._readers:
             return
@@ -106,7 +106,7 @@ class OptionParser(TrlParser):
         for kind, found in ((list, "a list"), (dict, "a mapping")):
             if isinstance(value, kind) and not _holds(self._hints.get(name), kind):
                 takes = "a list" if takes_list else "one value"
-                raise ValueError(f"`{name}`{where}: {shown(value, name)} is {found}, and it takes {takes}.")
+                raise ValueError(f"`{name}`{where}: {shown(value, name)} is {found}, but it accepts {takes}.")
         values = value if isinstance(value, list) and name in self._listed else [value]
         for single in values:
             if isinstance(single, (list, dict)):
@@ -115,9 +115,9 @@ class OptionParser(TrlParser):
                 self._readers[name](str(single))
             except argparse.ArgumentTypeError as error:
                 quote = single is False and "'no'" in str(error)
-                advice = " YAML reads a bare no as false: write 'no', with its quotes." if quote else ""
+                advice = " YAML reads no without quotes as false. Write 'no' with quotes." if quote else ""
                 if isinstance(single, str) and single.rstrip().endswith(","):
-                    advice = " YAML reads the comma as part of the value: leave it out."
+                    advice = " YAML reads the comma as part of the value. Remove the comma."
                 raise ValueError(f"`{name}`{where}: {error}{advice}") from None
 
     def parse_known_args(self, args=None, namespace=None):
@@ -130,7 +130,7 @@ class OptionParser(TrlParser):
 
 
 def _reader(read: Callable[[str], Any], choices: Iterable[Any] | None) -> Callable[[str], Any]:
-    # Reads a value as argparse would, and says in this package's words what it is not
+    # Reads a value like argparse, with errors in the style of this package
     def value_of(text: str) -> Any:
         try:
             value = read(text)
@@ -147,5 +147,5 @@ def _reader(read: Callable[[str], Any], choices: Iterable[Any] | None) -> Callab
 
 
 def _holds(hint: Any, kind: type) -> bool:
-    # Whether a field's annotation, or a part of it, is a list, say
+    # Whether the annotation of a field is or contains `kind`, for example a list
     return any(part is kind or get_origin(part) is kind for part in (hint, *get_args(hint)))

@@ -1,4 +1,4 @@
-"""The options of a training command: a YAML recipe and the command line, read strictly."""
+"""Options of a training command from a YAML recipe and the command line, with strict checks."""
 
 import os
 from dataclasses import dataclass, field, fields
@@ -21,7 +21,7 @@ from trl_dpo_ext.trainers.options.secrets import shown
 
 __all__ = ["Recipe", "StageArguments", "parse"]
 
-# Options that only shape an adapter, and that only shape weights in 4 bits
+# Options that only apply to adapters, and options that only apply to 4-bit weights
 _OF_ADAPTER = {
     "lora_alpha",
     "lora_dropout",
@@ -35,7 +35,7 @@ _OF_ADAPTER = {
 }
 _OF_4BIT = {"bnb_4bit_quant_type", "bnb_4bit_quant_storage", "use_bnb_nested_quant"}
 
-# Attention that a package of its own computes: its module and name
+# Attention implementations that need another package: its module and name
 _ATTENTION = {
     "flash_attention_2": ("flash_attn", "flash-attn"),
     "flash_attention_3": ("flash_attn_interface", "flash-attn-3"),
@@ -45,14 +45,14 @@ _ATTENTION = {
 @dataclass
 class StageArguments:
     """
-    Where a stage of training starts, and whether it does.
+    Options of the stage: the adapter that it starts from, and whether it only prints a summary.
 
     Parameters:
         adapter (`str`, *optional*):
-            What to do with the LoRA adapter in the folder `model_name_or_path`: `"merge"` it into the base model,
-            in `output_dir/merged`, and train from there, or `"keep"` it and go on training it.
+            What to do with the LoRA adapter in the folder `model_name_or_path`: `"merge"` it into the base model (in
+            `output_dir/merged`) and train the merged model, or `"keep"` training the adapter.
         dry_run (`bool`, *optional*, defaults to `False`):
-            Print the options, batches, memory and what the doctor says of the data, and train nothing.
+            Print the options, batches, memory and the doctor's report on the data, without training.
     """
 
     adapter: str | None = field(
@@ -64,13 +64,13 @@ class StageArguments:
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Print options, batches, an estimate of memory and the doctor's report; train nothing."},
+        metadata={"help": "Print options, batches, estimated memory and the doctor's report, without training."},
     )
 
 
 @dataclass
 class Recipe:
-    """What a recipe and the command line say."""
+    """Options of a recipe and the command line."""
 
     script: ScriptArguments
     args: BaseDPOConfig
@@ -81,22 +81,22 @@ class Recipe:
 
 def parse(command: str, config_class: type[BaseDPOConfig], argv: list[str]) -> Recipe:
     """
-    Reads a recipe and the command line strictly.
+    Reads a recipe and the command line, with strict checks.
 
     Args:
         command (`str`):
             Name of the command.
         config_class (`type`):
-            Options of its trainer.
+            Class of the trainer's options.
         argv (`list[str]`):
-            Words after the command.
+            Words after the name of the command.
 
     Returns:
         [`Recipe`]
 
     Raises:
-        ValueError: If an option does not exist, with the nearest name, or has a value that does not exist, or there is
-            not one model and one source of data.
+        ValueError: If an option or its value does not exist (the message suggests the nearest name), or there is not
+            exactly one model and one source of data.
         OSError: If the recipe cannot be read.
     """
     parser = OptionParser(command, (StageArguments, ScriptArguments, config_class, ModelConfig, DatasetMixtureConfig))
@@ -113,30 +113,30 @@ def parse(command: str, config_class: type[BaseDPOConfig], argv: list[str]) -> R
     parser.set_defaults_with_config(**recipe)
     given = parser.parse_known_args(words)[0]
     on_cpu = given.dry_run and not given.use_cpu and not torch.accelerator.is_available()
-    if on_cpu:  # transformers refuses bf16, say, where training could not use it
+    if on_cpu:  # transformers rejects bf16 and others without an accelerator
         words += ["--use_cpu", "true"]
     stage, script, args, model, mixture = parser.parse_args_into_dataclasses(words)
     if on_cpu and args.process_index == 0:
-        print("There is no accelerator here: the options are read with `use_cpu=True`.")
+        print("No accelerator was found. The options are read with `use_cpu=True`.")
     for options in (stage, script, model, mixture):
         check_options(options)
-    # `--use_peft false` overrules the adapter of a recipe
+    # `--use_peft false` disables the adapter of a recipe
     named = flags if "use_peft" in flags else flags | {str(name) for name in recipe}
     _check_model_options(model, named)
     _check_data_options(script, mixture)
-    # YAML has true and false for it, words only text
+    # YAML has true and false, the command line only text
     resume = str(args.resume_from_checkpoint).lower()
     args.resume_from_checkpoint = {"true": True, "false": None}.get(resume, args.resume_from_checkpoint)
     return Recipe(script, args, model, mixture, stage)
 
 
 def _apart(word: str) -> list[str]:
-    # `TrlParser` knows `--config` by a word of its own
+    # `TrlParser` recognizes `--config` only as a separate word
     return word.split("=", 1) if word.startswith("--config=") else [word]
 
 
 def _without_config(words: list[str]) -> tuple[list[str], str | None]:
-    # The words without the recipe's path, and that
+    # Returns the other words, and the path of the recipe
     if "--config" not in words:
         return words, None
     position = words.index("--config")
@@ -144,7 +144,7 @@ def _without_config(words: list[str]) -> tuple[list[str], str | None]:
         raise ValueError("`--config` needs the path of a recipe.")
     rest = words[:position] + words[position + 2 :]
     if "--config" in rest:
-        raise ValueError("`--config` is given twice. Name one recipe.")
+        raise ValueError("`--config` is given twice. Pass one recipe.")
     return rest, words[position + 1]
 
 
@@ -156,19 +156,19 @@ def _set_environment(variables: Any, path: str | None) -> None:
 
 def _check_model_options(model: ModelConfig, named: set[str]) -> None:
     if model.model_name_or_path is None:
-        raise ValueError("the model comes from `model_name_or_path`, which is not given.")
+        raise ValueError("`model_name_or_path` is missing. Set it to the name or the folder of the model.")
     for name in sorted(named):
         if name in _OF_ADAPTER and not model.use_peft:
             raise ValueError(
-                f"`{name}={getattr(model, name)!r}` has no effect without `use_peft=True`: all weights would be "
-                "trained. Set `use_peft`, or leave it out."
+                f"`{name}={getattr(model, name)!r}` has no effect without `use_peft=True`. Set `use_peft=True`, or "
+                f"leave `{name}` out to train all weights."
             )
         if name in _OF_4BIT and not model.load_in_4bit:
             raise ValueError(f"`{name}` has no effect without `load_in_4bit=True`. Set it, or leave `{name}` out.")
     for name in ("load_in_4bit", "load_in_8bit"):
         if getattr(model, name):
             if not (model.use_peft or model.model_name_or_path is None):
-                raise ValueError(f"`{name}=True` freezes the weights, and nothing would be trained. Set `use_peft`.")
+                raise ValueError(f"`{name}=True` freezes the weights, so nothing would be trained. Set `use_peft`.")
             check_package(f"{name}=True", "bitsandbytes", "bitsandbytes")
     attention = model.attn_implementation
     if attention in _ATTENTION:
@@ -189,15 +189,15 @@ def _check_datasets(sources: Any) -> None:
             raise ValueError(f"{where} {shown(source)} is not a mapping with a `path`.")
         for name in source:
             if name not in known:
-                raise ValueError(f"{where} holds `{name}`, which does not exist.{did_you_mean(str(name), known)}")
+                raise ValueError(f"{where} has `{name}`, which does not exist.{did_you_mean(str(name), known)}")
 
 
 def _check_data_options(script: ScriptArguments, mixture: DatasetMixtureConfig) -> None:
     if bool(mixture.datasets) == bool(script.dataset_name):
         found = "both are given" if script.dataset_name else "neither is given"
-        raise ValueError(f"the data comes from `dataset_name` or from `datasets`; {found}.")
+        raise ValueError(f"the data comes from either `dataset_name` or `datasets`; {found}.")
     if script.dataset_name and mixture.test_split_size is not None:
         raise ValueError(
-            f"`test_split_size={mixture.test_split_size}` has no effect with `dataset_name`: it divides what "
-            "`datasets` lists. Leave it out and name a split in `dataset_test_split`, or list the data in `datasets`."
+            f"`test_split_size={mixture.test_split_size}` has no effect with `dataset_name`, because it divides the "
+            "data of `datasets`. Set `dataset_test_split` instead, or list the data in `datasets`."
         )

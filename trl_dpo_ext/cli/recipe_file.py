@@ -1,4 +1,4 @@
-"""The options in a YAML recipe."""
+"""Reading of a YAML recipe."""
 
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,17 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     Args:
         path (`Path`):
-            UTF-8 file that holds a YAML mapping, each of its keys once.
+            UTF-8 file with a YAML mapping without duplicate keys.
 
     Returns:
-        `dict[str, Any]`: Values by option.
+        `dict[str, Any]`: Values by option name.
 
     Raises:
-        ValueError: If there is no such file, or it holds something else; names the line where it can.
+        ValueError: If the file does not exist or is not a recipe. The message names the line if possible.
         OSError: If it cannot be read.
     """
     if path.is_dir():
-        raise ValueError(f"{path} is a folder. `--config` takes the path of a recipe.")
+        raise ValueError(f"{path} is a folder. `--config` needs the path of a recipe.")
     try:
         text = path.read_bytes().decode("utf-8-sig")
         recipe = yaml.load(text, _UniqueKeys)  # noqa: S506 - a safe loader
@@ -40,7 +40,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1},"
         raise ValueError(f"{path}{line} is not YAML: {getattr(error, 'problem', None) or error}.") from None
-    except (ValueError, RecursionError) as error:  # a date or a number that cannot be, or nested too deeply
+    except (ValueError, RecursionError) as error:  # an impossible date or number, or too deep nesting
         raise ValueError(f"{path} is not YAML: {error}.") from None
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} is not a YAML mapping of options to values.")
@@ -55,7 +55,7 @@ class _UniqueKeys(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"`{key.value}` is there twice, first in line {seen[key.value]}", key.start_mark
+                        None, None, f"`{key.value}` occurs twice, first in line {seen[key.value]}", key.start_mark
                     )
                 seen[key.value] = line
         return super().construct_mapping(node, deep)

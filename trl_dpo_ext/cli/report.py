@@ -12,13 +12,13 @@ __all__ = ["run"]
 
 
 def run(argv: list[str]) -> int:
-    """Writes `report.png` and `report.html`; 2 if there is no run in the folder or no matplotlib."""
+    """Writes `report.png` and `report.html`. Returns 2 if the folder has no run, or matplotlib is not installed."""
     parser = WordParser(
         "report",
-        description="Draw the metrics of a run on one page, report.png and report.html. The run need not be finished.",
+        description="Draw the metrics of a run on one page, report.png and report.html. The run may still be running.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run's `output_dir`")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to write; RUN_DIR by default")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="`output_dir` of the run")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="output folder (default: RUN_DIR)")
     options = parser.parse_args(argv)
 
     from trl_dpo_ext.report.run_data import read_run
@@ -42,9 +42,9 @@ def _hint(folder: Path) -> str:
     from trl_dpo_ext.report.run_data import find_runs
 
     if folder.is_file():
-        return f"It is a file: pass its folder, {folder.parent}."
+        return f"It is a file. Pass its folder, {folder.parent}."
     if not folder.is_dir():
         return did_you_mean_path(folder, folders=True).strip() or "Pass the `output_dir` of a run."
     if runs := find_runs(folder):
-        return f"Runs below it: {', '.join(map(str, runs))}."
-    return "Pass the `output_dir` of a run; metrics are logged every `logging_steps` updates."
+        return f"Runs in its subfolders: {', '.join(map(str, runs))}."
+    return "Pass the `output_dir` of a run. Metrics are logged every `logging_steps` updates."

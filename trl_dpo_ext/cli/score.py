@@ -1,4 +1,4 @@
-"""`trl-dpo-ext score`: the rows of a file with the implicit rewards of a trained policy."""
+"""`trl-dpo-ext score`: adds the implicit rewards of a trained policy to the rows of a file."""
 
 import argparse
 import sys
@@ -21,17 +21,18 @@ Add the implicit rewards of a trained policy, beta log(pi(y|x) / pi_ref(y|x)), t
   completions (a list)     scores (a list)
   completion               score
 
-`prompt` may be left out where all completions of a row start with it; `tools` and `chat_template_kwargs` are used.
-Text and chat. Rows keep their order and all their columns.
+`prompt` may be missing if all completions of a row start with it. `tools` and `chat_template_kwargs` are used.
+Text and chat are supported. Rows keep their order and all their columns.
 
-Rows that cannot be scored (no JSON, a missing column, ...) are left out of OUTPUT and go to OUTPUT.errors.jsonl: the
-row, counted from 0 as in training, of JSON lines also the line, counted from 1; what is wrong; and the row itself.
+Rows that cannot be scored (invalid JSON, a missing column, ...) are written to OUTPUT.errors.jsonl instead of OUTPUT.
+It contains the index of the row (from 0, as in training), the line in a JSON Lines file (from 1), the problem and the
+row itself.
 
-Parts that are finished are kept in OUTPUT.parts until all are. Start a run that was killed again with the same
-command, and it goes on behind them; OUTPUT has the same bytes as without the interruption.
+Finished parts are stored in OUTPUT.parts until all parts are finished. To resume an interrupted run, repeat the same
+command. OUTPUT has the same bytes as without the interruption.
 """
 _EPILOG = """\
-exit status: 0, all rows are scored; 1, some are not; 2, nothing was written, and the message says why.
+exit status: 0, all rows are scored; 1, some rows are not scored; 2, nothing was written (see the message).
 
 Several processes: accelerate launch -m trl_dpo_ext.cli score MODEL ROWS --output OUTPUT
 """
@@ -49,7 +50,7 @@ _MODEL_OPTIONS = (
     "max_prompt_length",
     "max_tokens_per_batch",
 )
-# Advice of `ImplicitRewardModel.from_pretrained`, and the same on the command line
+# Arguments that the messages of `ImplicitRewardModel.from_pretrained` name, and their options here
 _FLAGS = {
     "`reference=`": "--reference",
     "`beta=`": "--beta",
@@ -65,7 +66,7 @@ def run(argv: list[str]) -> int:
         return _score(options, options.output)
     except (ValueError, OSError) as error:
         return fail("score", _with_flags(str(error)))
-    except Exception:  # Python's own exit status would be 1
+    except Exception:  # Python would exit with status 1
         traceback.print_exc()
         return 2
 
@@ -78,40 +79,40 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="folder or hub name of the policy, a model or an adapter")
+    parser.add_argument("model", metavar="MODEL", help="folder or hub name of the policy (a model or an adapter)")
     parser.add_argument(
         "rows",
         metavar="ROWS",
-        help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub data set",
+        help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub dataset",
     )
     parser.add_argument(
         "--output", type=_output, metavar="OUTPUT", required=True, help=".jsonl or .parquet file to write"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT, and parts of a run unlike this one")
-    parser.add_argument("--overwrite_columns", action="store_true", help="replace rewards that rows already have")
-    parser.add_argument("--split", default="train", help="split of a data set (default: %(default)s)")
-    parser.add_argument("--dataset_config", help="configuration, of a data set that has several")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT, and parts of a different run")
+    parser.add_argument("--overwrite_columns", action="store_true", help="replace existing rewards")
+    parser.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
+    parser.add_argument("--dataset_config", help="configuration of a dataset with several")
     parser.add_argument(
         "--rows_per_part", type=count(), default=512, metavar="N", help="rows of a part (default: %(default)s)"
     )
     model = parser.add_argument_group(
-        "the model", "What a trainer of this package saved is known. Other models need a reference and beta."
+        "the model", "Models saved by this package need no options. Other models need --reference and --beta."
     )
     model.add_argument("--reference", help="folder or hub name of the reference")
     model.add_argument("--beta", type=number(above_0=True), help="strength of the KL constraint")
     model.add_argument("--reference_free", action="store_true", default=None, help="rewards are beta log pi(y|x)")
     model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of the weights")
     model.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="autocast")
-    model.add_argument("--device", help="where to score, for example cpu or cuda:1")
+    model.add_argument("--device", help="device to score on, for example cpu or cuda:1")
     model.add_argument("--revision", help="revision of the policy on the hub")
     model.add_argument("--tokenization", choices=["separate", "joint"], help="as in training")
-    model.add_argument("--max_length", type=count(), metavar="N", help="most tokens of a prompt with a completion")
+    model.add_argument("--max_length", type=count(), metavar="N", help="maximum tokens of a prompt with a completion")
     model.add_argument(
-        "--max_prompt_length", type=count(), metavar="N", help="most tokens of the prompt in a truncated row"
+        "--max_prompt_length", type=count(), metavar="N", help="maximum tokens of the prompt in a truncated row"
     )
-    model.add_argument("--max_tokens_per_batch", type=count(), metavar="N", help="most tokens of a forward")
+    model.add_argument("--max_tokens_per_batch", type=count(), metavar="N", help="maximum tokens of a forward pass")
     model.add_argument(
-        "--no_check_reference", action="store_true", help="take a reference that is not the recorded one"
+        "--no_check_reference", action="store_true", help="accept a reference that differs from the recorded one"
     )
     return parser
 
@@ -130,7 +131,7 @@ def _score(options: argparse.Namespace, output: Path) -> int:
     from trl_dpo_ext.reward_model.files.score_file import check_output, score_file
     from trl_dpo_ext.reward_model.implicit_reward_model import ImplicitRewardModel
 
-    # Without an accelerator only `cpu=True` has processes find each other. One that is done waits for the others.
+    # Without an accelerator, only `cpu=True` connects the processes. A finished process waits for the others
     cpu = options.device == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
     state = PartialState(cpu=cpu, timeout=timedelta(days=7))
     with together():  # before the model is loaded, which may take minutes
@@ -144,7 +145,7 @@ def _score(options: argparse.Namespace, output: Path) -> int:
         if state.is_main_process:
             ScoredParts(output).check_free()
     if state.num_processes > 1 and options.device not in (None, "cpu"):
-        raise ValueError(f"--device {options.device} would put all processes on one device. Leave it out.")
+        raise ValueError(f"--device {options.device} would use one device for all processes. Leave it out.")
     given: dict[str, Any] = {name: getattr(options, name) for name in _MODEL_OPTIONS}
     try:
         reward_model = ImplicitRewardModel.from_pretrained(
@@ -156,7 +157,7 @@ def _score(options: argparse.Namespace, output: Path) -> int:
     except (ValueError, OSError) as error:
         if Path(options.model).is_dir():
             raise
-        raise ValueError(f"{options.model} is no folder, and as a name on the hub: {error}") from error
+        raise ValueError(f"{options.model} is not a folder, and as a hub name it gives: {error}") from error
     result = score_file(
         reward_model, source, output, overwrite=options.overwrite, overwrite_columns=options.overwrite_columns
     )
@@ -172,7 +173,7 @@ def _score(options: argparse.Namespace, output: Path) -> int:
         print(f"{result.not_scored} of {source.num_rows} rows could not be scored:", file=sys.stderr)
         print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
         print(f"They are in {result.errors}.", file=sys.stderr)
-    wrote = f"Wrote {result.output}: {result.scored} rows." if result.output else f"Did not write {output}: no row."
+    wrote = f"Wrote {result.output}: {result.scored} rows." if result.output else f"Did not write {output}: no rows."
     print(wrote, file=sys.stderr)
     return 1 if result.not_scored else 0
 

@@ -1,4 +1,4 @@
-"""A training command: its options first, then its trainer."""
+"""Training command: reads its options, then imports and runs its trainer."""
 
 import trl_dpo_ext
 from trl_dpo_ext.cli.failure import fail
@@ -17,20 +17,20 @@ def run_stage(command: str, config_class: type[BaseDPOConfig], trainer: str, arg
         command (`str`):
             Name of the command.
         config_class (`type`):
-            Options of its trainer.
+            Class of the trainer's options.
         trainer (`str`):
-            Public name of its trainer.
+            Public name of the trainer.
         argv (`list[str]`):
-            `--config recipe.yaml` and/or `--option value`; the command line wins.
+            `--config recipe.yaml` and/or `--option value`. Options on the command line replace those of the recipe.
 
     Returns:
-        `int`: As [`~trl_dpo_ext.cli.training.train`]; 2 for options that do not exist.
+        `int`: Result of [`~trl_dpo_ext.cli.training.train`], or 2 for invalid options.
     """
     try:
         recipe = parse(command, config_class, argv)
     except (ValueError, OSError, ImportError, NotImplementedError) as error:
         return fail(command, error)
-    # Not for `--help`, nor for a misspelt option: a trainer costs a second to import
+    # Importing a trainer takes a second, which `--help` and misspelled options do not need
     from trl_dpo_ext.cli.training import train
 
     return train(command, getattr(trl_dpo_ext, trainer), recipe)

@@ -1,4 +1,4 @@
-"""What a training command does with its options: load the data, build the trainer, train, save."""
+"""Steps of a training command: load the data, build the trainer, train, save."""
 
 import os
 from collections.abc import Iterator
@@ -30,24 +30,24 @@ from trl_dpo_ext.trainers.options.output_folder import check_output_dir
 __all__ = ["train"]
 
 _FOLDER_OF_SPLITS = (
-    "Put `train.jsonl` and `test.jsonl` into a folder and name the folder, or choose a split that there is."
+    "Put `train.jsonl` and `test.jsonl` into a folder and pass the folder, or choose an existing split."
 )
 
 
 def train(command: str, trainer_class: type[BaseDPOTrainer], recipe: Recipe) -> int:
     """
-    Trains, saves, and pushes if asked to.
+    Trains and saves, and pushes to the hub if requested.
 
     Args:
         command (`str`):
             Name of the command.
         trainer_class (`type`):
-            Trainer to use.
+            Class of the trainer.
         recipe ([`~trl_dpo_ext.cli.recipe.Recipe`]):
             Options.
 
     Returns:
-        `int`: 0, 2 for options or data that cannot be trained with, 1 for a training that stopped.
+        `int`: 0, 2 for invalid options or data, or 1 if training stopped with an error.
     """
     try:
         with together():  # a file may be missing on one machine
@@ -59,7 +59,7 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], recipe: Recipe) -> 
         with _folders_first(path), remote_code_explained(path, "Set `trust_remote_code=True` to run it."):
             if recipe.stage.dry_run:
                 return dry_run(recipe, train_dataset)
-            if brings_code(path):  # which TRL, looking for a processor, does not find
+            if brings_code(path):  # TRL loads a processor, which does not find the code
                 AutoTokenizer.from_pretrained(path, trust_remote_code=recipe.args.trust_remote_code)
             trainer = _build(trainer_class, recipe, train_dataset, eval_dataset)
     except (ValueError, OSError, ImportError, NotImplementedError, DatasetGenerationError) as error:
@@ -76,7 +76,7 @@ def train(command: str, trainer_class: type[BaseDPOTrainer], recipe: Recipe) -> 
     trainer.accelerator.print(f"Saved to {args.output_dir}.")
     if args.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
-    trainer.accelerator.wait_for_everyone()  # no process leaves while another still saves
+    trainer.accelerator.wait_for_everyone()  # all processes finish saving before one exits
     trainer.accelerator.end_training()
     return 0
 
@@ -101,7 +101,7 @@ def _build(
 
 
 def _is_ours(error: BaseException) -> bool:
-    # This package's errors are written for users; others keep their traceback
+    # The errors of this package are written for users; other errors keep their traceback
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -110,7 +110,7 @@ def _is_ours(error: BaseException) -> bool:
 
 @contextmanager
 def _folders_first(path: str) -> Iterator[None]:
-    # A misspelt folder is looked for on the hub, whose message is long and names no folder
+    # A misspelled folder is looked up on the hub, whose message is long and does not name the folder
     try:
         yield
     except OSError as error:
@@ -134,20 +134,20 @@ def _make_output_dir(args: BaseDPOConfig) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"`output_dir`: {folder} cannot be made: {error.strerror}. Name a folder that can be written to."
+            f"`output_dir`: {folder} cannot be created: {error.strerror}. Choose a folder with write access."
         ) from error
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"`output_dir`: {folder} cannot be written to. Name a folder that can.")
+        raise ValueError(f"`output_dir`: {folder} cannot be written to. Choose a folder with write access.")
 
 
 def _start_of(recipe: Recipe) -> dict[str, Any]:
-    # The model that a stage starts from, as the trainer takes it
+    # The initial model of a stage, as the trainer accepts it
     path, init = recipe.model.model_name_or_path, recipe.args.model_init_kwargs
     trust = recipe.args.trust_remote_code
     if recipe.stage.adapter != "keep":
         start = path if recipe.stage.adapter is None else _merged(recipe)
         return {"model": start, "quantization_config": get_quantization_config(recipe.model)}
-    recipe.args.model_init_kwargs = None  # they belong to a path
+    recipe.args.model_init_kwargs = None  # they apply to a path only
     policy = AutoPeftModelForCausalLM.from_pretrained(path, is_trainable=True, **{"trust_remote_code": trust} | init)
     check_adapter(policy, path)
     return {
@@ -157,7 +157,7 @@ def _start_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def _merged(recipe: Recipe) -> str:
-    # In a folder, so that the reference, or the base of a new adapter, can be loaded again
+    # Saved in a folder, so that the reference or the base of a new adapter can be loaded again
     folder = _merged_folder(recipe)
     state = PartialState()
     with state.local_main_process_first():
@@ -182,25 +182,25 @@ def _check_stage(recipe: Recipe) -> None:
     has_adapter = (Path(path) / "adapter_config.json").is_file()
     if has_adapter and adapter is None:
         raise ValueError(
-            f"{path} holds a LoRA adapter. Say `adapter: merge` to train from the model that it makes, or "
-            "`adapter: keep` to go on training the adapter."
+            f"{path} contains a LoRA adapter. Set `adapter: merge` to train the merged model, or `adapter: keep` to "
+            "continue training the adapter."
         )
     if adapter is not None and not has_adapter:
-        raise ValueError(f"`adapter={adapter!r}` has no effect: {path} holds no LoRA adapter. Leave it out.")
+        raise ValueError(f"`adapter={adapter!r}` has no effect: {path} has no LoRA adapter. Leave it out.")
     if recipe.args.log_samples and recipe.args.eval_strategy == "no":
         raise ValueError(
-            f"`log_samples={recipe.args.log_samples}` has no effect with `eval_strategy='no'`: samples are drawn at "
-            "evaluations. Set `eval_strategy`, or leave it out."
+            f"`log_samples={recipe.args.log_samples}` has no effect with `eval_strategy='no'`, because samples are "
+            "generated in evaluations. Set `eval_strategy`, or leave it out."
         )
     if adapter not in (None, "merge", "keep"):
         raise ValueError(f"`adapter={adapter!r}` does not exist. Choose one of 'merge', 'keep'.")
     if adapter == "keep" and recipe.model.use_peft:
         raise ValueError(
-            "`adapter: keep` goes on training one adapter, and `use_peft` adds another. Leave one out; "
-            "`--use_peft false` overrules a recipe."
+            "`adapter: keep` continues training an adapter, but `use_peft` adds another one. Leave one of them out, "
+            "or pass `--use_peft false` if the recipe sets it."
         )
     if adapter == "keep" and (recipe.model.load_in_4bit or recipe.model.load_in_8bit):
-        raise ValueError("`adapter: keep` with a quantized model is not supported. Merge it, and train another.")
+        raise ValueError("`adapter: keep` does not support quantized models. Merge the adapter and train a new one.")
     base = read_adapter_config(path).get("base_model_name_or_path") if has_adapter else None
     rows = {f"rows of `{name}`": name for name in _data_of(recipe)}
     sources = {"the model": path, "the adapter's base model": base} | rows
@@ -212,7 +212,7 @@ def _check_stage(recipe: Recipe) -> None:
 
 
 def _data_of(recipe: Recipe) -> list[str]:
-    # Files and folders of the rows, or names on the hub
+    # Files and folders of the rows, or their names on the hub
     found = [recipe.script.dataset_name]
     for source in recipe.mixture.datasets:
         files = source.data_files if isinstance(source.data_files, list) else [source.data_files]
@@ -221,7 +221,7 @@ def _data_of(recipe: Recipe) -> list[str]:
 
 
 def _load(recipe: Recipe) -> tuple[Any, Any]:
-    # Rows for training, and for evaluation if there is one
+    # Returns the training dataset, and the evaluation dataset or `None`
     script = recipe.script
     if recipe.mixture.datasets:
         splits = get_dataset(recipe.mixture)

@@ -1,4 +1,4 @@
-"""The words of a command that trains nothing: read strictly, with one line for what is wrong."""
+"""Command-line parser of the commands that do not train, with one-line errors."""
 
 import argparse
 import math
@@ -19,14 +19,14 @@ _MOST = 2**31 - 1
 
 class WordParser(argparse.ArgumentParser):
     """
-    [`argparse.ArgumentParser`] that says what is wrong in one line, with the nearest name of an option that does not
-    exist, and leaves with the status 2.
+    [`argparse.ArgumentParser`] that reports errors in one line, suggests the nearest option for unknown ones, and
+    exits with status 2.
 
     Args:
         command (`str`):
             Name of the command.
         **options:
-            As of `argparse.ArgumentParser`.
+            Same as in `argparse.ArgumentParser`.
     """
 
     def __init__(self, command: str, **options: Any):
@@ -47,19 +47,19 @@ class WordParser(argparse.ArgumentParser):
 
 
 def count(least: int = 1) -> Callable[[str], int]:
-    """A reader of whole numbers from `least` to 2^31 - 1."""
+    """Returns a reader of whole numbers from `least` to 2^31 - 1."""
 
     def read(text: str) -> int:
         if not (text.isascii() and text.isdecimal() and len(text) <= len(str(_MOST)) and least <= int(text) <= _MOST):
             above = f"above {least - 1}" if least < 2 else f"of at least {least}"
-            raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number {above}, and at most {_MOST}")
+            raise argparse.ArgumentTypeError(f"{_short(text)} is not a whole number {above} and at most {_MOST}")
         return int(text)
 
     return read
 
 
 def number(*, above_0: bool) -> Callable[[str], float]:
-    """A reader of finite numbers up to 1e8, from 0 or above it."""
+    """Returns a reader of finite numbers from 0 (or above 0) to 1e8."""
 
     def read(text: str) -> float:
         try:
@@ -68,17 +68,17 @@ def number(*, above_0: bool) -> Callable[[str], float]:
             value = math.nan
         if not (0 <= value <= 1e8) or (above_0 and value == 0):
             least = "above 0" if above_0 else "of at least 0"
-            raise argparse.ArgumentTypeError(f"{_short(text)} is not a finite number {least}, and at most 1e8")
+            raise argparse.ArgumentTypeError(f"{_short(text)} is not a finite number {least} and at most 1e8")
         return value
 
     return read
 
 
 def file_path(text: str) -> Path:
-    """The path of a file that can be written, in a folder that is there."""
+    """Reads the path of a writable file in an existing folder."""
     path = Path(text)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a folder. Name a file")
+        raise argparse.ArgumentTypeError(f"{path} is a folder. Pass the path of a file")
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):

@@ -38,7 +38,7 @@ def columns_of_rows(dataset: Any, dataset_name: str) -> list[str]:
 
     Raises:
         TypeError: If it is not a dataset.
-        ValueError: If it has no row.
+        ValueError: If it has no rows.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         hint = " Pass one of its splits." if isinstance(dataset, dict) else ""
@@ -47,7 +47,7 @@ def columns_of_rows(dataset: Any, dataset_name: str) -> list[str]:
             f"`IterableDataset`.{hint}"
         )
     if next(iter(dataset), None) is None:
-        raise ValueError(f"The {dataset_name} dataset has no row.")
+        raise ValueError(f"The {dataset_name} dataset has no rows.")
     return columns_of(dataset)
 
 

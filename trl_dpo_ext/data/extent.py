@@ -28,6 +28,13 @@ class Extent(NamedTuple):
     largest_id: int
     longest: int
 
+    def with_row(self, prompt_ids: Sequence[int], *completion_ids: Sequence[int]) -> "Extent":
+        """Returns the extent with one more row. Without rows, all of it is 0."""
+        ids = [self.smallest_id, self.largest_id] if self.longest else []
+        ids += [token for part in (prompt_ids, *completion_ids) for token in part]
+        longest = len(prompt_ids) + max(map(len, completion_ids))
+        return Extent(min(ids), max(ids), max(self.longest, longest)) if ids else self
+
 
 def extent_of(dataset: Dataset, prompts: str, completions: Sequence[str]) -> Extent:
     """

@@ -102,6 +102,6 @@ def check_modes(tokenization: str, prompt_truncation_mode: str | None, truncatio
 
 
 def preparation_options(args: Any) -> dict[str, Any]:
-    """The options of a config that preparation accepts, by name: those of all trainers and those for rankings."""
-    names = [*(option.name for option in fields(RowOptions)), "score_tie_gap", "max_completions"]
+    """Returns the options of a config that preparation accepts: of all trainers, of rankings, of single answers."""
+    names = [*(option.name for option in fields(RowOptions)), "score_tie_gap", "max_completions", "alone"]
     return {name: getattr(args, name) for name in names if hasattr(args, name)}

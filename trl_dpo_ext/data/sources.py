@@ -304,7 +304,7 @@ def _problem(path: Path, error: Exception) -> str:
             return f"does not exist.{hint}"
         return f"is no file and no folder, and as the name of a dataset: {str(error).rstrip('.')}.{hint}"
     if isinstance(error, StopIteration) or "corresponds to no data" in str(error):  # no byte, or no value
-        return "has no row."
+        return "has no rows."
     if path.is_file() and is_json(path) and (problem := json_problem(path)):
         return f"cannot be read: {problem}."
     cause = error.__cause__ if isinstance(error, DatasetsError) else None

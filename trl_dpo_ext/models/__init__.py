@@ -1,1 +1,1 @@
-"""A model before it is run: its weights, LM head, vocabulary and positions."""
+"""Checks and adjustments of models before they are run: weights, LM head, vocabulary and positions."""

@@ -1,4 +1,4 @@
-"""What comparing two ways to run a model takes: the errors that mean no, and evaluation mode."""
+"""Comparison of two ways to run a model: errors that mean a way is not supported, and evaluation mode."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 __all__ = ["ERRORS", "in_evaluation_mode"]
 
-# What a model raises that cannot be run in a way
+# Errors of a model that cannot be run in a certain way
 ERRORS = (
     AssertionError,
     AttributeError,
@@ -23,7 +23,7 @@ ERRORS = (
 
 @contextmanager
 def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Has all modules in evaluation mode, without dropout, and each in its own again afterwards."""
+    """Sets all modules to evaluation mode, without dropout, and restores their modes afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

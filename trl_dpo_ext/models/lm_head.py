@@ -1,4 +1,4 @@
-"""The fused LM head of a model, replaced by the model's own logits where the two differ."""
+"""Check of TRL's fused LM head, which is replaced by the model's own logits if the two differ."""
 
 from functools import update_wrapper
 from typing import Any
@@ -16,25 +16,24 @@ __all__ = ["CheckedHead", "score_logits"]
 
 logger = get_logger(__name__)
 
-_TOKENS = 16  # of the row on which the two are compared
-_TOLERANCE = 2e-4  # nats, beside what rounding the logits can make
-_ROWS, _ROWS_HALF = 1e-3, 5e-2  # of the mean logit: how far the same tokens in another row may be
+_TOKENS = 16  # length of the row used for the comparison
+_TOLERANCE = 2e-4  # nats, in addition to the rounding of logits
+_ROWS, _ROWS_HALF = 1e-3, 5e-2  # tolerance for the same tokens in another row, relative to the mean logit
 
 
 class CheckedHead:
     """
-    Gives a model with TRL's fused LM head right log-probabilities, whatever its own head does with the logits.
+    Makes a model with TRL's fused LM head return correct log-probabilities.
 
-    Once, by [`check`] or at the first call with `fused_lm_head=True`, the fused head is compared with the model's own
-    logits on one short row. Where they differ (a soft cap or a scale under another name, a head that is no linear
-    layer, an option that the model does not read) log-probabilities are computed from the logits.
+    The fused head is compared with the model's own logits on a short row, once, by [`check`] or at the first call with
+    `fused_lm_head=True`. If they differ, log-probabilities are computed from the logits. Causes are a soft cap or a
+    scale under another name, a head that is not a linear layer, or an option that the model does not read.
 
     Args:
         model ([`~transformers.PreTrainedModel`]):
             Model after TRL's `add_fused_lm_head`, without a PEFT wrapper.
         known (`bool`):
-            Whether the model is one of a tested type. Such a model is compared only if its head is no plain linear
-            layer.
+            Whether the model has a tested type. Then it is compared only if its head is not a plain linear layer.
     """
 
     def __init__(self, model: PreTrainedModel, known: bool):
@@ -57,7 +56,7 @@ class CheckedHead:
 
     def check(self) -> None:
         """
-        Compares the fused head with the model's logits, unless that has been done.
+        Compares the fused head with the model's logits, unless this has been done.
 
         Raises:
             ValueError: If the model's logits depend on later tokens or on padding.
@@ -73,7 +72,7 @@ class CheckedHead:
         try:
             logits = self._fused(**inputs).logits
         except ERRORS:
-            return True  # a model that needs more than text says so at its first batch
+            return True  # a model with other inputs than text raises an error at its first batch
         if not self._known:
             self._check_rows(input_ids, logits)
         expected = score_logits(logits, input_ids).log_probs
@@ -83,7 +82,7 @@ class CheckedHead:
             what = f"TRL's fused LM head does not run on it ({error})"
         else:
             gap = (found - expected).abs().max()
-            # Each of the two rounds its logits
+            # Both round their logits
             rounding = 2 * torch.finfo(logits.dtype).eps * logits.abs().max()
             if gap <= _TOLERANCE + rounding:
                 return True
@@ -94,7 +93,7 @@ class CheckedHead:
         return False
 
     def _check_rows(self, input_ids: Tensor, logits: Tensor) -> None:
-        # The first half of the row alone, and with padding in the place of the other half
+        # The first half of the row alone, and with padding in place of the second half
         half = _TOKENS // 2
         mask = torch.ones_like(input_ids)
         mask[:, half:] = 0
@@ -102,32 +101,32 @@ class CheckedHead:
         padded_ids = torch.where(mask.bool(), input_ids, getattr(config, "pad_token_id", None) or 0)
         alone = self._fused(input_ids=input_ids[:, :half], attention_mask=mask[:, :half], use_cache=False).logits
         padded = self._fused(input_ids=padded_ids, attention_mask=mask, use_cache=False).logits
-        # Rounding differs with the shape; a token that sees what it should not changes the logits by their own size
+        # Rounding depends on the shape. Attention to the wrong tokens changes the logits by about their own size
         most = (_ROWS if logits.dtype.itemsize >= 4 else _ROWS_HALF) * float(alone.abs().mean())
         if not float((logits[:, :half] - alone).abs().mean()) <= most:
             raise ValueError(
-                f"`{config.model_type}` sees the future: its logits change with later tokens, so that they define no "
-                "log-probability of a completion. Use a causal model (encoders such as BERT: `is_decoder=True` in the "
-                "config)."
+                f"`{config.model_type}` is not causal: its logits depend on later tokens, so they define no "
+                "log-probability of a completion. Use a causal model (for encoders such as BERT, set "
+                "`is_decoder=True` in the config)."
             )
         if not float((padded[:, :half] - alone).abs().mean()) <= most:
             raise ValueError(
-                f"`{config.model_type}` gives a row other logits when it is padded on the right, as the rows of a "
-                "batch are. Its log-probabilities would be wrong; use another model."
+                f"`{config.model_type}` gives other logits for a row that is padded on the right, as in batches. Its "
+                "log-probabilities would be wrong. Use another model."
             )
 
 
 def score_logits(logits: Any, labels: Tensor | None, shift_labels: Tensor | None = None) -> FusedCausalLMOutput:
     """
-    Scores labels with logits, as TRL's fused LM head does without them.
+    Computes the log-probabilities of labels from logits, in the format of TRL's fused LM head.
 
     Args:
         logits (`torch.Tensor` of shape `(N, T, V)`, or a model's output that has them):
             Logits.
         labels (`torch.Tensor` of shape `(N, T)`, *optional*):
-            Tokens, -100 where none is scored.
+            Tokens, -100 for tokens that are not scored.
         shift_labels (`torch.Tensor` of shape `(N, T)`, *optional*):
-            In their place: of each token the next one.
+            Next token of each token, instead of `labels`.
 
     Returns:
         [`~trl.trainer.utils.FusedCausalLMOutput`]: Values per token, `(N, T - 1)`, or `(N, T)` with `shift_labels`.
@@ -141,7 +140,7 @@ def score_logits(logits: Any, labels: Tensor | None, shift_labels: Tensor | None
     mask = shift_labels != -100
     targets = shift_labels[mask]  # (M,)
     scored = logits[mask].float()  # (M, V)
-    # In two steps `log_softmax` of all tokens is never held
+    # In two steps, so that `log_softmax` of all tokens is never in memory
     log_probs = scored.gather(-1, targets[:, None])[:, 0] - scored.logsumexp(dim=-1)
     with torch.no_grad():
         logp = scored.log_softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""Models from a folder or the hub with every weight that they have, and none that they do not."""
+"""Loading of models and adapters, with a check that all their weights were loaded."""
 
 import warnings
 from collections.abc import Iterator
@@ -18,31 +18,31 @@ __all__ = ["check_adapter", "load_adapter", "load_model", "whole_models"]
 
 _NAMES_SHOWN = 3
 
-# Parts of an adapter that PEFT loads by other ways, and reports as missing
+# Parts of an adapter that PEFT loads separately and reports as missing
 _SHARED = ("prompt_encoder", "vblora_vector_bank", ".tinylora_v.", ".unilora_theta_d.")
 
 
 def load_model(name: str, *args: Any, **kwargs: Any) -> Any:
     """
-    Loads a model as TRL does, and checks that its weights are those of its folder.
+    Loads a model like TRL, and checks that its weights match those in its folder.
 
-    transformers draws a weight that the folder lacks at random, and leaves one that the model lacks away, with no more
-    than a warning.
+    transformers only warns if the folder lacks a weight, which it initializes at random, or has a weight that the
+    model lacks.
 
     Args:
         name (`str`):
-            Folder, or name on the hub.
+            Folder or hub name.
         *args:
-            As of TRL's `create_model_from_path`.
+            Same as in TRL's `create_model_from_path`.
         **kwargs:
-            As of TRL's `create_model_from_path`.
+            Same as in TRL's `create_model_from_path`.
 
     Returns:
         [`~transformers.PreTrainedModel`]
 
     Raises:
-        ValueError: If it is no causal language model, or a weight is missing, is of another shape, is none of the
-            model's, or cannot be read.
+        ValueError: If it is not a causal language model, or a weight is missing, unexpected, unreadable or has another
+            shape.
     """
     of_config = {key: kwargs[key] for key in ("revision", "trust_remote_code") if key in kwargs}
     check_config(AutoConfig.from_pretrained(name, **of_config))
@@ -59,15 +59,15 @@ def load_model(name: str, *args: Any, **kwargs: Any) -> Any:
             raise
         keyword = str(error).split("argument ")[-1].strip("'")
         raise ValueError(
-            f"`model_init_kwargs` holds `{keyword}`, which {str(error).split('.__init__')[0]} does not take. Leave it "
+            f"`model_init_kwargs` has `{keyword}`, which {str(error).split('.__init__')[0]} does not accept. Leave it "
             "out."
         ) from error
     model, found = loaded
     if found["mismatched_keys"] and not others:
         key, in_folder, in_model = sorted(found["mismatched_keys"])[0]
         raise ValueError(
-            f"The weights in {name} are not those of its config.json: `{key}` has the shape {tuple(in_folder)}, and "
-            f"the model's has {tuple(in_model)}. Save the model again."
+            f"The weights in {name} do not match its config.json: `{key}` has the shape {tuple(in_folder)}, but the "
+            f"model's has {tuple(in_model)}. Save the model again."
         )
     allowed = {key for key, *_ in found["mismatched_keys"]}
     _check(f"The weights in {name}", set(found["missing_keys"]) - allowed, set(found["unexpected_keys"]))
@@ -76,21 +76,21 @@ def load_model(name: str, *args: Any, **kwargs: Any) -> Any:
 
 def load_adapter(model: Any, folder: str, adapter_name: str = "default") -> Any:
     """
-    Loads an adapter, and checks that its weights are those of its config.
+    Loads an adapter, and checks that its weights match its config.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Base model, or one with adapters already.
+            Base model, or a model with other adapters.
         folder (`str`):
-            Folder, or name on the hub.
+            Folder or hub name.
         adapter_name (`str`, *optional*, defaults to `"default"`):
-            Its name.
+            Name of the adapter.
 
     Returns:
         [`~peft.PeftModel`]
 
     Raises:
-        ValueError: If a weight is missing, is of another shape, is none of the adapter's, or cannot be read.
+        ValueError: If a weight is missing, unexpected, unreadable or has another shape.
     """
     if not is_peft_model(model):
         with _readable(folder):
@@ -101,14 +101,14 @@ def load_adapter(model: Any, folder: str, adapter_name: str = "default") -> Any:
 
 def check_adapter(model: Any, folder: str, adapter_name: str = "default") -> None:
     """
-    Loads the weights of an adapter (again), and checks that they are those of its config.
+    Loads the weights of an adapter (again), and checks that they match its config.
 
     Raises:
-        ValueError: As [`load_adapter`].
+        ValueError: Same as in [`load_adapter`].
     """
     with _readable(folder), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what is an error here
-        # `PeftModel.from_pretrained` does not return it
+        warnings.simplefilter("ignore")  # PEFT's warnings are errors here
+        # `PeftModel.from_pretrained` does not return the result of loading
         found = model.load_adapter(folder, adapter_name)
     missing = {key for key in found.missing_keys if not any(part in key for part in _SHARED)}
     unexpected = set() if model.peft_config[adapter_name].is_prompt_learning else set(found.unexpected_keys)
@@ -117,7 +117,7 @@ def check_adapter(model: Any, folder: str, adapter_name: str = "default") -> Non
 
 @contextmanager
 def whole_models() -> Iterator[None]:
-    """Has TRL load models by [`load_model`]."""
+    """Makes TRL load models with [`load_model`]."""
     with loading_models_by(load_model):
         yield
 
@@ -133,17 +133,17 @@ def _readable(folder: str) -> Iterator[None]:
             raise
         problem = next(line.strip() for line in str(error).splitlines() if "size mismatch" in line)
         raise ValueError(
-            f"The adapter in {folder} does not fit its adapter_config.json, or its base model: {problem} Save it "
+            f"The adapter in {folder} does not match its adapter_config.json or its base model: {problem} Save it "
             "again."
         ) from error
 
 
 def _check(what: str, missing: set[str], unexpected: set[str]) -> None:
-    for keys, problem in ((missing, "there is no weight"), (unexpected, "the model has no weight")):
+    for keys, problem in ((missing, "missing weights"), (unexpected, "unexpected weights")):
         if keys:
             shown = ", ".join(f"`{key}`" for key in sorted(keys)[:_NAMES_SHOWN])
             more = f" and {len(keys) - _NAMES_SHOWN} more" if len(keys) > _NAMES_SHOWN else ""
             raise ValueError(
-                f"{what} do not fit its config: {problem} {shown}{more}. Save them again; if this is as it should be, "
-                "load the model yourself and pass it."
+                f"{what} do not match its config: {problem} {shown}{more}. Save them again. If this is intended, load "
+                "the model yourself and pass it."
             )

@@ -1,4 +1,4 @@
-"""Preference objectives: pure functions from log-probabilities to one loss per prompt. They need nothing but torch."""
+"""Preference objectives: pure functions from log-probabilities to one loss per prompt. They depend only on torch."""
 
 from .dpo import dpo_loss
 from .plackett_luce import plackett_luce_loss

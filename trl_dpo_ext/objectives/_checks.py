@@ -1,4 +1,4 @@
-"""Shape, option and dtype rules that `objectives`, `rewards` and `theory` share."""
+"""Checks of shapes, options and dtypes shared by `objectives`, `rewards` and `theory`."""
 
 import math
 from functools import reduce
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
-    """float64 if any input is, else float32: half precision is too coarse for sums of log-probabilities."""
+    """float64 if any input is, else float32: half precision is not exact enough for sums of log-probabilities."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
@@ -19,7 +19,7 @@ def check_beta(beta: float) -> None:
 
 
 def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    # Never broadcast: (B,) against (B, 1) would give (B, B), and its mean looks plausible.
+    # Never broadcast: (B,) with (B, 1) would give (B, B), whose mean looks plausible
     if tensor.shape != other.shape:
         raise ValueError(
             f"Expected `{name}` and `{other_name}` of one shape, got {tuple(tensor.shape)} and {tuple(other.shape)}."
@@ -29,7 +29,7 @@ def check_same_shape(name: str, tensor: Tensor, other_name: str, other: Tensor) 
 def check_logps(
     policy_logps: Tensor, ref_logps: Tensor | None, *, pairs: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """The inputs in the dtype to compute in, once they are known to be `(B, K)` (`(B, 2)` with `pairs`) and alike."""
+    """Checks that the inputs are `(B, K)` (`(B, 2)` with `pairs`) and returns them in the dtype to compute in."""
     shape = tuple(policy_logps.shape)
     if pairs and (len(shape) != 2 or shape[1] != 2):
         raise ValueError(f"Expected `policy_logps` of shape (B, 2), columns chosen and rejected, got {shape}.")

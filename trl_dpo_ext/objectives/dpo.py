@@ -22,21 +22,21 @@ def dpo_loss(
     al. (2023), and its gradient is that of section 4, \\(-\beta\, \sigma(r_l - r_w) [\nabla \log \pi_\theta(y_w|x) -
     \nabla \log \pi_\theta(y_l|x)]\\). With \\(\epsilon > 0\\) it is conservative DPO (Eq. 3 of
     https://ericmitchell.ai/cdpo.pdf).
-    Differs from the paper: `label_smoothing` and the reference-free form come from the authors' code; and the loss is
-    one value per pair, not its expectation. Take the mean for Eq. 7.
+    Differs from the paper: `label_smoothing` and the reference-free form come from the authors' code. The loss is one
+    value per pair, not its expectation. Take the mean for Eq. 7.
 
     Args:
         policy_logps (`torch.Tensor` of shape `(B, 2)`, float):
             Log-probability of each completion under the policy, summed over its tokens, in nats. Column 0 is the
             chosen completion, column 1 the rejected one.
         ref_logps (`torch.Tensor` of shape `(B, 2)`, float, or `None`):
-            Same under the frozen reference, computed without gradient. `None` takes a log-ratio of 0 between the
+            Same under the frozen reference, computed without gradient. `None` means a log-ratio of 0 between the
             completions (reference-free).
         beta (`float`, *optional*, defaults to `0.1`):
             Strength of the KL constraint, > 0, in reward per nat.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
-            Probability that a label is flipped, in [0, 0.5). At 0.5 the labels carry no information, so the loss is
-            least where the policy makes no difference between the completions; above it the rejected one wins.
+            Probability that a label is flipped, in [0, 0.5). At 0.5 the labels carry no information, and the loss is
+            smallest where the policy does not prefer either completion. Above 0.5 the rejected one would win.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: losses in nats, with gradient. float64 if an input is, float32 otherwise.
@@ -64,12 +64,12 @@ def dpo_loss(
             "Expected `label_smoothing` to be the probability that a label is flipped, in [0, 0.5), got "
             f"{label_smoothing!r}."
         )
-    # Chosen minus rejected within each model first, as the authors do: the sums run bit for bit as in their code, and
-    # where the policy equals the reference both log-ratios are one number, so h is exactly 0.
+    # Chosen minus rejected within each model first, as the authors do. The sums then round as in their code, and h is
+    # exactly 0 if the policy equals the reference.
     h = policy_logps[:, 0] - policy_logps[:, 1]  # (B,)
     if ref_logps is not None:
         h = h - (ref_logps[:, 0] - ref_logps[:, 1])
     logits = beta * h
-    # Eq. 7. The flipped term is -log sigmoid(-z) = -log sigmoid(z) + z: written so, h = 0 gives exactly log 2 for any
-    # `label_smoothing`.
+    # Eq. 7. The flipped term is -log sigmoid(-z) = -log sigmoid(z) + z. In this form, h = 0 gives exactly log 2 for
+    # any `label_smoothing`.
     return -logsigmoid(logits) + label_smoothing * logits

@@ -1,9 +1,9 @@
 r"""
 The Plackett-Luce loss on rankings of K completions (Eq. 20), exact for ties, partial rankings and rows of unequal K.
 
-Every place is a match of its completion against all that rank below it, so all that the loss needs to know of an order
-is who ranks below whom. Axes: **B** prompts, **K** completions, **M** groups of tied completions in the batch, **G**
-completions in the largest of them, **S** nodes of a quadrature.
+Each rank compares its completion with all completions ranked below it, so the loss only needs to know who ranks below
+whom. Axes: **B** prompts, **K** completions, **M** groups of tied completions in the batch, **G** completions in the
+largest group, **S** nodes of a quadrature.
 """
 
 import math
@@ -36,47 +36,47 @@ def plackett_luce_loss(
 
     [Eq. 20](https://huggingface.co/papers/2305.18290) of Rafailov et al. (2023), App. A.3. With `K = 2` this is Eq. 7,
     [`dpo_loss`].
-    Differs from the paper: rows may have fewer than K completions, ranks may be tied, and a ranking may be observed in
-    its first places only. A tie says that the order is unknown, not that the rewards are equal: the loss is minus the
-    logarithm of the summed probability of all orders that the ranking allows,
+    Differs from the paper: rows may have fewer than K completions, ranks may be tied, and only the first ranks may be
+    observed. A tie means that the order is unknown, not that the rewards are equal. The loss is minus the logarithm of
+    the summed probability of all orders that the ranking allows,
 
     $$ L = -\sum_G \log P(G \succ R), \qquad
        P(G \succ R) = \int_{-\infty}^{\infty} e^{s - e^s} \prod_{a \in G} \left(1 - \exp(-e^{s + r_a - s_R})\right) ds,
        \qquad s_R = \log \sum_{j \in R} \exp r_j $$
 
-    over the groups G of equal rank, with R all completions ranked below G. The last group has none below it and costs
-    nothing, so a row that is one tie has loss 0. A group of one is a term of Eq. 20.
-    And the loss is one value per ranking, not its expectation. Take the mean for Eq. 20.
+    over the groups G of equal rank, where R are all completions ranked below G. The last group has none below it and
+    no loss, so a row with a single tie has loss 0. A group of one is a term of Eq. 20.
+    The loss is one value per ranking, not its expectation. Take the mean for Eq. 20.
 
     Args:
         policy_logps (`torch.Tensor` of shape `(B, K)`, float):
             Log-probability of each completion under the policy, summed over its tokens, in nats. Memory grows with K
             squared.
         ref_logps (`torch.Tensor` of shape `(B, K)`, float, or `None`):
-            Same under the frozen reference, computed without gradient. `None` takes a log-ratio of 0 between any two
+            Same under the frozen reference, computed without gradient. `None` means a log-ratio of 0 between any two
             completions (reference-free).
         beta (`float`, *optional*, defaults to `0.1`):
             Strength of the KL constraint, > 0, in reward per nat.
         mask (`torch.Tensor` of shape `(B, K)`, bool, *optional*):
-            `True` where a completion exists, at least twice in a row. What the other tensors hold elsewhere does not
-            matter, and the gradient there is 0. All completions exist by default.
+            `True` where a completion exists, at least twice in a row. Other values have no effect, and their gradient
+            is 0. By default all completions exist.
         ranks (`torch.Tensor` of shape `(B, K)`, integer, *optional*):
-            Rank of each completion, 0 or more, the lowest the best. Only their order counts: gaps are fine, equal
-            ranks are ties, and completions that nobody ranked share the highest. By default the columns are in ranked
+            Rank of each completion, 0 or more, the lowest is best. Only their order counts. Gaps are allowed, equal
+            ranks are ties, and completions without a rank share the highest. By default the columns are in ranked
             order, best first.
         top_m (`int`, *optional*):
-            Number of places that were observed, >= 1. The completions after place `top_m` are below the others and
-            otherwise unordered; a tie that reaches beyond the place counts whole. By default all places are.
+            Number of observed ranks, >= 1. The completions after rank `top_m` are below the others and otherwise
+            unordered. A tie that extends beyond this rank counts completely. By default all ranks are observed.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: losses in nats, with gradient. float64 if `policy_logps` or `ref_logps` is,
-        float32 otherwise. The integral is taken in float64 (not on MPS, which has none), to about 1e-14 of its loss.
+        float32 otherwise. The integral is computed in float64 (except on MPS), to about 1e-14 of its loss.
 
     Raises:
         ValueError: If `policy_logps` is not `(B, K)` with K >= 2, a shape differs, `mask` is not boolean or `ranks`
-            not integer, an option is out of its range, or a row has a negative rank or fewer than two completions.
-            (With `ranks` the host waits for an accelerator once, and once more if there are ties; without them never,
-            so rows are not read there, and a lone completion has loss 0.)
+            not integer, an option is out of range, or a row has a negative rank or fewer than two completions.
+            The rows are checked only with `ranks`, which synchronizes an accelerator once, or twice if there are ties.
+            Without `ranks`, a single completion has loss 0.
 
     Example:
     ```python
@@ -101,28 +101,28 @@ def plackett_luce_loss(
     _check_arguments(policy_logps, mask, ranks, top_m)
     if mask is None:
         exist = torch.ones_like(policy_logps, dtype=torch.bool)
-    else:  # whatever stands in an absent column, NaN too, must not reach a sum or a gradient
+    else:  # values without a completion, also NaN, must not reach a sum or a gradient
         exist = mask
         policy_logps = policy_logps.masked_fill(~mask, 0.0)
         ref_logps = None if ref_logps is None else ref_logps.masked_fill(~mask, 0.0)
 
-    # Who ranks below whom: entry (k, j) says it of j, seen from k.
+    # Entry (k, j): whether j ranks below k
     both_exist = exist[:, :, None] & exist[:, None, :]  # (B, K, K)
     if ranks is None:
         below, tied = both_exist.triu(1), None
     else:
         below = both_exist & (ranks[:, None, :] > ranks[:, :, None])
         tied = both_exist & (ranks[:, None, :] == ranks[:, :, None])
-    contested = below.any(-1)  # (B, K); a place that none is below is certain
-    counted = contested if top_m is None else contested & (below.sum(-2) < top_m)  # so many rank above
+    contested = below.any(-1)  # (B, K); a completion without any below it has probability 1
+    counted = contested if top_m is None else contested & (below.sum(-2) < top_m)  # number of completions above
     largest_tie = _largest_tie(exist, ranks, None if tied is None else tied.sum(-1) * counted)
 
-    # Differences within each model first, as in `dpo_loss`: the same roundings, so the same numbers at K = 2, and
-    # exact zeros where the policy equals the reference.
+    # Differences within each model first, as in `dpo_loss`: with K = 2 the numbers are the same, and they are exactly
+    # 0 if the policy equals the reference.
     differences = policy_logps[:, None, :] - policy_logps[:, :, None]  # (B, K, K), of j to k
     if ref_logps is not None:
         differences = differences - (ref_logps[:, None, :] - ref_logps[:, :, None])
-    # log sum_{j below k} exp(r_j - r_k). Where none is below, the row stays whole: finite, and not counted.
+    # log sum_{j below k} exp(r_j - r_k). Rows without any below stay unmasked: they are finite, and not counted.
     rest = (beta * differences).masked_fill(~below & contested[:, :, None], -torch.inf).logsumexp(-1)  # (B, K)
     losses = (-logsigmoid(-rest)).masked_fill(~counted, 0.0)  # (B, K), Eq. 20
     if tied is not None and largest_tie > 1:
@@ -131,7 +131,7 @@ def plackett_luce_loss(
 
 
 def _with_ties(losses: Tensor, rest: Tensor, tied: Tensor, largest_tie: int) -> Tensor:
-    """The losses by place `(B, K)`, with that of each tie in its first column and 0 in its others."""
+    """Returns the losses by rank `(B, K)`, with the loss of each tie in its first column and 0 in its others."""
     shares = tied.sum(-1) > 1  # (B, K)
     first = ~tied.tril(-1).any(-1)  # (B, K)
     rows, columns = (shares & first).nonzero(as_tuple=True)  # (M,)
@@ -143,17 +143,17 @@ def _with_ties(losses: Tensor, rest: Tensor, tied: Tensor, largest_tie: int) -> 
 
 def _tie_losses(rest: Tensor, members: Tensor) -> Tensor:
     r"""
-    \\(-\log P(G \succ R)\\) of each tie, `(M,)` in float64, from \\(s_R - r_a\\) and who is in it, both `(M, G)`.
+    Returns \\(-\log P(G \succ R)\\) of each tie, `(M,)` in float64, from \\(s_R - r_a\\) and a mask, both `(M, G)`.
 
     If a arrives at rate \\(e^{r_a}\\) and the first of R at rate \\(e^{s_R}\\), the integral is the probability that
-    all of G are there before the first of R. Its integrand has one peak, is analytic and falls off exponentially or
-    faster on both sides: the error of the trapezoid rule falls faster than any power of the step.
+    all of G arrive before the first of R. The integrand has one peak, is analytic and falls off at least exponentially
+    on both sides, so the error of the trapezoid rule falls faster than any power of the step.
     """
-    # Apple's MPS has no float64; float32 is good to 1e-6 here.
+    # MPS has no float64. float32 is accurate to 1e-6 here
     leads = -rest.to(torch.float32 if rest.device.type == "mps" else torch.float64)  # (M, G), r_a - s_R
     lowest = leads.detach().masked_fill(~members, torch.inf).amin(-1, keepdim=True)  # (M, 1)
 
-    # The peak lies between 0 and log(G + 1), and narrows as 1 / sqrt(G). What P lacks to 1 where all of G lead R lies
+    # The peak lies between 0 and log(G + 1), and narrows as 1 / sqrt(G). If all of G are far above R, 1 - P comes from
     # around -lowest.
     size = members.shape[1]
     lower, upper = -40.0, 4.0 + math.log(size + 1)
@@ -169,7 +169,7 @@ def _tie_losses(rest: Tensor, members: Tensor) -> Tensor:
     log_arrived = (-torch.expm1(-middle.exp())).log() + (x - middle)
     log_arrived = log_arrived.masked_fill(~members[:, None, :], 0.0).sum(-1)  # (M, S)
 
-    # Near 1, P would lose the digits of its logarithm: there 1 - P is summed.
+    # Near 1, the logarithm of P would lose digits, so 1 - P is summed instead
     log_p = (log_density + log_arrived).logsumexp(-1) + math.log(step)  # (M,)
     missing = -(log_density.exp() * log_arrived.expm1()).sum(-1) * step
     near_one = missing < 0.5
@@ -177,7 +177,7 @@ def _tie_losses(rest: Tensor, members: Tensor) -> Tensor:
 
 
 def _check_arguments(logps: Tensor, mask: Tensor | None, ranks: Tensor | None, top_m: int | None) -> None:
-    """What can be refused without reading a tensor."""
+    """Checks the arguments without reading values of tensors."""
     if logps.shape[1] < 2:
         raise ValueError(
             f"Expected `policy_logps` of shape (B, K) with at least 2 completions, got {tuple(logps.shape)}."
@@ -192,13 +192,13 @@ def _check_arguments(logps: Tensor, mask: Tensor | None, ranks: Tensor | None, t
             raise ValueError(f"Expected `ranks` to be integers, 0 for the best, got {ranks.dtype}.")
     if top_m is not None and (not isinstance(top_m, Integral) or isinstance(top_m, bool) or top_m < 1):
         raise ValueError(
-            "Expected `top_m` to be the number of places that were observed, an integer of at least 1, or `None` for "
-            f"all of them, got {top_m!r}."
+            "Expected `top_m` to be the number of observed ranks, an integer of at least 1, or `None` for all, "
+            f"got {top_m!r}."
         )
 
 
 def _largest_tie(exist: Tensor, ranks: Tensor | None, sizes: Tensor | None) -> int:
-    """The largest of the `sizes` of ties `(B, K)`, once the rows are known to be right. Waits for the device once."""
+    """Returns the largest of the `sizes` of ties `(B, K)`, and checks the rows. Synchronizes the device once."""
     wrong = exist.sum(-1) < 2  # (B,)
     if ranks is None or sizes is None:
         if exist.device.type == "cpu" and wrong.any():

@@ -14,14 +14,14 @@ def preferred_ft_loss(policy_logps: Tensor) -> Tensor:
 
     $$ L = -\log \pi_\theta(y_w|x) $$
 
-    "Preferred-FT" of section 6 of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290). By it section 4
-    makes a reference where no SFT model exists, \\( \pi_{ref} = \arg\max_\pi E[\log \pi(y_w|x)] \\). A sum over
-    tokens, as in the authors' code.
+    "Preferred-FT" of section 6 of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290). Section 4 uses
+    it to train a reference if there is no SFT model, \\( \pi_{ref} = \arg\max_\pi E[\log \pi(y_w|x)] \\). The loss is
+    a sum over tokens, as in the authors' code.
 
     Args:
         policy_logps (`torch.Tensor` of shape `(B, K)`, float):
             Log-probability of each completion under the policy, summed over its tokens, in nats. Only column 0, the
-            preferred one, counts.
+            preferred completion, is used.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: losses in nats, with gradient.

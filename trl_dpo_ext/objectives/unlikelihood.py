@@ -1,4 +1,4 @@
-"""The unlikelihood baseline of the DPO paper (App. C.3), by sequences and by tokens."""
+"""The unlikelihood baseline of the DPO paper (App. C.3), on sequences and on tokens."""
 
 import math
 from numbers import Real
@@ -11,7 +11,7 @@ from ._checks import check_logps, check_same_shape, compute_dtype
 
 __all__ = ["token_unlikelihood_loss", "unlikelihood_loss"]
 
-# 1 - p of a token is taken to be at least this, as in the code of Welleck et al.
+# Lower limit of 1 - p of a token, as in the code of Welleck et al.
 _LEAST = 1e-5
 
 
@@ -28,10 +28,10 @@ def unlikelihood_loss(policy_logps: Tensor, *, alpha: float = 1.0) -> Tensor:
 
     The "Unlikelihood" baseline of section 6 and appendix C.3 of [Rafailov et al.
     (2023)](https://huggingface.co/papers/2305.18290). The paper does not say whether log-probabilities are sums or
-    means over tokens; sums are its authors' convention. At \\( \alpha = 1 \\) the gradient is that of DPO without its
-    weight \\( \beta\, \sigma(r_l - r_w) \\) (section 4), which lets models degenerate.
+    means over tokens. Sums are the authors' convention. With \\( \alpha = 1 \\) the gradient is that of DPO without
+    its weight \\( \beta\, \sigma(r_l - r_w) \\) (section 4), and models degenerate.
     Differs from Welleck et al. (2019), see [`token_unlikelihood_loss`]. **Unbounded below** for \\( \alpha > 0 \\):
-    the second term falls without end as the probability of the rejected completion goes to 0.
+    the second term goes to minus infinity as the probability of the rejected completion goes to 0.
 
     Args:
         policy_logps (`torch.Tensor` of shape `(B, 2)`, float):
@@ -64,13 +64,13 @@ def token_unlikelihood_loss(
     chosen_logps: Tensor, rejected_token_logps: Tensor, rejected_mask: Tensor, *, alpha: float = 1.0
 ) -> Tensor:
     r"""
-    Unlikelihood by tokens: every token of the rejected completion is made less likely.
+    Unlikelihood on tokens: lowers the probability of every token of the rejected completion.
 
     $$ L = -\log \pi_\theta(y_w|x) - \alpha \sum_t \log \big(1 - \pi_\theta(y_{l,t} | x, y_{l,<t})\big) $$
 
     The sequence-level loss of [Welleck et al. (2019)](https://huggingface.co/papers/1908.04319), with the rejected
-    completion as negative candidates. Bounded below by 0. As in their code \\( 1 - \pi_\theta \\) is taken to be at
-    least 1e-5, where the gradient is 0.
+    completion as negative candidates. Bounded below by 0. As in their code, \\( 1 - \pi_\theta \\) is at least 1e-5,
+    and the gradient is 0 at this limit.
 
     Args:
         chosen_logps (`torch.Tensor` of shape `(B,)`, float):
@@ -86,7 +86,7 @@ def token_unlikelihood_loss(
         `torch.Tensor` of shape `(B,)`: losses in nats, with gradient.
 
     Raises:
-        ValueError: If the shapes do not fit, or `alpha` is out of its range.
+        ValueError: If the shapes do not match, or `alpha` is out of range.
 
     Example:
     ```python
@@ -106,7 +106,7 @@ def token_unlikelihood_loss(
         )
     _check_alpha(alpha)
     dtype = compute_dtype(chosen_logps, rejected_token_logps)
-    # 1 - p without the rounding of p near 0; what is masked is kept from log 0 first
+    # 1 - p without the rounding of p near 0. Masked values are replaced first, because log 0 is not finite
     logps = rejected_token_logps.to(dtype).masked_fill(~rejected_mask, -1.0)
     unlikelihood = torch.log((-torch.expm1(logps)).clamp(min=_LEAST)).masked_fill(~rejected_mask, 0.0)
     return -chosen_logps.to(dtype) - alpha * unlikelihood.sum(dim=1)

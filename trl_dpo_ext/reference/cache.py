@@ -1,4 +1,4 @@
-"""Reference log-probabilities on disk, under a key of everything that changes their value and of nothing else."""
+"""Cache of reference log-probabilities on disk. Its key contains everything that changes their values."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -27,13 +27,13 @@ logger = get_logger(__name__)
 @dataclass(frozen=True)
 class CacheKey:
     """
-    What determines reference log-probabilities. Beta, output folder, epochs, batch sizes and the policy do not.
+    Everything that determines reference log-probabilities. Beta, output folder, epochs and batch sizes do not.
 
     Args:
         reference (`str`): Hash of the reference's weights.
         tokens (`str`): Hash of the truncated token ids.
         compute_dtype (`str`): Dtype of the weights, and of autocast.
-        ld_alpha (`float`, *optional*): LD-DPO's weight of tokens beyond the shared length.
+        ld_alpha (`float`, *optional*): LD-DPO's weight of tokens beyond the length of the shorter completion.
     """
 
     reference: str
@@ -51,7 +51,7 @@ def hash_token_ids(dataset: Dataset, columns: Sequence[str] = TOKENIZED_COLUMNS)
 
     def update(ids: Any) -> None:
         digest.update(len(ids).to_bytes(4, "little"))
-        if len(ids) and not np.isscalar(ids[0]):  # one list a completion
+        if len(ids) and not np.isscalar(ids[0]):  # one list for each completion
             for inner in ids:
                 update(inner)
         else:
@@ -65,20 +65,20 @@ def hash_token_ids(dataset: Dataset, columns: Sequence[str] = TOKENIZED_COLUMNS)
 
 
 def sample_rows(num_rows: int, num_samples: int = 4) -> list[int]:
-    """Row numbers spread evenly over a data set, to be computed again when a cache is loaded."""
+    """Returns indices spread evenly over a dataset. These rows are recomputed when a cache is loaded."""
     count = min(num_rows, num_samples)
     return [round(i * (num_rows - 1) / max(count - 1, 1)) for i in range(count)]
 
 
 class RefLogpsFile:
     """
-    One data set's reference log-probabilities, shape `(n, K)`, nats, float32, in a safetensors file.
+    Reference log-probabilities of a dataset in a safetensors file: shape `(n, K)`, in nats, float32.
 
-    Written in pieces, so that an interrupted pass goes on where it stopped; a piece is moved into place whole, so that
-    a killed process never leaves half a file.
+    The file is written in steps, so an interrupted pass resumes where it stopped. A new version is moved into place
+    when complete, so an interrupted process leaves no partial file.
 
     Args:
-        folder (`Path`): Folder of the file; made when first written to.
+        folder (`Path`): Folder of the file. It is created at the first write.
         key ([`CacheKey`]): Key of the content.
     """
 
@@ -95,15 +95,15 @@ class RefLogpsFile:
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as error:
-            logger.warning(f"{self.path} cannot be read ({error}); reference log-probabilities are computed again.")
+            logger.warning(f"{self.path} cannot be read ({error}). Reference log-probabilities are recomputed.")
             return None
         if checksum != _checksum(logps):
-            logger.warning(f"{self.path} is damaged; reference log-probabilities are computed again.")
+            logger.warning(f"{self.path} is damaged. Reference log-probabilities are recomputed.")
             return None
         return logps
 
     def write(self, pieces: Iterable[Tensor]) -> None:
-        """Replaces the file by the given rows."""
+        """Replaces the contents of the file with the given rows."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         logps = torch.cat(list(pieces)).contiguous()
         metadata = self._metadata | {"checksum": _checksum(logps)}

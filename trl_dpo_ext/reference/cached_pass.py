@@ -1,4 +1,4 @@
-"""One pass of the reference policy over a data set: resumable, spot-checked on load, the same on every process."""
+"""Resumable pass of the reference policy over a dataset, with a spot check of cached values."""
 
 import time
 from collections.abc import Callable
@@ -35,27 +35,27 @@ def reference_pass(
     name: str,
 ) -> Tensor:
     """
-    Returns the reference log-probabilities of all rows, from the file as far as it goes.
+    Returns the reference log-probabilities of all rows, using the values in the file.
 
     Args:
         dataset (`Dataset`):
             Tokenized rows.
         logps_of (`Callable`):
-            Reference log-probabilities `(B, K)` of a batch.
+            Computes the reference log-probabilities `(B, K)` of a batch.
         collate (`Callable`):
             Makes a batch of rows.
         to_device (`Callable`):
-            Moves a batch to this process's device.
+            Moves a batch to the device of this process.
         tolerance_of (`Callable`):
-            Largest difference, in nats, that rounding can make in given log-probabilities.
+            Computes the largest rounding difference, in nats, of given log-probabilities.
         accelerator ([`~accelerate.Accelerator`]):
-            Accelerator that splits the pass over processes.
+            Accelerator that divides the rows among the processes.
         batch_size (`int`):
-            Rows a process takes at a time.
+            Rows per process and batch.
         file ([`~trl_dpo_ext.reference.cache.RefLogpsFile`]):
-            Where results are kept. The main process alone reads and writes it.
+            File with the results. Only the main process reads and writes it.
         name (`str`):
-            Name of the data set, for messages.
+            Name of the dataset in messages.
 
     Returns:
         `torch.Tensor` of shape `(n, K)`, float32, on the CPU of every process.
@@ -69,7 +69,7 @@ def reference_pass(
         if not _broadcast(accelerator, agrees):
             logger.warning(
                 f"The cached reference log-probabilities of the {name} dataset in {file.path} differ by "
-                f"{difference.max():.3g} nats from the reference policy; they are computed again."
+                f"{difference.max():.3g} nats from the reference policy. They are recomputed."
             )
             known = None
     pieces = [known] if known is not None else []
@@ -94,7 +94,7 @@ def reference_pass(
 
 
 def _broadcast(accelerator: Accelerator, value: Any) -> Any:
-    # The main process decides for all, so that no process waits for one that took another way
+    # The main process decides for all, so that no process waits for another one
     box = [value]
     if accelerator.num_processes > 1:
         broadcast_object_list(box, from_process=0)

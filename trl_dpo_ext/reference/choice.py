@@ -1,4 +1,4 @@
-"""Which policy is the reference, decided before TRL builds its trainer."""
+"""Choice of the reference policy, before TRL builds its trainer."""
 
 import os
 from typing import Any
@@ -35,7 +35,7 @@ def choose_reference(
     ref_columns: tuple[str, ...],
 ) -> str:
     """
-    Decides what the reference is, from the arguments of a trainer.
+    Chooses the reference policy from the arguments of a trainer.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -45,43 +45,43 @@ def choose_reference(
         args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
             Options.
         train_dataset (`Dataset` or `IterableDataset`):
-            Training rows.
+            Training dataset.
         eval_dataset (`Dataset`, `IterableDataset` or `dict`, *optional*):
-            Evaluation rows.
+            Evaluation dataset.
         peft_config ([`~peft.PeftConfig`], *optional*):
-            Adapter that TRL is going to add.
+            Adapter that TRL will add.
         ref_columns (`tuple[str, ...]`):
-            Columns in which rows may bring reference log-probabilities.
+            Columns of reference log-probabilities that the datasets may have.
 
     Returns:
-        `str`: One of the kinds that [`~trl_dpo_ext.reference.policy`] lists.
+        `str`: One of the kinds of [`~trl_dpo_ext.reference.policy`].
 
     Raises:
-        ValueError: If two of them contradict each other.
+        ValueError: If the arguments contradict each other.
     """
     evaluation = list(eval_dataset.values()) if isinstance(eval_dataset, dict) else [eval_dataset]
     datasets = [rows for rows in [train_dataset, *evaluation] if isinstance(rows, (Dataset, IterableDataset))]
     brought = [has_ref_logps(rows, ref_columns) for rows in datasets]
     no_reference = getattr(args, "reference_free", False)
-    if no_reference is None:  # an objective that needs none keeps one where it is given
+    if no_reference is None:  # objectives without a reference use one if it is given
         no_reference = ref_model is None and not any(brought)
     names = " and ".join(f"`{name}`" for name in ref_columns)
     if any(brought):
         if not all(brought):
             raise ValueError(
-                f"Some data sets bring {names} and some do not. Bring them for "
-                "training and evaluation, or remove them with `dataset.remove_columns`."
+                f"Some datasets have the columns {names} and some do not. Add them to the training and the evaluation "
+                "datasets, or remove them with `dataset.remove_columns`."
             )
         if ref_model is not None or no_reference:
             other = "`ref_model`" if ref_model is not None else "`reference_free=True`"
             raise ValueError(
-                f"The data set brings reference log-probabilities, which {other} contradicts. Remove the columns "
-                f"{names}, or leave it out."
+                f"The columns {names} contain reference log-probabilities, which contradicts {other}. Remove the "
+                f"columns, or leave {other} out."
             )
         if args.sync_ref_model:
             raise ValueError(
-                f"`sync_ref_model=True` moves the reference, and the data set brings fixed log-probabilities of one. "
-                f"Leave it out, or remove the columns {names}."
+                f"`sync_ref_model=True` changes the reference, but the columns {names} contain fixed reference "
+                "log-probabilities. Remove the columns, or set `sync_ref_model=False`."
             )
         return COLUMNS
     if no_reference:
@@ -93,7 +93,7 @@ def choose_reference(
     if peft_config is not None or is_peft_model(model):
         if is_peft_model(model):
             check_adapter_names(model)
-            check_reference_is_fixed(model, None, ADAPTER_COPY)  # before PEFT refuses a copy in its own words
+            check_reference_is_fixed(model, None, ADAPTER_COPY)  # before PEFT raises an error of its own
         check_adapter_start(model, peft_config)
         return ADAPTER_COPY if is_peft_model(model) else ADAPTER_OFF
     sharded_later = bool(args.fsdp) or os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"

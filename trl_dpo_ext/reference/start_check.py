@@ -1,7 +1,7 @@
 """
-The check that the reference is the policy training starts from: until the first update every implicit reward is 0.
+Check that the reference is the policy that training starts from: all implicit rewards are 0 before the first update.
 
-It costs no forward: it looks at the rewards of the first update's own micro-batches.
+It needs no extra forward pass, because it uses the rewards of the micro-batches of the first update.
 """
 
 from collections.abc import Callable
@@ -17,18 +17,18 @@ __all__ = ["explain_start", "reward_tolerance"]
 
 def reward_tolerance(ref_logps: Tensor, beta: float, compute_dtype: torch.dtype) -> Tensor:
     r"""
-    Largest implicit reward that rounding can explain, given reference log-probabilities.
+    Returns the largest implicit reward that rounding can explain.
 
-    In float32 and float64, 1e-4 and 1e-5 of \\( \beta |\log \pi_{ref}| \\) (log-probabilities of a hundred nats
-    differ by about 1e-4 nats between batch shapes); in half precision, 0.05 and 0.02 of it.
+    In float32 and float64, this is 1e-4 and 1e-5 of \\( \beta |\log \pi_{ref}| \\) (log-probabilities of a hundred
+    nats differ by about 1e-4 nats between batch shapes). In half precision it is 0.05 and 0.02 of it.
 
     Args:
         ref_logps (`torch.Tensor`):
-            Reference log-probabilities, nats.
+            Log-probabilities under the reference, in nats.
         beta (`float`):
             Strength of the KL constraint.
         compute_dtype (`torch.dtype`):
-            Dtype of the forward.
+            Dtype of the forward pass.
 
     Returns:
         `torch.Tensor`, scalar.
@@ -45,41 +45,41 @@ def explain_start(
     kind: str,
 ) -> tuple[bool, str]:
     """
-    Says why the rewards are not 0 before the first update.
+    Explains why rewards are not 0 before the first update.
 
     Args:
         gap_without_dropout (`Callable`):
             Computes the largest reward of a micro-batch with the policy in evaluation mode.
         tolerance (`float`):
-            Largest reward that rounding explains.
+            Largest reward that rounding can explain.
         policy ([`~torch.nn.Module`]):
             Policy.
         reference ([`~torch.nn.Module`], *optional*):
-            Reference model, if one is in memory.
+            Reference model, if it is in memory.
         kind (`str`):
-            Kind of reference, in the words of [`~trl_dpo_ext.reference.policy`].
+            Kind of reference, one of [`~trl_dpo_ext.reference.policy`].
 
     Returns:
-        `tuple[bool, str]`: Whether training against it makes no sense, and the cause with its fix.
+        `tuple[bool, str]`: Whether training must stop, and the cause with its fix.
     """
     if gap_without_dropout() <= tolerance:
         return False, (
-            "Cause: dropout. With the policy in evaluation mode they are 0: the policy is noisy while it trains and "
-            "the reference is not. Set `disable_dropout=True`, and the dropout options of the model's config to 0 "
-            "where they are no `nn.Dropout` modules."
+            "Cause: dropout. Rewards are 0 when the policy is in evaluation mode, because only then it has no "
+            "dropout, like the reference. Set `disable_dropout=True`, and set dropout options of the model's config "
+            "that do not use `nn.Dropout` to 0."
         )
     models = [model for model in (policy, reference) if model is not None]
     dtypes = {parameter.dtype for model in models for parameter in model.parameters()}
     if kind != ADAPTER_OFF and len(dtypes) > 1:
         found = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        return False, f"Cause: precision. Policy and reference hold weights of {found}. Give them one dtype."
+        return False, f"Cause: precision. Policy and reference have weights of {found}. Use the same dtype for both."
     if kind == ADAPTER_OFF:
         return True, (
-            "Cause: adapter initialization. The new adapter already changes the policy, so the model with the adapter "
-            "switched off is not where training starts. Use an initialization that starts at 0 "
+            "Cause: adapter initialization. The new adapter already changes the policy, so the model without the "
+            "adapter is not the policy that training starts from. Use an initialization that starts at 0 "
             "(`init_lora_weights=True`), or pass `ref_model=`."
         )
     return True, (
-        f"Cause: wrong reference ({kind}). It is another policy than the one that training starts from. Pass the "
-        "right one as `ref_model=` (an explicit reference is not checked), or remove a stale reference cache."
+        f"Cause: wrong reference ({kind}). It is not the policy that training starts from. Pass the right one as "
+        "`ref_model=` (an explicit reference is not checked), or remove an outdated reference cache."
     )

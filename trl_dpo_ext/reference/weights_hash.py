@@ -1,4 +1,4 @@
-"""The identity of a reference policy: a hash of the weights behind its log-probabilities, and of nothing else."""
+"""Identity of a reference policy: a hash of the weights that its log-probabilities depend on."""
 
 import re
 from collections.abc import Iterator
@@ -16,23 +16,23 @@ __all__ = ["adapter_pattern", "hash_weights"]
 
 def hash_weights(model: nn.Module, *, with_adapters: bool = False) -> str:
     """
-    Hashes a model's weights as the reference policy sees them.
+    Hashes the weights of a model that belong to the reference policy.
 
-    Of a policy that is a PEFT model only the base weights count, and those of an adapter named `"ref"` if there is one
-    (TRL's frozen copy of a trained adapter): the policy's own adapter is not part of the reference. Names are those of
-    the base model, so a base model under a fresh adapter has the hash of the base model alone.
+    For a policy that is a PEFT model, these are the base weights and those of an adapter named `"ref"`, which is TRL's
+    frozen copy of a trained adapter. The policy's own adapter is not part of the reference. Parameters have the names
+    of the base model, so a base model with a new adapter has the same hash as without.
 
     Args:
         model ([`~torch.nn.Module`]):
-            Model, whole or partitioned by DeepSpeed ZeRO-3, and not sharded by FSDP.
+            Model, whole or partitioned by DeepSpeed ZeRO-3, but not sharded by FSDP.
         with_adapters (`bool`, *optional*, defaults to `False`):
-            Hash all weights: the model is the reference itself, and not a policy that holds it.
+            Whether to hash all weights, because the model is the reference itself.
 
     Returns:
-        `str`: 128-bit hash in hexadecimal, of the main process's weights on every process.
+        `str`: 128-bit hash in hexadecimal. All processes return the hash of the main process.
     """
     is_partitioned = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
-    # With FSDP's memory-efficient loading the other processes hold no weights yet; ZeRO-3's parts come from all
+    # With FSDP's memory-efficient loading only the main process has weights; with ZeRO-3 all processes have parts
     hashes = PartialState().is_main_process or is_partitioned
     result = [_hash(model, with_adapters) if hashes else None]
     if PartialState().num_processes > 1:
@@ -65,7 +65,7 @@ def _whole(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
 
 
 def adapter_pattern(model: nn.Module) -> re.Pattern[str]:
-    """Matches names of weights that belong to the policy's adapters, which follow one of PEFT's own containers."""
+    """Returns a pattern that matches the names of weights of the policy's adapters."""
     if not is_peft_model(model):
         return re.compile(r"(?!)")  # nothing
     prefix = getattr(model.base_model, "prefix", "")  # "lora_", "ia3_", ...

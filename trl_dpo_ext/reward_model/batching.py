@@ -1,4 +1,4 @@
-"""Token ids of prompts with their completions, truncated as in training, and batches of similar size."""
+"""Token ids of prompts and completions, truncated as in training, in batches of similar size."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ __all__ = ["PromptPart", "TokenizedRow", "batches_of", "parts_of", "rows_from", 
 
 logger = logging.get_logger(__name__)
 
-# Places of a padded batch on the CPU, as many times the tokens that it may have
+# Limit of the size of a padded batch on the CPU, as a multiple of `max_tokens`
 _PADDED = 8
 
 
 class TokenizedRow(NamedTuple):
-    """Token ids of a row's prompt and of its completions, and whether they are truncated (joint: will be)."""
+    """Token ids of a row's prompt and completions, and whether they are truncated (joint: by the collator)."""
 
     prompt_ids: list[int]
     completion_ids: list[list[int]]
@@ -30,7 +30,7 @@ class TokenizedRow(NamedTuple):
 
 @dataclass
 class PromptPart:
-    """Completions of one prompt that are run together, and their numbers among all completions."""
+    """Completions of one prompt that run together, and their indices among all completions."""
 
     prompt_ids: list[int]
     completion_ids: list[list[int]]
@@ -38,30 +38,30 @@ class PromptPart:
 
     @property
     def distinct(self) -> int:
-        """Tokens when the prompt is computed once."""
+        """Number of tokens if the prompt is computed once."""
         return len(self.prompt_ids) + sum(map(len, self.completion_ids))
 
     @property
     def longest(self) -> int:
-        """Tokens of the prompt with its longest completion."""
+        """Number of tokens of the prompt with its longest completion."""
         return len(self.prompt_ids) + max(map(len, self.completion_ids))
 
 
 def rows_from(prompts: Iterable[Any], completions: Iterable[Any]) -> tuple[list[dict[str, Any]], bool]:
     """
-    Rows of prompts and of their completions: one completion for each prompt, or a list of them for each.
+    Returns rows of prompts with their completions, of which each prompt has one or a list.
 
     Args:
         prompts (`Iterable`):
             Texts, or lists of messages.
         completions (`Iterable`):
-            For each prompt a text or a list of messages; or for each a list of texts or of lists of messages.
+            For each prompt a text or a list of messages, or a list of those.
 
     Returns:
-        `tuple[list[dict], bool]`: Rows with `prompt` and `completions`, and whether lists of completions were given.
+        `tuple[list[dict], bool]`: Rows with `prompt` and `completions`, and whether completions were given as lists.
 
     Raises:
-        ValueError: If the two do not go together.
+        ValueError: If the numbers or the types of prompts and completions do not match.
     """
     for name, values in {"prompts": prompts, "completions": completions}.items():
         if isinstance(values, (str, Mapping)):
@@ -70,14 +70,14 @@ def rows_from(prompts: Iterable[Any], completions: Iterable[Any]) -> tuple[list[
     prompts, completions = list(prompts), list(completions)
     if len(prompts) != len(completions):
         raise ValueError(
-            f"`prompts` has {len(prompts)} entries but `completions` has {len(completions)}. Give one completion, or "
-            "one list of completions, for each prompt."
+            f"`prompts` has {len(prompts)} entries but `completions` has {len(completions)}. Pass one completion or a "
+            "list of completions for each prompt."
         )
     several = [_is_several(entry) for entry in completions]
     if len(set(several)) > 1:
         odd = several.index(not several[0])
         kinds = ("a list of completions", "one completion") if several[0] else ("one completion", "a list")
-        raise ValueError(f"`completions[0]` is {kinds[0]} but `completions[{odd}]` is {kinds[1]}. Use one of the two.")
+        raise ValueError(f"`completions[0]` is {kinds[0]} but `completions[{odd}]` is {kinds[1]}. Use the same type.")
     nested = bool(several) and several[0]
     rows = [
         {"prompt": prompt, "completions": list(entry) if nested else [entry]}
@@ -90,18 +90,18 @@ def tokenize_row(
     row: Mapping[str, Any], number: int, tokenizer: PreTrainedTokenizerBase, truncation: Truncation, name: str
 ) -> TokenizedRow:
     """
-    Token ids of a row, truncated as by a trainer.
+    Returns the token ids of a row, truncated as by a trainer.
 
     Args:
         row (`Mapping`):
-            Row with `completions` (or `chosen` and `rejected`), which are truncated together, and with `prompt`
-            unless they start with it.
+            Row with `completions` (or `chosen` and `rejected`), which are truncated together. `prompt` may be missing
+            if the completions contain it.
         number (`int`):
-            Its number, for messages.
+            Index of the row, for messages.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
         truncation ([`~trl_dpo_ext.data.tokenization.Truncation`]):
-            Rules of tokenization and truncation. With `tokenization="joint"` the collator has yet to truncate.
+            Rules of tokenization and truncation. With `tokenization="joint"` the collator truncates later.
         name (`str`):
             Name of the rows in messages.
 
@@ -118,7 +118,7 @@ def tokenize_row(
 def tokenize_rows(
     rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, options: RowOptions, name: str
 ) -> list[TokenizedRow]:
-    """[`tokenize_row`] of each row, and a warning with the number of truncated rows."""
+    """Tokenizes every row. Warns with the number of truncated rows."""
     truncation = Truncation.of(tokenizer, **vars(options))
     tokenized = [tokenize_row(row, number, tokenizer, truncation, name) for number, row in enumerate(rows)]
     num_cut = sum(row.cut for row in tokenized)
@@ -127,20 +127,20 @@ def tokenize_rows(
         none_left = options.joint and options.truncation_mode == "keep_start" and len(full)
         logger.warning(
             f"{num_cut} of {len(tokenized)} rows exceed `max_length={options.max_length}` and are truncated as in "
-            "training" + (f"; of {none_left} no completion is left, so their rewards are 0." if none_left else ".")
+            "training." + (f" {none_left} of them have no completion left and get reward 0." if none_left else "")
         )
     return tokenized
 
 
 def parts_of(tokenized: Iterable[TokenizedRow], max_tokens: int, shared: bool) -> list[PromptPart]:
     """
-    Puts completions of equal prompts together, whichever row they come from, in parts of up to `max_tokens` tokens.
+    Groups completions of equal prompts, also of different rows, into parts of up to `max_tokens` tokens.
 
     Args:
         tokenized (`Iterable`):
-            Ids of prompts and of their completions; completions are numbered in this order.
+            Ids of prompts and completions. Completions are numbered in this order.
         max_tokens (`int`):
-            Most tokens of a part, which has at least one completion.
+            Maximum number of tokens of a part. A part has at least one completion.
         shared (`bool`):
             Whether a prompt is computed once for its completions.
 
@@ -181,15 +181,15 @@ def parts_of(tokenized: Iterable[TokenizedRow], max_tokens: int, shared: bool) -
 
 def batches_of(parts: Sequence[PromptPart], max_tokens: int, shared: bool) -> list[list[PromptPart]]:
     """
-    Puts parts in batches of up to `max_tokens` tokens, largest first, so that memory runs out at once or never.
+    Groups parts into batches of up to `max_tokens` tokens, largest first, so that memory runs out early or never.
 
     Args:
         parts (`Sequence[PromptPart]`):
-            Parts of up to `max_tokens` tokens; a larger one has a batch of its own.
+            Parts of up to `max_tokens` tokens. A larger part gets its own batch.
         max_tokens (`int`):
-            Most tokens of a batch.
+            Maximum number of tokens of a batch.
         shared (`bool`):
-            Whether only distinct tokens are computed, or padded rows.
+            Whether each prompt is computed once, without padding.
     """
     batches: list[list[PromptPart]] = []
     distinct = rows = longest = most = 0
@@ -206,7 +206,7 @@ def batches_of(parts: Sequence[PromptPart], max_tokens: int, shared: bool) -> li
 
 
 def _is_several(entry: Any) -> bool:
-    # Of messages, the entries are dicts
+    # A list of messages contains dicts
     return (
         isinstance(entry, Sequence) and not isinstance(entry, str) and not any(isinstance(e, Mapping) for e in entry)
     )

@@ -1,4 +1,4 @@
-"""Rewards as columns of data sets: scored completions, relabelled pairs, agreement with preferences."""
+"""Scoring of datasets: rewards as columns, relabeled pairs, agreement with preferences."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,28 +19,28 @@ _CHOSEN, _REJECTED, _SWAPPED = "score_chosen", "score_rejected", "swapped"
 
 
 class WithDatasets:
-    """A reward model that scores data sets."""
+    """Methods of a reward model that score datasets."""
 
     def score_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "scored") -> list[list[float]]:
-        """Rewards of the completions of rows."""
+        """Returns the rewards of the completions of each row."""
         raise NotImplementedError
 
     def score_dataset(self, dataset: Dataset) -> Dataset:
         """
-        Adds rewards to the rows of a data set.
+        Adds rewards to the rows of a dataset.
 
         Args:
             dataset (`Dataset`):
-                Rows with `completions`, which get `scores`, as [`RankingDPOTrainer`] and
-                [`~trl_dpo_ext.data.conversion.to_pairs.all_pairs`] take them; with `chosen` and `rejected`, which get
-                `score_chosen` and `score_rejected`; or with `completion`, which get `score`. `prompt` may be left out
-                where completions start with it; `tools` and `chat_template_kwargs` are used.
+                Rows with `completions` get `scores`, as accepted by [`RankingDPOTrainer`] and
+                [`~trl_dpo_ext.data.conversion.to_pairs.all_pairs`]. Rows with `chosen` and `rejected` get
+                `score_chosen` and `score_rejected`. Rows with `completion` get `score`. `prompt` may be missing if the
+                completions contain it. `tools` and `chat_template_kwargs` are used.
 
         Returns:
             `Dataset`
 
         Raises:
-            ValueError: If a column is missing or already there, or a row is malformed.
+            ValueError: If a column is missing or exists already, or a row is invalid.
         """
         _check_dataset(dataset)
         if "completion" not in dataset.column_names:
@@ -56,20 +56,20 @@ class WithDatasets:
 
     def relabel(self, dataset: Dataset) -> Dataset:
         """
-        Labels preference pairs anew: the completion with the larger reward becomes the chosen one.
+        Relabels preference pairs: the completion with the larger reward becomes the chosen one.
 
-        Self-labelling, as section 7 of the paper suggests. Every other column of the chosen one that the rejected one
-        has, too, goes with it.
+        This is the self-labeling that section 7 of the paper suggests. Other columns that both completions have are
+        swapped too.
 
         Args:
             dataset (`Dataset`):
-                Preference pairs; those that tie stay as they are.
+                Preference pairs. Pairs with equal rewards are not changed.
 
         Returns:
-            `Dataset`: The rows with `score_chosen`, `score_rejected` and `swapped` (bool).
+            `Dataset`: The rows, with `score_chosen`, `score_rejected` and `swapped` (bool).
 
         Raises:
-            ValueError: If a column is missing or already there, or a row is malformed.
+            ValueError: If a column is missing or exists already, or a row is invalid.
         """
         _check_dataset(dataset)
         dataset = plain(dataset, "scored")
@@ -85,24 +85,24 @@ class WithDatasets:
         types = scored.features
         both = {one: type_of_both(types[one], types[other]) for one, other in sides.items()}
         both |= {other: both[one] for one, other in sides.items()}
-        return scored.map(_swap, fn_kwargs={"sides": sides}, desc="Relabelling pairs", **typed(scored, both))
+        return scored.map(_swap, fn_kwargs={"sides": sides}, desc="Relabeling pairs", **typed(scored, both))
 
     def evaluate_preferences(self, dataset: Dataset, *, subset_column: str = "subset") -> PreferenceReport:
         """
-        How often the chosen completion has the larger reward, as RewardBench counts.
+        Measures how often the chosen completion has the larger reward, as in RewardBench.
 
         Args:
             dataset (`Dataset`):
                 Preference pairs.
             subset_column (`str`, *optional*, defaults to `"subset"`):
-                Column that names the subset of a pair, if there is one.
+                Column with the subset of each pair, if there is one.
 
         Returns:
-            [`~trl_dpo_ext.reward_model.results.PreferenceReport`]: accuracy (strictly larger is right), ties, margins
-            and counts, of all pairs and of each subset, and the mean over subsets.
+            [`~trl_dpo_ext.reward_model.results.PreferenceReport`]: Accuracy (share of pairs with a strictly larger
+            chosen reward), ties, margins and counts, overall and by subset, and the mean over subsets.
 
         Raises:
-            ValueError: If a column is missing, or a row is malformed.
+            ValueError: If a column is missing, or a row is invalid.
         """
         _check_dataset(dataset)
         chosen, rejected = self._score_pairs(dataset)
@@ -122,9 +122,7 @@ class WithDatasets:
         check_columns(dataset.column_names, "scored")
         for name in ("chosen", "rejected"):
             if name not in dataset.column_names:
-                raise ValueError(
-                    f"The dataset has token ids but no column `{name}`. Rewards are computed from the text."
-                )
+                raise ValueError(f"The dataset has token ids but no column `{name}`. Rewards are computed from text.")
         others = [name for name in ("completion", "completions") if name in dataset.column_names]
         rewards = self._score(dataset.remove_columns(others))
         return [pair[0] for pair in rewards], [pair[1] for pair in rewards]
@@ -143,18 +141,18 @@ def _swap(row: Mapping[str, Any], sides: Mapping[str, str]) -> dict[str, Any]:
 def _check_dataset(dataset: Any) -> None:
     if not isinstance(dataset, Dataset):
         raise TypeError(
-            f"Expected a `datasets.Dataset`, got a `{type(dataset).__name__}`. Read a stream into memory with "
-            "`Dataset.from_list(list(stream))`; of a `DatasetDict` pass one split."
+            f"Expected a `datasets.Dataset`, got a `{type(dataset).__name__}`. Load a streaming dataset into memory "
+            "with `Dataset.from_list(list(stream))`; pass one split of a `DatasetDict`."
         )
     if not len(dataset):
-        raise ValueError("The dataset has no row.")
+        raise ValueError("The dataset has no rows.")
     if images := holds_images(dataset):
-        raise ValueError(f"The dataset has the column `{images[0]}`. Rewards are computed of text and chat only.")
+        raise ValueError(f"The dataset has the column `{images[0]}`. Rewards are computed for text and chat only.")
 
 
 def _check_no_columns(columns: Sequence[str], names: Sequence[str]) -> None:
     for name in names:
         if name in columns:
             raise ValueError(
-                f"The dataset already has a column `{name}`. Rename it with `dataset.rename_column`, or remove it."
+                f"The dataset already has a column `{name}`. Rename it with `dataset.rename_column` or remove it."
             )

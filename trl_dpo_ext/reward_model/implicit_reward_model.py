@@ -1,4 +1,4 @@
-"""`ImplicitRewardModel`: the reward that a trained policy and its reference define."""
+"""`ImplicitRewardModel`: the reward defined by a trained policy and its reference."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -29,49 +29,49 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
     $$ \hat r(x, y) = \beta \log \frac{\pi(y|x)}{\pi_{ref}(y|x)} $$
 
     Section 4 of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290). Scores equal the rewards that the
-    trainers of this package log and predict: the code of tokenization, truncation, log-probabilities and precision is
-    the same. Compare scores within a prompt only: the reward is known up to a term that depends on the prompt.
+    trainers of this package log and predict, because tokenization, truncation, log-probabilities and precision use the
+    same code. Compare scores only within a prompt: the reward is known up to a term that depends on the prompt.
 
-    Completions of a prompt that are given together are truncated together, like a row in training: the longest
-    decides whether the prompt is truncated. The EOS token is appended to text that lacks it. Equal prompts are
-    computed once, even in different rows. With several processes, each scores its own input.
+    Completions passed together for a prompt are truncated together, like a row in training: the longest one decides
+    whether the prompt is truncated. The EOS token is appended to text without it. Equal prompts are computed once,
+    even in different rows. With several processes, each process scores its own input.
 
-    Models are in evaluation mode while they score, and afterwards as they were. Threads score one after another. A
-    copy, by `pickle` or `copy.deepcopy`, has models of its own.
+    Models are in evaluation mode while they score, and are restored afterwards. Threads score one after another. A
+    copy made with `pickle` or `copy.deepcopy` has its own models.
 
     Args:
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Trained policy.
         reference ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
-            Reference. With a PEFT policy `None` is what the trainers use: its adapter named `"ref"`, a frozen copy,
-            if it has one, else the policy with its adapter switched off.
+            Reference. With a PEFT policy, `None` means the reference of the trainers: the frozen adapter `"ref"` if
+            the policy has one, else the policy without its adapter.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
         beta (`float`):
             Strength of the KL constraint that the policy was trained with, > 0.
         reference_free (`bool`, *optional*, defaults to `False`):
-            Rewards are beta log pi(y|x), as trained with `reference_free=True`.
+            Whether rewards are beta log pi(y|x), as in training with `reference_free=True`.
         tokenization (`str`, *optional*, defaults to `"separate"`):
-            As in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
+            Same as in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
         max_length (`int`, *optional*, defaults to `512`):
-            Most tokens of a prompt with a completion; `None`: no truncation.
+            Maximum number of tokens of a prompt with a completion. `None` disables truncation.
         max_prompt_length (`int`, *optional*):
-            Tokens that the prompt of a long row is truncated to. Default: half of `max_length`.
+            Number of tokens to which the prompt of a row that is too long is truncated. Default: half of `max_length`.
         prompt_truncation_mode (`str`, *optional*):
             With `tokenization="separate"`: which end of a truncated prompt is kept. Default: `"keep_end"`.
         truncation_mode (`str`, *optional*, defaults to `"keep_start"`):
-            With `tokenization="joint"`: which end is kept.
+            With `tokenization="joint"`: which end of the sequence is kept.
         max_tokens_per_batch (`int`, *optional*, defaults to `16384`):
-            Most tokens in a forward. It changes no score but for rounding.
+            Maximum number of tokens of a forward pass. Changes scores only by rounding.
         mixed_precision (`str`, *optional*, defaults to `"no"`):
             Autocast: `"no"`, `"bf16"` or `"fp16"`.
         device (`torch.device` or `str`, *optional*):
-            Where to score. By default models stay where they are, or go to accelerate's device if that is the CPU.
+            Device to score on. By default, models stay where they are, or move from the CPU to accelerate's device.
         progress (`bool`, *optional*, defaults to `True`):
-            Show a progress bar where there is more than one batch.
+            Whether to show a progress bar if there is more than one batch.
 
     Raises:
-        ValueError: If an option does not exist or has no effect, or policy and reference are one model.
+        ValueError: If an option is unknown or has no effect, or policy and reference are the same model.
 
     Example:
 
@@ -104,12 +104,12 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
     ):
         if isinstance(processing_class, ProcessorMixin):
             raise ValueError(
-                "`processing_class` is a processor, and rewards are computed of text and chat only. Pass its "
-                "`.tokenizer` if no row has an image."
+                "`processing_class` is a processor, but rewards are computed for text and chat only. If no row has an "
+                "image, pass its `.tokenizer`."
             )
         if max_tokens_per_batch < 1:
             raise ValueError(f"`max_tokens_per_batch={max_tokens_per_batch}` must be at least 1.")
-        implicit_rewards(torch.zeros(1, 1), None, beta=beta)  # its own check of `beta`
+        implicit_rewards(torch.zeros(1, 1), None, beta=beta)  # checks `beta`
         self.policy = policy
         self.reference = reference
         self.processing_class = processing_class
@@ -121,7 +121,7 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
         self.max_tokens_per_batch = max_tokens_per_batch
         self.mixed_precision = mixed_precision
         self.progress = progress
-        # Under this name `trl.GRPOTrainer` and others log the rewards
+        # `trl.GRPOTrainer` and others log the rewards under this name
         self.__name__ = "implicit_reward"
 
         self._models = PolicyAndReference(
@@ -134,7 +134,7 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Built anew: the scoring forwards belong to the models of this one
+        # Rebuilds the scoring forwards, which belong to the models of this object
         options = {
             "beta": self.beta,
             "reference_free": self.reference_free,
@@ -148,20 +148,20 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
 
     def score(self, prompts: Iterable[Any], completions: Iterable[Any]) -> list[Any]:
         """
-        Rewards of completions.
+        Returns the rewards of completions.
 
         Args:
             prompts (`Iterable`):
                 Texts, or lists of messages.
             completions (`Iterable`):
-                For each prompt a completion, or a list of any number of them (truncated together, like a row in
-                training), as text or lists of messages.
+                For each prompt a completion, or a list of completions (truncated together, like a row in training),
+                each a text or a list of messages.
 
         Returns:
-            `list[float]`, or `list[list[float]]` where lists of completions were given.
+            `list[float]`, or `list[list[float]]` if completions were passed as lists.
 
         Raises:
-            ValueError: If prompts and completions do not go together, or a row is malformed.
+            ValueError: If prompts and completions do not match, or a row is invalid.
         """
         rows, nested = rows_from(prompts, completions)
         rewards = self.score_rows(rows)
@@ -169,15 +169,15 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
 
     def __call__(self, prompts: Iterable[Any], completions: Iterable[Any], **kwargs: Any) -> list[Any]:
         """
-        Rewards as [`trl.GRPOTrainer`] and [`trl.RLOOTrainer`] take them: `reward_funcs=reward_model`.
+        Returns rewards in the form of [`trl.GRPOTrainer`] and [`trl.RLOOTrainer`]: `reward_funcs=reward_model`.
 
         Args:
             prompts (`Iterable`):
-                As in [`score`].
+                Same as in [`score`].
             completions (`Iterable`):
-                As in [`score`].
+                Same as in [`score`].
             kwargs:
-                What else TRL passes to reward functions; a reward depends on prompt and completion alone.
+                Other arguments that TRL passes to reward functions. They have no effect.
 
         Returns:
             `list[float]`
@@ -186,16 +186,16 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
 
     def score_tokens(self, prompts: Iterable[Any], completions: Iterable[Any]) -> list[Any]:
         """
-        Rewards of completions by token.
+        Returns the rewards of the tokens of completions.
 
         Args:
             prompts (`Iterable`):
-                As in [`score`].
+                Same as in [`score`].
             completions (`Iterable`):
-                As in [`score`].
+                Same as in [`score`].
 
         Returns:
-            `list[TokenRewards]`, or a list of such lists where lists of completions were given.
+            `list[TokenRewards]`, or a list of such lists if completions were passed as lists.
         """
         rows, nested = rows_from(prompts, completions)
         by_row = self._run(self._tokenize(rows, "scored"), self._token_rewards)
@@ -203,11 +203,11 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
 
     def rank(self, prompts: Iterable[Any], completions: Iterable[Sequence[Any]]) -> list[list[int]]:
         """
-        For each prompt the places of its completions, best first; those that tie keep their order.
+        Returns the indices of each prompt's completions, best first. Completions with equal rewards keep their order.
 
         Args:
             prompts (`Iterable`):
-                As in [`score`].
+                Same as in [`score`].
             completions (`Iterable[Sequence]`):
                 For each prompt a list of completions.
 
@@ -219,11 +219,11 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
 
     def best_of_n(self, prompts: Iterable[Any], completions: Iterable[Sequence[Any]]) -> list[BestCompletion]:
         """
-        For each prompt the completion with the largest reward; of several that tie, the first.
+        Returns the completion with the largest reward for each prompt. Of equal rewards, the first counts.
 
         Args:
             prompts (`Iterable`):
-                As in [`score`].
+                Same as in [`score`].
             completions (`Iterable[Sequence]`):
                 For each prompt a list of completions.
 
@@ -239,14 +239,14 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
 
     def score_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "scored") -> list[list[float]]:
         """
-        Rewards of the completions of rows, in their order.
+        Returns the rewards of the completions of each row, in the given order.
 
         Args:
             rows (`Iterable[Mapping]`):
                 Rows with `completions`, or with `chosen` and `rejected`; with `prompt`, and optionally `tools` and
                 `chat_template_kwargs`.
             name (`str`, *optional*, defaults to `"scored"`):
-                Name of the data set in messages.
+                Name of the dataset in messages.
 
         Returns:
             `list[list[float]]`
@@ -255,7 +255,7 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
 
     def score_tokenized(self, rows: Sequence[TokenizedRow]) -> list[list[float]]:
         """
-        Rewards of rows that [`~trl_dpo_ext.reward_model.batching.tokenize_row`] has prepared.
+        Returns the rewards of rows prepared by [`~trl_dpo_ext.reward_model.batching.tokenize_row`].
 
         Args:
             rows (`Sequence[TokenizedRow]`):
@@ -287,18 +287,18 @@ class ImplicitRewardModel(WithFolders, WithDatasets):
         return [TokenRewards(*of_one) for of_one in zip(ids, tokens, rewards, strict=True)]
 
     def _tokenize(self, rows: Iterable[Mapping[str, Any]], name: str) -> list[TokenizedRow]:
-        # A tokenizer is changed while it is used (padding, truncation)
+        # Padding and truncation change the tokenizer
         with ONE_THREAD:
             return tokenize_rows(rows, self.processing_class, self.row_options, name)
 
     def _run(self, tokenized: Sequence[TokenizedRow], values_of: Callable[[LogRatios], list[Any]]) -> list[list[Any]]:
-        """One value for each completion of each row."""
+        """Returns one value for each completion of each row."""
         options = self.row_options
         shared = self._models.share_prompts
         parts = parts_of(tokenized, self.max_tokens_per_batch, shared)
         batches = batches_of(parts, self.max_tokens_per_batch, shared)
         collate = DataCollatorForRanking(
-            pad_token_id=self.processing_class.pad_token_id or 0,  # never computed
+            pad_token_id=self.processing_class.pad_token_id or 0,  # the value of padding has no effect
             max_length=options.max_length if options.joint else None,
             truncation_mode=options.truncation_mode,
         )

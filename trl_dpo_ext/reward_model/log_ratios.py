@@ -1,4 +1,4 @@
-"""Log-probabilities of completions under a policy and its reference, token by token."""
+"""Log-probabilities of the tokens of completions under a policy and its reference."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -23,19 +23,19 @@ ONE_THREAD = threading.RLock()
 @dataclass
 class LogRatios:
     """
-    What policy and reference say of N completions of T - 1 scored positions.
+    Log-probabilities of N completions with T - 1 scored positions under policy and reference.
 
     Args:
         numbers (`list[int]`):
-            Numbers of the completions.
+            Indices of the completions.
         token_ids (`torch.Tensor` of shape `(N, T - 1)`):
             Tokens.
         mask (`torch.Tensor` of shape `(N, T - 1)`, bool):
             `True` where a token belongs to the completion.
         policy (`torch.Tensor` of shape `(N, T - 1)`):
-            Log-probability of each token under the policy, nats, float32, 0 outside `mask`.
+            Log-probability of each token under the policy, in nats, float32, 0 outside `mask`.
         reference (`torch.Tensor` of shape `(N, T - 1)`, *optional*):
-            The same under the reference.
+            Same under the reference.
     """
 
     numbers: list[int]
@@ -47,24 +47,24 @@ class LogRatios:
 
 class PolicyAndReference:
     """
-    The two models whose log-probabilities make a reward.
+    Policy and reference of a reward model.
 
     Args:
         policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Policy.
         reference ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
-            Reference; `None` with a PEFT policy for the one in the policy, or with `reference_free`.
+            Reference. `None` with a PEFT policy means the reference inside the policy.
         reference_free (`bool`):
             Whether there is no reference.
         mixed_precision (`str`):
             Autocast.
         device (`torch.device` or `str`, *optional*):
-            Where they run.
+            Device of the models.
         longest (`int`, *optional*):
-            Tokens of the longest prompt with a completion.
+            Number of tokens of the longest prompt with a completion.
 
     Raises:
-        ValueError: If an option does not exist, a reference is missing, or the two are one model.
+        ValueError: If an option is unknown, a reference is missing, or policy and reference are the same model.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class PolicyAndReference:
 
     @property
     def share_prompts(self) -> bool:
-        """Whether both compute a prompt once for its completions."""
+        """Whether both models compute each prompt once for its completions."""
         return all(forward.shares_prompts for forward in self._forwards)
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Has both models ready to score, for one thread at a time, and gives them back as they were."""
+        """Prepares both models for scoring by one thread, and restores them afterwards."""
         with ONE_THREAD, ExitStack() as stack:
             for forward in self._forwards:
                 stack.enter_context(forward.ready())
@@ -108,13 +108,13 @@ class PolicyAndReference:
 
     def log_ratios(self, batch: Mapping[str, Tensor], numbers: list[int]) -> LogRatios:
         """
-        Runs both models.
+        Runs both models on a batch.
 
         Args:
             batch (`Mapping[str, torch.Tensor]`):
                 Groups `(B, K, T)` of [`~trl_dpo_ext.data.rankings.collator.DataCollatorForRanking`].
             numbers (`list[int]`):
-                Numbers of the completions that exist in it, row by row.
+                Indices of the completions in the batch, row by row.
         """
         policy, mask = self._forwards[0].token_logps(batch)
         reference = None
@@ -132,22 +132,22 @@ def _check_models(policy: Any, reference: Any, reference_free: bool) -> None:
             continue
         if not isinstance(model, torch.nn.Module):
             raise ValueError(
-                f"`{name}` is a `{type(model).__name__}`; expected a loaded model. Load it, or use "
+                f"`{name}` is a `{type(model).__name__}`, but a loaded model is expected. Load it, or use "
                 "`ImplicitRewardModel.from_pretrained`."
             )
     if reference is None:
         if not reference_free and not is_peft_model(policy):
             raise ValueError(
-                "`reference=None` stands for the policy with its adapter switched off, and this policy has none. "
-                "Pass the model that training started from, or `reference_free=True`."
+                "`reference=None` means the policy without its adapter, but this policy has no adapter. Pass the "
+                "model that training started from, or `reference_free=True`."
             )
     elif reference_free:
         raise ValueError("`reference` has no effect with `reference_free=True`. Leave one of them out.")
     elif any(module is reference for module in policy.modules()) or any(
         module is policy for module in reference.modules()
     ):
-        hint = "Leave `reference` out" if is_peft_model(policy) else "Load it a second time, from where training began"
-        raise ValueError(f"`policy` and `reference` are one model, so that every reward would be 0. {hint}.")
+        hint = "Leave `reference` out" if is_peft_model(policy) else "Pass another copy as `reference`"
+        raise ValueError(f"`policy` and `reference` are the same model, so all rewards would be 0. {hint}.")
 
 
 def _is_placed(model: Any) -> bool:
@@ -158,6 +158,6 @@ def _check_finite(ratios: LogRatios) -> None:
     for whose, logps in {"policy": ratios.policy, "reference": ratios.reference}.items():
         if logps is not None and not logps.isfinite().all():
             raise ValueError(
-                f"The {whose} gives a completion a log-probability that is not finite. Its weights or its precision "
-                "are at fault: try `dtype='float32'` and `mixed_precision='no'`."
+                f"The {whose} returned a log-probability that is not finite. Check its weights, or try "
+                "`dtype='float32'` and `mixed_precision='no'`."
             )

@@ -1,4 +1,4 @@
-"""A policy and its reference from a folder, as the trainer that saved it had them, and back to a folder."""
+"""Loading and saving a policy with its reference, with the weights and dtypes of training."""
 
 import os
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from trl_dpo_ext.trainers.options.adapter_base import check_base, read_adapter_c
 
 __all__ = ["LoadedPolicy", "load_policy", "save_policy", "to_folder"]
 
-# Subfolders of a policy: its reference model (this package's), and the frozen copy of a trained adapter (PEFT's)
+# Subfolders of a policy: its reference model (this package), and the frozen copy of a trained adapter (PEFT)
 _REFERENCE, _REF_ADAPTER = "reference", "ref"
 
 _NEVER_READ = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf", "checkpoint-*", "runs/*"]
@@ -35,17 +35,17 @@ _NEVER_READ = ["*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.gguf"
 @dataclass
 class LoadedPolicy:
     """
-    What a folder holds.
+    A policy loaded from a folder, with its reference.
 
     Args:
         policy (`PreTrainedModel` or `PeftModel`):
             Policy.
         reference (`PreTrainedModel` or `PeftModel`, *optional*):
-            Reference; `None` where the policy's own adapter or nothing is the reference.
+            Reference. `None` if the reference is inside the policy, or there is none.
         reference_free (`bool`):
             Whether the policy was trained without a reference.
         state (`dict`):
-            What the trainer wrote beside the weights; empty if another package did.
+            Contents of the `trl_dpo_ext.json` that the trainer saved, or empty.
     """
 
     policy: Any
@@ -55,7 +55,7 @@ class LoadedPolicy:
 
 
 def to_folder(name: str | Path, revision: str | None = None, token: str | None = None) -> str:
-    """The folder of that name, or one with the files of the hub repository of that name (no pickled weights)."""
+    """Returns a local folder with the files of a folder or hub repository (without pickled weights)."""
     if os.path.isdir(name):
         return str(name)
     return snapshot_download(str(name), revision=revision, token=token, ignore_patterns=_NEVER_READ)
@@ -72,30 +72,30 @@ def load_policy(
     check_reference: bool = True,
 ) -> LoadedPolicy:
     """
-    Loads a policy and its reference, with the weights as they were in training.
+    Loads a policy and its reference with the weights of training.
 
     Args:
         folder (`str`):
-            A model or an adapter, from a trainer of this package or not.
+            Folder of a model or an adapter, saved by a trainer of this package or another one.
         reference (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
-            Reference. By default the adapter's frozen copy, the subfolder `reference`, the adapter switched off, or
-            the model that the trainer recorded, whichever there is.
+            Reference. Default: the frozen copy of the adapter, the subfolder `reference`, the policy without its
+            adapter, or the recorded model, whichever exists.
         reference_free (`bool`, *optional*):
-            Load no reference. By default as in training.
+            Whether to load no reference. Default: as in training.
         dtype (`str` or `torch.dtype`, *optional*):
-            Dtype to load weights in, once the reference has been checked. By default that of training.
+            Dtype of the weights, applied after the reference has been checked. Default: as in training.
         device (`torch.device`):
-            Where they go.
+            Device of the models.
         quantization_config ([`~transformers.utils.quantization_config.QuantizationConfigMixin`], *optional*):
-            Quantization of an adapter's base model. By default as in training.
+            Quantization of an adapter's base model. Default: as in training.
         check_reference (`bool`, *optional*, defaults to `True`):
-            Compare the reference's hash with the recorded one.
+            Whether to compare the hash of the reference with the recorded one.
 
     Returns:
         [`LoadedPolicy`]
 
     Raises:
-        ValueError: If there is no reference, or it is not the one that the policy was trained against.
+        ValueError: If there is no reference, or it is not the one that the policy was trained with.
     """
     state = read_state(folder)
     recorded = state.get("reference", {})
@@ -110,7 +110,7 @@ def load_policy(
     if not is_adapter and not os.path.isfile(os.path.join(folder, "config.json")):
         checkpoint = newest_whole_here(folder)
         hint = f"Pass {checkpoint}" if checkpoint else "Save one there with `trainer.save_model()`"
-        raise ValueError(f"{folder} holds neither a model nor an adapter. {hint}.")
+        raise ValueError(f"{folder} contains neither a model nor an adapter. {hint}.")
     in_policy = reference is None and _is_in_policy(folder, is_adapter, recorded)
 
     def load(dtype: Any) -> tuple[Any, Any]:
@@ -126,7 +126,7 @@ def load_policy(
         policy, model = load(None)
         found = hash_weights(policy) if model is None else hash_weights(model, with_adapters=True)
         _check_hash(found, recorded, folder, reference)
-        if dtype is not None:  # loaded again: casting a model would cast its buffers, too
+        if dtype is not None:  # loaded again: casting a model would also cast its buffers
             del policy, model
             policy, model = load(dtype)
     else:
@@ -138,36 +138,36 @@ def save_policy(
     folder: str | Path, policy: Any, reference: Any, state: dict[str, Any], save_reference: bool | None = None
 ) -> None:
     """
-    Writes a policy, its reference and `state`, so that [`load_policy`] gives the same log-probabilities.
+    Saves a policy, its reference and `state`, so that [`load_policy`] reproduces the log-probabilities.
 
     Args:
         folder (`str` or `Path`):
-            Where to write.
+            Folder to write to.
         policy (`PreTrainedModel` or `PeftModel`):
             Policy.
         reference (`PreTrainedModel` or `PeftModel`, *optional*):
-            Reference; `None` where the policy's own adapter or nothing is the reference.
+            Reference. `None` if the reference is inside the policy, or there is none.
         state (`dict`):
-            What goes beside the weights.
+            Contents of `trl_dpo_ext.json`.
         save_reference (`bool`, *optional*):
-            Write the reference's weights. By default wherever it is a model of its own; `False` records only the
-            folder or hub name that it was loaded from.
+            Whether to save the weights of the reference. Default: if it is a separate model. `False` records only
+            the folder or hub name that it was loaded from.
 
     Raises:
-        ValueError: If a model that is not written has no such name.
+        ValueError: If a model that is not saved has no such name.
     """
     source: dict[str, str] = {}
     if is_peft_model(policy):
         source = describe_source(policy)
         if not source:
             raise ValueError(
-                "The adapter's base model was built in memory, so nothing says where to load it from. Save it with "
+                "The adapter's base model was built in memory, so its location is unknown. Save it with "
                 "`policy.get_base_model()` before the adapter is added, and load it from there."
             )
         if policy.active_adapter != "default":
             raise ValueError(
-                f"The policy's adapter is named {policy.active_adapter!r}, and PEFT loads only 'default' from a "
-                "folder. Load it under that name."
+                f"The policy's adapter is named {policy.active_adapter!r}, but PEFT loads only 'default' from a "
+                "folder. Load the adapter under the name 'default'."
             )
     if reference is not None:
         source = {} if is_peft_model(reference) else describe_source(reference)
@@ -175,11 +175,11 @@ def save_policy(
             save_reference = True
         if not save_reference and not source:
             raise ValueError(
-                "`save_reference=False`, but the reference has no name to load it by: it is an adapter or was built "
-                "in memory. Leave it out."
+                "`save_reference=False` needs a folder or hub name of the reference, but it is an adapter or was "
+                "built in memory. Leave `save_reference` out."
             )
     elif save_reference:
-        raise ValueError("`save_reference=True` has no effect: the reference is not a model of its own.")
+        raise ValueError("`save_reference=True` has no effect, because the reference is not a separate model.")
 
     Path(folder).mkdir(parents=True, exist_ok=True)
     policy.save_pretrained(folder)
@@ -195,7 +195,7 @@ def save_policy(
 
 
 def _is_in_policy(folder: str, is_adapter: bool, recorded: dict[str, Any]) -> bool:
-    """Whether the reference is an adapter's frozen copy, or the adapter switched off."""
+    """Whether the reference is the frozen copy of the adapter, or the policy without its adapter."""
     kind = recorded.get("kind", ADAPTER_OFF)
     frozen_copy = os.path.isfile(os.path.join(folder, _REF_ADAPTER, "adapter_config.json"))
     return is_adapter and (frozen_copy or kind.startswith(ADAPTER_OFF))
@@ -205,7 +205,7 @@ def _load_model(
     name: str, dtype: Any, device: torch.device, quantization: Any = None, revision: str | None = None
 ) -> Any:
     device_map = None if device.type in ("cpu", "mps") else {"": device}
-    if dtype == "float64":  # a policy may be trained in it, and TRL knows no such name
+    if dtype == "float64":  # TRL does not accept this name
         dtype = torch.float64
     arguments: dict[str, Any] = {"dtype": dtype, "device_map": device_map, "trust_remote_code": False}
     if quantization is not None:
@@ -227,13 +227,13 @@ def _load_adapter(folder: str, state: dict[str, Any], dtype: Any, device: torch.
     name, revision = config.base_model_name_or_path, config.revision
     is_base = recorded.get("kind", "").startswith((ADAPTER_OFF, ADAPTER_COPY))
     if is_base and os.path.isdir(recorded.get("model", "")) and not (name and os.path.isdir(name)):
-        name, revision = recorded["model"], None  # a relative path, seen from another folder
+        name, revision = recorded["model"], None  # a relative path is relative to another folder
     check_base(folder, name)
     base = _load_model(name, dtype or state.get("dtype", "float32"), device, quantization, revision)
     model = load_adapter(base, folder)
     if os.path.isfile(os.path.join(folder, _REF_ADAPTER, "adapter_config.json")):
         load_adapter(model, os.path.join(folder, _REF_ADAPTER), "ref")
-    # PEFT loads an adapter in float32, whatever it was trained in (TRL trains one on quantized weights in bfloat16)
+    # PEFT loads adapters in float32, whatever dtype they were trained in (TRL: bfloat16 on quantized weights)
     trained_in = getattr(torch, state.get("adapter_dtype", "float32"))
     for parameter in adapter_parameters(model):
         parameter.data = parameter.data.to(trained_in)
@@ -250,20 +250,21 @@ def _load_reference(given: Any, folder: str, recorded: dict[str, Any], dtype: An
         name, revision = inside, None
     elif recorded.get("synced"):
         raise ValueError(
-            f"The reference of {folder} moved in training (`sync_ref_model=True`) and was not saved. Pass `reference=`"
-            ", or save with `ImplicitRewardModel.from_trainer(trainer).save_pretrained(folder)` after training."
+            f"The reference of {folder} changed during training (`sync_ref_model=True`) and was not saved. Pass "
+            "`reference=`, or save with `ImplicitRewardModel.from_trainer(trainer).save_pretrained(folder)` after "
+            "training."
         )
     elif "model" in recorded:
         name, revision = recorded["model"], recorded.get("revision")
         if os.path.isabs(name) and not os.path.isdir(name):
             raise ValueError(
-                f"The reference that {folder} was trained against was loaded from {name}, which is not there. Pass "
-                "`reference=`, the model that training started from."
+                f"The reference of {folder} was loaded from {name}, which does not exist here. Pass `reference=`, the "
+                "model that training started from."
             )
     else:
         raise ValueError(
-            f"Nothing in {folder} says what its reference policy is. Pass `reference=`, the model that training "
-            "started from, or `reference_free=True` for rewards beta log pi(y|x)."
+            f"{folder} does not record its reference. Pass `reference=`, the model that training started from, or "
+            "`reference_free=True` for rewards beta log pi(y|x)."
         )
     dtype = dtype or recorded.get("dtype", "float32")
     if os.path.isfile(os.path.join(name, "adapter_config.json")):
@@ -278,8 +279,8 @@ def _check_hash(found: str | None, recorded: dict[str, Any], folder: str, given:
     if given is None and "model" in recorded:
         what += f", loaded from {recorded['model']},"
     raise ValueError(
-        f"{what} is not the policy that {folder} was trained against: its weights have the hash {found}, recorded is "
-        f"{recorded['hash']}. Its weights have changed since, or it is another model, dtype "
-        f"(recorded: {recorded.get('dtype', 'unknown')}) or quantization. Pass the model that training started from "
-        "as `reference=`, or `check_reference=False` if you know that it is right."
+        f"{what} is not the one that {folder} was trained with: its weights have the hash {found}, but the recorded "
+        f"hash is {recorded['hash']}. The model, its weights, dtype (recorded: {recorded.get('dtype', 'unknown')}) or "
+        "quantization differ. Pass the model that training started from as `reference=`, or `check_reference=False` "
+        "to skip this check."
     )

@@ -1,4 +1,4 @@
-"""What a reward model returns beside plain numbers."""
+"""Results of a reward model, except plain numbers."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,16 +10,16 @@ __all__ = ["BestCompletion", "PreferenceAccuracy", "PreferenceReport", "TokenRew
 @dataclass(frozen=True)
 class TokenRewards:
     r"""
-    The reward of a completion, token by token.
+    The rewards of the tokens of a completion.
 
     Args:
         token_ids (`list[int]`):
-            Tokens of the completion that the reward counts, after truncation, EOS included.
+            Scored tokens of the completion, after truncation and including EOS.
         tokens (`list[str]`):
-            The same as the tokenizer writes them.
+            The same tokens as text.
         rewards (`list[float]`):
-            \\( \beta \log(\pi(y_t|x, y_{<t}) / \pi_{ref}(y_t|x, y_{<t})) \\) of each; they add up to the completion's
-            reward.
+            \\( \beta \log(\pi(y_t|x, y_{<t}) / \pi_{ref}(y_t|x, y_{<t})) \\) of each token. Their sum is the reward
+            of the completion.
     """
 
     token_ids: list[int]
@@ -34,9 +34,9 @@ class BestCompletion:
 
     Args:
         index (`int`):
-            Its place among them; of several that tie, the first.
+            Index of the completion. Of equal rewards, the first counts.
         completion (`Any`):
-            Itself, text or messages.
+            The completion, as text or messages.
         reward (`float`):
             Its reward.
     """
@@ -49,17 +49,17 @@ class BestCompletion:
 @dataclass(frozen=True)
 class PreferenceAccuracy:
     """
-    How often a reward model agrees with preferences.
+    Agreement of a reward model with preferences.
 
     Args:
         count (`int`):
-            Pairs.
+            Number of pairs.
         accuracy (`float`):
-            Share of them whose chosen completion has the strictly larger reward.
+            Share of pairs whose chosen completion has the strictly larger reward.
         ties (`float`):
-            Share of them whose two rewards are equal: not counted as right.
+            Share of pairs with equal rewards, which do not count as correct.
         margin (`float`):
-            Mean of the chosen minus the rejected reward.
+            Mean difference of the chosen and the rejected reward.
     """
 
     count: int
@@ -69,7 +69,7 @@ class PreferenceAccuracy:
 
     @classmethod
     def of(cls, chosen: list[float], rejected: list[float]) -> "PreferenceAccuracy":
-        """Of the rewards of pairs, at least one."""
+        """Computes the agreement from the rewards of at least one pair."""
         pairs = list(zip(chosen, rejected, strict=True))
         return cls(
             count=len(pairs),
@@ -82,13 +82,13 @@ class PreferenceAccuracy:
 @dataclass(frozen=True)
 class PreferenceReport:
     """
-    Agreement with a preference data set, as RewardBench reports it.
+    Agreement with a preference dataset, as in RewardBench.
 
     Args:
         overall (`PreferenceAccuracy`):
             Over all pairs.
         subsets (`dict[str, PreferenceAccuracy]`):
-            Over the pairs of each subset, in the order in which they first come; empty without a subset column.
+            By subset, in order of first appearance. Empty without a subset column.
     """
 
     overall: PreferenceAccuracy
@@ -96,12 +96,12 @@ class PreferenceReport:
 
     @property
     def mean_over_subsets(self) -> float:
-        """Mean of the subsets' accuracies, each counted once whatever its size; the overall one without subsets."""
+        """Mean of the accuracies of the subsets, all with equal weight. Without subsets, the overall accuracy."""
         accuracies = [subset.accuracy for subset in self.subsets.values()] or [self.overall.accuracy]
         return sum(accuracies) / len(accuracies)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """All values as a dict, for JSON."""
         return asdict(self) | {"mean_over_subsets": self.mean_over_subsets}
 
     def __str__(self) -> str:

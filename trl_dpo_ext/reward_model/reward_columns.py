@@ -1,4 +1,4 @@
-"""What of a row is scored, and the columns that its rewards go into."""
+"""Scored columns of a row, and the columns of its rewards."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -11,13 +11,13 @@ from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 
 __all__ = ["as_columns", "completions_of", "reward_columns"]
 
-# What a row's tokens depend on beside its completions, and columns that a prompt which is missed may be in
+# Columns that the tokens of a row depend on besides its completions, and columns of a missing prompt
 _CONTEXT = ("prompt", "tools", "chat_template_kwargs", *PROMPT_NAMES)
 
 
 def reward_columns(columns: Sequence[str]) -> tuple[str, ...]:
     """
-    Columns that [`ImplicitRewardModel.score_dataset`] adds to a row with these.
+    Returns the columns that [`ImplicitRewardModel.score_dataset`] adds to a row with `columns`.
 
     Example:
     ```python
@@ -35,7 +35,7 @@ def reward_columns(columns: Sequence[str]) -> tuple[str, ...]:
 
 def completions_of(row: Mapping[str, Any], name: str, *, repeats: bool = False) -> dict[str, Any]:
     """
-    What of a row [`ImplicitRewardModel.score_rows`] takes.
+    Returns the columns of a row that [`ImplicitRewardModel.score_rows`] needs.
 
     Args:
         row (`Mapping`):
@@ -43,7 +43,7 @@ def completions_of(row: Mapping[str, Any], name: str, *, repeats: bool = False) 
         name (`str`):
             Name of the rows in messages.
         repeats (`bool`, *optional*, defaults to `False`):
-            Whether completions of text begin with the prompt of their row, see
+            Whether completions start with the prompt of their row, see
             [`~trl_dpo_ext.data.prompts.answers_repeat_prompts`].
 
     Raises:
@@ -51,7 +51,7 @@ def completions_of(row: Mapping[str, Any], name: str, *, repeats: bool = False) 
     """
     for images in IMAGE_COLUMNS:
         if is_image(row.get(images)):
-            raise ValueError(f"the row has `{images}`, and rewards are computed of text and chat only.")
+            raise ValueError(f"the row has `{images}`, but rewards are computed for text and chat only.")
     if repeats:
         row = without_repeated_prompt(row)
     context = {column: row[column] for column in _CONTEXT if column in row}
@@ -61,7 +61,7 @@ def completions_of(row: Mapping[str, Any], name: str, *, repeats: bool = False) 
     if "completions" in row:
         return {"completions": row["completions"], **context}
     if not {"chosen", "rejected"} <= row.keys():
-        raise ValueError("the row has token ids but no text (`chosen`, `rejected`), which rewards are computed from.")
+        raise ValueError("the row has token ids but no text (`chosen`, `rejected`) to compute rewards from.")
     return {"chosen": row["chosen"], "rejected": row["rejected"], **context}
 
 
@@ -71,7 +71,7 @@ def _is_single(columns: Collection[str]) -> bool:
 
 def as_columns(rewards: Sequence[float], names: Sequence[str]) -> dict[str, Any]:
     """
-    The rewards of a row's completions as its columns `names`, which are those of [`reward_columns`].
+    Returns the rewards of a row's completions as the columns `names` of [`reward_columns`].
 
     Example:
     ```python

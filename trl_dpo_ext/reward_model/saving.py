@@ -1,4 +1,4 @@
-"""A reward model from a folder, the hub or a trainer, and back."""
+"""Loading a reward model from a folder, the hub or a trainer, and saving it."""
 
 import tempfile
 from dataclasses import asdict, fields
@@ -29,7 +29,7 @@ _ROW_OPTIONS = [field.name for field in fields(RowOptions)]
 
 
 class WithFolders:
-    """A reward model that is saved with all that its scores depend on, and loaded as its trainer saved it."""
+    """Methods of a reward model that save and load it with everything that its scores depend on."""
 
     policy: Any
     reference: Any
@@ -62,40 +62,39 @@ class WithFolders:
 
         Args:
             name (`str` or `Path`):
-                Folder or hub name of a model or an adapter. Of what a trainer of this package or [`save_pretrained`]
-                wrote everything is known; of another one `beta` must be given and, unless it is an adapter,
-                `reference`.
+                Folder or hub name of a model or an adapter. Models saved by this package need no other argument.
+                Models from elsewhere need `beta` and, unless they are adapters, `reference`.
             reference (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`], *optional*):
-                Reference; by default the one of the training.
+                Reference. Default: as in training.
             processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-                Tokenizer; by default the folder's.
+                Tokenizer. Default: the tokenizer in the folder.
             beta (`float`, *optional*):
-                Strength of the KL constraint; by default that of the training.
+                Strength of the KL constraint. Default: as in training.
             reference_free (`bool`, *optional*):
-                Rewards beta log pi; by default as in training.
+                Whether rewards are beta log pi(y|x). Default: as in training.
             dtype (`str` or `torch.dtype`, *optional*):
-                Dtype to load weights in, once the reference has been checked; by default the training's.
+                Dtype of the weights, applied after the reference has been checked. Default: as in training.
             mixed_precision (`str`, *optional*):
-                Autocast; by default the training's.
+                Autocast. Default: as in training.
             device (`torch.device` or `str`, *optional*):
-                Where to score; by default accelerate's device.
+                Device to score on. Default: accelerate's device.
             revision (`str`, *optional*):
                 Revision of the hub repository.
             token (`str`, *optional*):
-                Token for the hub; by default the one that is logged in.
+                Token for the hub. Default: the stored login.
             quantization_config ([`~transformers.utils.quantization_config.QuantizationConfigMixin`], *optional*):
-                Quantization of the base model; by default the training's.
+                Quantization of the base model. Default: as in training.
             check_reference (`bool`, *optional*, defaults to `True`):
-                Refuse a reference whose weights are not those that the training recorded the hash of.
+                Whether to reject a reference whose hash differs from the one recorded in training.
             options:
-                Further options of [`ImplicitRewardModel`], in place of those of the training. A new `max_length`
-                alone brings its own `max_prompt_length`, half of it.
+                Options of [`ImplicitRewardModel`] that replace those of training. If only `max_length` changes,
+                `max_prompt_length` becomes half of it.
 
         Returns:
             [`ImplicitRewardModel`]
 
         Raises:
-            ValueError: If beta or the reference is unknown, or the reference is another one than that of the training.
+            ValueError: If beta or the reference is unknown, or the reference is not the one used in training.
         """
         folder = to_folder(name, revision, token)
         device = torch.device(PartialState().device if device is None else device)
@@ -114,16 +113,16 @@ class WithFolders:
         state = loaded.state
         beta = state.get("beta") if beta is None else beta
         if beta is None:
-            raise ValueError(f"Nothing in {name} says with which beta it was trained. Pass `beta=`.")
+            raise ValueError(f"{name} does not record its beta. Pass `beta=`.")
         if "ld_alpha" in state:
             logger.warning(
-                f"{name} was trained with `ld_alpha={state['ld_alpha']}`, which weighs tokens by the lengths of a "
-                "pair. Scores are of whole completions, and differ from the rewards that were logged."
+                f"{name} was trained with `ld_alpha={state['ld_alpha']}`, which weights tokens by the lengths of a "
+                "pair. Scores are of whole completions, so they differ from the logged rewards."
             )
         of_training = {field: state[field] for field in _ROW_OPTIONS if field in state}
         if "max_length" in options:
             of_training.pop("max_prompt_length", None)
-        if "tokenization" in options:  # their options of truncation differ
+        if "tokenization" in options:  # the other options of truncation depend on it
             of_training = {field: value for field, value in of_training.items() if field == "max_length"}
         build: Any = cls
         return build(
@@ -140,13 +139,13 @@ class WithFolders:
     @classmethod
     def from_trainer(cls, trainer: Any, **options: Any) -> Self:
         """
-        The reward model that a trainer of this package has in memory, with its options.
+        Builds the reward model from the models and options of a trainer of this package.
 
         Args:
             trainer ([`~trl_dpo_ext.trainers.base_trainer.BaseDPOTrainer`]):
-                Trainer, before, in or after training.
+                Trainer, before, during or after training.
             options:
-                Options of [`ImplicitRewardModel`] in place of the trainer's, and `reference`.
+                Options of [`ImplicitRewardModel`] that replace those of the trainer, and `reference`.
 
         Raises:
             ValueError: If the trainer has only cached log-probabilities of its reference.
@@ -166,14 +165,14 @@ class WithFolders:
 
     def save_pretrained(self, folder: str | Path, *, save_reference: bool | None = None) -> None:
         """
-        Saves everything that [`from_pretrained`] needs to give the same scores.
+        Saves everything that [`from_pretrained`] needs to reproduce the scores.
 
         Args:
             folder (`str` or `Path`):
-                Gets the policy (or its adapter), the tokenizer, `trl_dpo_ext.json` and, in `reference/`, the reference
-                unless it is the adapter switched off.
+                Folder for the policy (or its adapter), the tokenizer, `trl_dpo_ext.json` and the reference (in
+                `reference/`), unless the reference is the policy without its adapter.
             save_reference (`bool`, *optional*):
-                `False`: only record the folder or hub name that the reference was loaded from.
+                `False` records only the folder or hub name that the reference was loaded from.
 
         Raises:
             ValueError: If a model that is not saved has no such name.
@@ -202,22 +201,22 @@ class WithFolders:
         **kwargs: Any,
     ) -> str:
         """
-        Uploads what [`save_pretrained`] saves.
+        Uploads the files of [`save_pretrained`].
 
         Args:
             repo_id (`str`):
-                Name of the repository, which is made if it does not exist.
+                Name of the repository. It is created if it does not exist.
             save_reference (`bool`, *optional*):
-                As in [`save_pretrained`].
+                Same as in [`save_pretrained`].
             private (`bool`, *optional*):
                 Whether a new repository is private.
             token (`str`, *optional*):
-                Token; by default the one that is logged in.
+                Token for the hub. Default: the stored login.
             kwargs:
-                Further arguments of `huggingface_hub.HfApi.upload_folder` (`revision`, `commit_message`, ...).
+                Other arguments of `huggingface_hub.HfApi.upload_folder` (`revision`, `commit_message`, ...).
 
         Returns:
-            `str`: Address of the commit.
+            `str`: URL of the commit.
         """
         api = HfApi(token=token)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A model as it scores: TRL's fused LM head and the forward on shared prompts, on it for that long and no longer."""
+"""Scoring with a model: adds TRL's fused LM head and the shared-prompt forward, then restores the model."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,7 +19,7 @@ from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, whole_rows
 
 __all__ = ["PRECISIONS", "ScoringForward"]
 
-# Values of `mixed_precision`, as accelerate names them, and the dtype of their autocast
+# Values of `mixed_precision`, named as in accelerate, and their autocast dtypes
 PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -27,16 +27,16 @@ class ScoringForward:
     """
     Log-probabilities of completions under one model, without gradient.
 
-    A forward that a trainer has left on the model (fused, on groups, under autocast) is put aside while
-    [`ready`] is open, so the numbers depend on the arguments below alone.
+    A forward installed by a trainer (fused, grouped, with autocast) is replaced while [`ready`] is open, so the
+    results depend only on the arguments below.
 
     Args:
         model (`~transformers.PreTrainedModel` or `~peft.PeftModel`):
-            Causal language model, in any mode.
+            Causal language model, in training or evaluation mode.
         mixed_precision (`str`):
             `"no"`, `"bf16"` or `"fp16"`.
         longest (`int`, *optional*):
-            Tokens of the longest prompt with a completion.
+            Number of tokens of the longest prompt with a completion.
     """
 
     def __init__(self, model: Any, mixed_precision: str, longest: int | None):
@@ -47,7 +47,7 @@ class ScoringForward:
         self._limits = Limits(self.base)
         with _left_as_it_was(model, self.base):
             if not hasattr(self.base, "_hf_hook"):
-                vars(self.base).pop("forward", None)  # a trainer's, under its autocast
+                vars(self.base).pop("forward", None)  # set by a trainer, with its autocast
             add_fused_lm_head(self.base)
             CheckedHead(self.base, known=is_tested(self.base) and is_ordinary(self.base))
             self._grouped = None
@@ -59,34 +59,34 @@ class ScoringForward:
 
     @property
     def shares_prompts(self) -> bool:
-        """Whether a prompt is computed once for its completions, and rows hold no padding."""
+        """Whether each prompt is computed once for its completions, without padding."""
         return self._grouped is not None and self._grouped.packs
 
     @contextmanager
     def ready(self) -> Iterator[None]:
-        """Has the model in evaluation mode with the scoring forward, and gives it back as it was."""
+        """Sets the model to evaluation mode with the scoring forward, and restores it afterwards."""
         with _left_as_it_was(self.model, self.base):
             self.model.eval()
             if self.model is not self.base and not hasattr(self.model, "_hf_hook"):
-                vars(self.model).pop("forward", None)  # a trainer's autocast
+                vars(self.model).pop("forward", None)  # autocast of a trainer
             self.base.forward = self._forward
             _set_attention(self.base, self._attention)
             yield
 
     def token_logps(self, batch: Mapping[str, Tensor], reference_adapter: bool = False) -> tuple[Tensor, Tensor]:
         """
-        Scores the completions of a batch of [`~trl_dpo_ext.data.rankings.collator.DataCollatorForRanking`].
+        Computes the log-probabilities of a batch of [`~trl_dpo_ext.data.rankings.collator.DataCollatorForRanking`].
 
         Args:
             batch (`Mapping[str, torch.Tensor]`):
                 Groups `(B, K, T)` on the CPU.
             reference_adapter (`bool`, *optional*, defaults to `False`):
-                With a PEFT model: run the reference that a trainer keeps in it, which is the adapter named `"ref"`
-                or, if there is none, the model with its adapter switched off.
+                With a PEFT model: whether to run the reference inside it. This is the adapter `"ref"` if there is
+                one, else the model without its adapter.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: Log-probabilities `(N, T - 1)` of the N completions that exist, row by
-            row, float32 on the CPU, and the mask `(N, T - 1)` of the tokens of completions.
+            `tuple[torch.Tensor, torch.Tensor]`: Log-probabilities `(N, T - 1)` of the N completions, row by row,
+            float32 on the CPU, and the mask `(N, T - 1)` of completion tokens.
         """
         read = Batch.of(batch)
         groups = read.groups
@@ -97,11 +97,11 @@ class ScoringForward:
         if self._grouped is not None:
             arguments["prompt_groups"] = groups
         if getattr(self.base.config.get_text_config(), "output_router_logits", False):
-            arguments["output_router_logits"] = False  # a load-balancing loss is of no use here
+            arguments["output_router_logits"] = False  # no load-balancing loss is needed
         adapter: AbstractContextManager[None] = nullcontext()
         if reference_adapter:
             adapter = use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None)
-        # Not inference mode: buffers that a model makes in it could not be trained with afterwards
+        # No inference mode, because buffers created in it cannot be used in training afterwards
         with torch.no_grad(), self._autocast(), adapter:
             token_logps, mask = completion_token_logps(self.model, rows, **arguments)
         return token_logps.float().cpu(), mask.cpu()
@@ -115,7 +115,7 @@ class ScoringForward:
 def _left_as_it_was(model: nn.Module, base: Any) -> Iterator[None]:
     forwards = [(module, vars(module).get("forward")) for module in (model, base)]
     modes = [(module, module.training) for module in model.modules()]
-    # PEFT sets these whenever an adapter is switched
+    # PEFT changes these when it switches adapters
     trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     attention = base.config._attn_implementation
     try:

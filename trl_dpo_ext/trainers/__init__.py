@@ -1,1 +1,1 @@
-"""The trainers and their options."""
+"""Trainers and their options."""

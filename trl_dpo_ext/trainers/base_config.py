@@ -1,4 +1,4 @@
-"""Options that all the trainers share, and how a preset, the batch arithmetic and the token options are resolved."""
+"""Options shared by all trainers, and how presets, batch sizes and tokenization options are resolved."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ from trl_dpo_ext.trainers.presets import PRESETS, preset_values
 
 __all__ = ["BaseDPOConfig"]
 
-# Options that only change TRL's losses on pairs
+# Options that only affect TRL's pairwise losses
 _PAIRWISE_ONLY = (
     "discopop_tau",
     "f_alpha_divergence_coef",
@@ -34,80 +34,81 @@ _PAIRWISE_ONLY = (
     "use_weighting",
 )
 
-# `None` is a value of `max_length` ("no truncation"), so "left alone" needs another one that a command line can show.
+# `None` means no truncation for `max_length`, so its default needs another value that a command line can show
 _MAX_LENGTH_OF_PRESET = -1
 
-_NEAR = 12  # batch sizes that a message proposes
+_NEAR = 12  # number of batch sizes suggested in a message
 
 
 @dataclass(repr=False)
 class BaseDPOConfig(DPOConfig):
     r"""
-    Options that all the trainers of `trl_dpo_ext` share; everything else is [`trl.DPOConfig`]'s.
+    Options shared by all trainers of `trl_dpo_ext`, in addition to those of [`trl.DPOConfig`].
 
-    Options that a preset sets are `None` (`max_length`: -1) until they are resolved, on construction. What is passed
-    explicitly always wins over the preset.
+    Options that a preset sets are `None` (`max_length`: -1) until they are resolved by the constructor. Values that
+    are passed explicitly replace those of the preset.
 
     Parameters:
         preset (`str`, *optional*, defaults to `"paper"`):
-            Which defaults hold: `"paper"`, `"paper_tldr"`, `"authors_code"` or `"trl"`. See
+            Default values: `"paper"`, `"paper_tldr"`, `"authors_code"` or `"trl"`. See
             [`~trl_dpo_ext.trainers.presets.preset_values`].
         global_batch_size (`int`, *optional*):
-            Rows per update over all data-parallel ranks. Derives `gradient_accumulation_steps` as `global_batch_size /
-            (per_device_train_batch_size * ranks)`, which must be a whole number. Setting
-            `gradient_accumulation_steps` alone overrides the preset's value; contradicting it is an error.
+            Rows per update over all data-parallel ranks. `gradient_accumulation_steps` becomes `global_batch_size /
+            (per_device_train_batch_size * ranks)`, which must be a whole number. If only
+            `gradient_accumulation_steps` is set, it replaces the value of the preset. Both together must agree.
         tokenization (`str`, *optional*):
-            `"separate"`: prompt and answers tokenized apart and the EOS id appended, as the authors do (chat data
-            goes through the chat template). `"joint"`: TRL's tokenization and truncation.
+            `"separate"`: prompt and answers are tokenized separately and the EOS id is appended, as in the authors'
+            code (chat data use the chat template). `"joint"`: TRL's tokenization and truncation.
         max_prompt_length (`int`, *optional*):
-            With `tokenization="separate"`: tokens that a prompt is truncated to if prompt and longest answer exceed
-            `max_length`. Defaults to half of `max_length`.
+            With `tokenization="separate"`: number of tokens to which a prompt is truncated if prompt and longest
+            answer exceed `max_length`. Default: half of `max_length`.
         prompt_truncation_mode (`str`, *optional*):
             With `tokenization="separate"`: which end of a truncated prompt is kept, `"keep_end"` (the authors' choice
-            for dialogue) or `"keep_start"` (for everything else).
+            for dialogue) or `"keep_start"` (their choice otherwise).
         share_prompt (`bool`, *optional*):
-            Compute a prompt once for all its completions. `None`: where that is exact, and with a logged reason where
-            it is not; `True`: error where it is not; `False`: never.
+            Whether to compute each prompt once for all its completions. `None`: if that is exact, otherwise the reason
+            is logged; `True`: raise an error if it is not exact; `False`: never.
         padding_free (`bool`, *optional*):
-            Put several prompts with their completions in a row, so that no padding is computed. `None`: where prompts
-            are shared; `True`: also where they are not, and error where that is not exact; `False`: never. Changes
-            the shape of a micro-batch, never its examples.
+            Whether to put several prompts with their completions in one row, without padding. `None`: if prompts are
+            shared; `True`: also if they are not, and raise an error if that is not exact; `False`: never. Changes the
+            shape of a micro-batch, but not its examples.
         max_tokens_per_row (`int`, *optional*):
-            Most tokens of such a row (a longer prompt with its completions has its own). Default: the whole
-            micro-batch in one row, or, where attention takes a dense mask, the longest prompt with its completions.
+            Maximum number of tokens of such a row (a longer prompt with its completions gets its own row). Default:
+            the whole micro-batch in one row, or the longest prompt with its completions if attention needs a dense
+            mask.
         completions_per_forward (`int`, *optional*):
-            Completions of a prompt that are in memory at once. The others' activations are computed again in the
-            backward (with `gradient_checkpointing=True` those of all layers are anyway, and only the peak inside a
-            layer falls).
+            Number of completions of a prompt that are in memory at the same time. The activations of the others are
+            recomputed in the backward pass. With `gradient_checkpointing=True`, this only lowers the peak within a
+            layer.
         log_samples (`int`, *optional*, defaults to 0):
-            Prompts of each evaluation set that policy and reference answer at every evaluation: a table of samples and
-            their rewards, in `run_log/samples.jsonl` and in the trackers.
+            Number of prompts of each evaluation set that policy and reference answer at every evaluation. The answers
+            and their rewards are saved in `run_log/samples.jsonl` and sent to the trackers.
         ref_logps_cache_dir (`str`, *optional*):
-            With `precompute_ref_log_probs=True`: folder of the cached reference log-probabilities. Defaults to
+            With `precompute_ref_log_probs=True`: folder of the cached reference log-probabilities. Default:
             `trl_dpo_ext/` inside the `datasets` cache.
 
     Raises:
-        ValueError: If an option has a value that does not exist, would have no effect, or contradicts another one.
+        ValueError: If an option has an unknown value, has no effect, or contradicts another one.
     """
 
     preset: str = field(
         default="paper",
-        metadata={"help": "Which defaults hold for options left alone.", "choices": list(PRESETS)},
+        metadata={"help": "Default values of options that are not set.", "choices": list(PRESETS)},
     )
     global_batch_size: int | None = field(
         default=None,
-        metadata={"help": "Rows per update over all ranks; derives `gradient_accumulation_steps`. Paper: 64."},
+        metadata={"help": "Rows per update over all ranks; sets `gradient_accumulation_steps`. Paper: 64."},
     )
     tokenization: str | None = field(
         default=None,
         metadata={
-            "help": "'separate': prompt and answers apart, EOS id appended (paper). 'joint': as in TRL.",
+            "help": "'separate': tokenize prompt and answers separately, append EOS (paper). 'joint': as in TRL.",
             "choices": ["separate", "joint"],
         },
     )
     max_prompt_length: int | None = field(
         default=None,
-        metadata={"help": "Tokens that the prompt of a long row is truncated to. Default: half of `max_length`."},
+        metadata={"help": "Tokens to which the prompt of a long row is truncated. Default: half of `max_length`."},
     )
     prompt_truncation_mode: str | None = field(
         default=None,
@@ -115,46 +116,44 @@ class BaseDPOConfig(DPOConfig):
     )
     share_prompt: bool | None = field(
         default=None,
-        metadata={"help": "Compute a prompt once for its completions. Default: where exact. True: error where not."},
+        metadata={"help": "Compute each prompt once for its completions. Default: if exact. True: error if not."},
     )
     padding_free: bool | None = field(
         default=None,
-        metadata={"help": "Several prompts in a row, no padding. Default: where prompts are shared."},
+        metadata={"help": "Put several prompts in a row, without padding. Default: if prompts are shared."},
     )
     max_tokens_per_row: int | None = field(
-        default=None, metadata={"help": "Most tokens of a row that holds several prompts. Default: by attention."}
+        default=None, metadata={"help": "Maximum tokens of a row with several prompts. Default: depends on attention."}
     )
     completions_per_forward: int | None = field(
-        default=None, metadata={"help": "Completions of a prompt in memory at once. Default: all."}
+        default=None, metadata={"help": "Completions of a prompt in memory at the same time. Default: all."}
     )
     log_samples: int = field(
         default=0,
-        metadata={"help": "Prompts that policy and reference answer at every evaluation, in a table of samples."},
+        metadata={"help": "Prompts that policy and reference answer at every evaluation, as a table of samples."},
     )
     ref_logps_cache_dir: str | None = field(
         default=None,
-        metadata={"help": "Folder of cached reference log-probabilities. Default: inside the `datasets` cache."},
+        metadata={"help": "Folder of cached reference log-probabilities. Default: in the `datasets` cache."},
     )
 
-    # TRL's options that a preset sets
+    # Options of TRL that a preset sets
     beta: float | None = field(default=None, metadata={"help": "Strength of the KL constraint, > 0. Paper: 0.1."})
     learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate. Paper: 1e-6."})
     optim: str | None = field(default=None, metadata={"help": "Optimizer. Paper: 'rmsprop'."})
     lr_scheduler_type: str | None = field(
         default=None,
-        metadata={
-            "help": "Schedule. Paper: 'constant_with_warmup', under a paper preset (k + 1)/(W + 1) at update k."
-        },
+        metadata={"help": "Schedule. Paper: 'constant_with_warmup', with a paper preset (k + 1)/(W + 1) at update k."},
     )
     warmup_steps: float | None = field(
-        default=None, metadata={"help": "Warm-up updates, or a share of all when below 1. Paper: 150."}
+        default=None, metadata={"help": "Warm-up updates, or a share of all updates if below 1. Paper: 150."}
     )
-    max_grad_norm: float | None = field(default=None, metadata={"help": "Gradient clip. Authors' code: 10."})
+    max_grad_norm: float | None = field(default=None, metadata={"help": "Gradient clipping. Authors' code: 10."})
     num_train_epochs: float | None = field(default=None, metadata={"help": "Epochs. Authors' code: 1."})
     max_length: int | None = field(
         default=_MAX_LENGTH_OF_PRESET,
         metadata={
-            "help": "Most tokens of a prompt with an answer. null: no truncation. -1: the preset's (paper: 512)."
+            "help": "Maximum tokens of a prompt with an answer. null: no truncation. -1: the preset's (paper: 512)."
         },
     )
     gradient_accumulation_steps: int | None = field(
@@ -189,11 +188,11 @@ class BaseDPOConfig(DPOConfig):
     @classmethod
     def from_trl(cls, args: DPOConfig) -> Self:
         """
-        Wraps a resolved [`trl.DPOConfig`] so that every option of TRL's keeps its value.
+        Converts a resolved [`trl.DPOConfig`] so that every option of TRL keeps its value.
 
         Args:
             args (`trl.DPOConfig`):
-                Configuration to wrap. It is not modified.
+                Configuration to convert. It is not modified.
 
         Returns:
             An instance of this class with `preset="trl"`.
@@ -201,13 +200,13 @@ class BaseDPOConfig(DPOConfig):
         config = object.__new__(cls)
         own = {f.name: f.default for f in fields(cls) if f.name not in vars(args)}
         vars(config).update(own | vars(args) | {"preset": "trl", "tokenization": "joint"})
-        config.padding_free = args.padding_free or None  # `False` is all that TRL has at present
+        config.padding_free = args.padding_free or None  # TRL only supports `False` at present
         check_options(config)
         check_installed(config)
         return config
 
     def __getstate__(self) -> dict[str, Any]:
-        # Into `training_args.bin`, which is uploaded with the weights
+        # For `training_args.bin`, which is uploaded with the weights
         return vars(self) | {
             name: without_secrets(value, name, mask=None)
             for name, value in vars(self).items()
@@ -232,12 +231,12 @@ class BaseDPOConfig(DPOConfig):
     __repr__ = __str__
 
     def to_dict(self) -> dict[str, Any]:
-        """As [`transformers.TrainingArguments.to_dict`], which trackers log, without secrets at any depth."""
+        """Same as [`transformers.TrainingArguments.to_dict`], which trackers log, but without secrets."""
         return without_secrets(super().to_dict())
 
     @property
     def data_parallel_ranks(self) -> int:
-        """Number of processes that see different rows (tensor, context and sequence parallel ranks share them)."""
+        """Number of processes with different rows (tensor, context and sequence parallel ranks share rows)."""
         parallelism = self.parallelism_config
         if parallelism is None and parse_flag_from_env("ACCELERATE_USE_PARALLELISM_CONFIG"):
             parallelism = ParallelismConfig()
@@ -248,7 +247,7 @@ class BaseDPOConfig(DPOConfig):
 
     @property
     def uses_paper_schedule(self) -> bool:
-        """Whether `constant_with_warmup` means the authors' warm-up, (k + 1)/(W + 1)."""
+        """Whether `constant_with_warmup` is the authors' warm-up, (k + 1)/(W + 1)."""
         return self.preset != "trl" and self.lr_scheduler_type == "constant_with_warmup"
 
     def default_cache_dir(self) -> Path:
@@ -258,20 +257,20 @@ class BaseDPOConfig(DPOConfig):
         return Path(self.ref_logps_cache_dir or os.path.join(datasets.config.HF_DATASETS_CACHE, "trl_dpo_ext"))
 
     def check_no_reference_options(self) -> None:
-        """Raises a `ValueError` for options that need the reference that `reference_free=True` leaves out."""
+        """Raises a `ValueError` for options that need a reference if `reference_free=True`."""
         for name in ("precompute_ref_log_probs", "sync_ref_model"):
             if getattr(self, name):
                 raise ValueError(f"`{name}=True` has no effect with `reference_free=True`. Leave it out.")
 
     def check_no_pairwise_options(self, what: str) -> None:
-        """Raises a `ValueError` for options that only change TRL's losses on pairs, which `what` does not have."""
+        """Raises a `ValueError` for options that only affect TRL's pairwise losses. `what` is the objective."""
         for option in fields(DPOConfig):
             if option.name in _PAIRWISE_ONLY:
                 default = option.default_factory() if callable(option.default_factory) else option.default
                 if getattr(self, option.name) != default:
                     raise ValueError(
-                        f"`{option.name}={getattr(self, option.name)!r}` has no effect on {what}: it changes a "
-                        "pairwise loss. Leave it out, or use `DPOPaperTrainer`."
+                        f"`{option.name}={getattr(self, option.name)!r}` has no effect on {what}, because it changes "
+                        "a pairwise loss. Leave it out, or use `DPOPaperTrainer`."
                     )
 
     def _resolve_batch(self, of_preset: int | None) -> None:
@@ -286,8 +285,8 @@ class BaseDPOConfig(DPOConfig):
 
         if self.auto_find_batch_size:
             raise ValueError(
-                f"`auto_find_batch_size` changes the batch that `global_batch_size={self.global_batch_size}` fixes. "
-                "Switch it off, or set `gradient_accumulation_steps` instead of `global_batch_size`."
+                f"`auto_find_batch_size` changes the batch size set by `global_batch_size={self.global_batch_size}`. "
+                "Disable it, or set `gradient_accumulation_steps` instead of `global_batch_size`."
             )
         if self.global_batch_size % rows:
             raise ValueError(self._batch_message(rows))
@@ -306,17 +305,17 @@ class BaseDPOConfig(DPOConfig):
             nearest = {max(size // rows, 1) * rows, (size // rows + 1) * rows}
             return (
                 f"`global_batch_size={size}` cannot be split over {ranks} ranks of {self.per_device_train_batch_size} "
-                f"rows. Nearest sizes that can: {' and '.join(map(str, sorted(nearest)))}."
+                f"rows. Nearest possible sizes: {' and '.join(map(str, sorted(nearest)))}."
             )
         per_device = self.per_device_train_batch_size
-        # Divisors up to its square root and beyond: a size may be in the billions
+        # Divisors up to the square root and beyond, because a size may be in the billions
         small = [n for n in range(1, math.isqrt(size // ranks) + 1) if size // ranks % n == 0]
         working = sorted({*small, *(size // ranks // n for n in small)})
         near = sorted(sorted(working, key=lambda n: abs(n - per_device))[:_NEAR])
         return (
             f"`global_batch_size={size}` is not a multiple of {rows} = {per_device} per device "
-            f"x {ranks} rank(s). `per_device_train_batch_size` may be {', '.join(map(str, near))}; or "
-            "set `gradient_accumulation_steps` and leave `global_batch_size` out."
+            f"x {ranks} rank(s). Set `per_device_train_batch_size` to one of {', '.join(map(str, near))}; or "
+            "set `gradient_accumulation_steps` instead of `global_batch_size`."
         )
 
     def _check_layout(self) -> None:
@@ -324,8 +323,8 @@ class BaseDPOConfig(DPOConfig):
         if self.max_tokens_per_row is not None and (self.padding_free is False or separate):
             raise ValueError(
                 f"`max_tokens_per_row={self.max_tokens_per_row}` has no effect with "
-                f"`share_prompt={self.share_prompt}` and `padding_free={self.padding_free}`: no row holds several "
-                "prompts. Set `padding_free=True`."
+                f"`share_prompt={self.share_prompt}` and `padding_free={self.padding_free}`, because no row has "
+                "several prompts. Set `padding_free=True`."
             )
 
     def _resolve_tokenization(self) -> None:
@@ -333,5 +332,5 @@ class BaseDPOConfig(DPOConfig):
 
 
 def _announced_world_size() -> int:
-    # The launchers' variables: the process group itself only exists after `TrainingArguments.__post_init__`
+    # From the launchers' variables, because the process group exists only after `TrainingArguments.__post_init__`
     return int(get_int_from_env(["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"], 1))

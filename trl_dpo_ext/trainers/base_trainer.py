@@ -1,4 +1,4 @@
-"""Every method of TRL's that the trainers override, in the order in which TRL calls them."""
+"""All overrides of TRL's trainer, in the order in which TRL calls them."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset, IterableDataset
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput, PredictionOutput, TrainOutput, has_length
 from trl import DPOTrainer
 
@@ -24,6 +24,7 @@ from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.trainers.argument_checks import (
     SAMPLED_BY_LENGTH,
     check_attention,
+    check_is_evaluation_set,
     check_trainable,
     checked_arguments,
     datasets_by_name,
@@ -54,17 +55,17 @@ __all__ = ["BaseDPOTrainer"]
 logger = get_logger(__name__)
 
 
-# TRL and transformers type `args`, `model` and `ref_model` more widely
+# TRL and transformers have wider types for `args`, `model` and `ref_model`
 class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
     """
     [`trl.DPOTrainer`] with the right reference, exact metrics, and rows weighted by example.
 
-    A subclass sets `config_class` and implements [`losses`]; see [`DPOPaperTrainer`]. Arguments are those of
-    [`trl.DPOTrainer`]; a plain [`trl.DPOConfig`] is taken as `preset="trl"`.
+    A subclass sets `config_class` and implements [`losses`], see [`DPOPaperTrainer`]. Arguments are the same as in
+    [`trl.DPOTrainer`]. A [`trl.DPOConfig`] is used as with `preset="trl"`.
 
-    Every method of TRL's that is overridden stands here, in the order in which TRL calls them. The work is done by
-    `runner` (forwards), `reference`, `guard` (what must hold of an update), `metrics`, `samples`, `run_log` and
-    `checkpoints`; [`Objective`] has what differs from method to method.
+    All overrides of TRL's methods are in this class, in the order in which TRL calls them. They use `runner` (forward
+    passes), `reference`, `guard` (checks of an update), `metrics`, `samples`, `run_log` and `checkpoints`.
+    [`Objective`] contains what differs between methods.
     """
 
     _tag_names = ["trl", "dpo", "trl-dpo-ext"]
@@ -92,7 +93,7 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         self.reference, ref_model = Reference.of_arguments(
             model, ref_model, args, train_dataset, eval_dataset, peft_config, self.ref_columns, self.run_reference
         )
-        # TRL has no such thing at present, and would warn
+        # TRL does not support it at present, and would warn
         self._padding_free, args.padding_free = args.padding_free, False
         try:
             with whole_models():
@@ -112,9 +113,9 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
                 )
         finally:
             args.padding_free = self._padding_free
-        # HF then divides by the micro-batches of an update, also a term that an override of `compute_loss` adds
+        # HF then divides by the micro-batches of an update, also a term added by an override of `compute_loss`
         self.model_accepts_loss_kwargs = False
-        self.runner  # noqa: B018 - made now, if it has not been for the cache
+        self.runner  # noqa: B018 - created now, unless the cache needed it
         without_reference = not self.reference.has_model
         if without_reference or (args.precompute_ref_log_probs and not explicit):
             self.ref_model = None
@@ -129,7 +130,7 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         reference_policy.mark_ref_adapter(self.model)
         dtype = compute_dtype(self.accelerator, self.model)
         check_attention(self.model.config._attn_implementation, dtype)
-        self.reference.hash_of(self.model)  # now: training changes the weights, or shards them
+        self.reference.hash_of(self.model)  # now, because training changes or shards the weights
         self.metrics = MetricsLog(self.accelerator, args.data_parallel_ranks)
         self.run_log = RunLog(args.output_dir)
         self.checkpoints = Checkpoints(args, self.accelerator)
@@ -161,11 +162,11 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
             return super()._precompute_ref_logps(dataset, name, batch_size)  # TRL's error
         if self.reference.kind == reference_policy.NONE or has_ref_logps(dataset, self.ref_columns):
             return dataset
-        self.runner  # noqa: B018 - TRL calls this before its own `__init__` ends
+        self.runner  # noqa: B018 - TRL calls this method before its own `__init__` ends
         return self.with_ref_logps(dataset, cached_ref_logps(self, dataset, name, batch_size))
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
-        # HF groups by length here too, and `predict` would return rows in another order than they came in
+        # HF also groups by length here, and `predict` would return rows in another order
         return SequentialSampler(eval_dataset) if self.args.world_size == 1 and has_length(eval_dataset) else None
 
     # TRL's methods: training
@@ -203,7 +204,7 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         if self.lr_scheduler is None and self.args.uses_paper_schedule:
             warmup = self.args.get_warmup_steps(num_training_steps)
-            # The authors': update 1 runs at lr/(W + 1), where HF's k/W has it at 0
+            # The authors' warm-up: update 1 has lr/(W + 1), while HF's k/W is 0
             self.lr_scheduler = LambdaLR(optimizer or self.optimizer, lambda k: min(1.0, (k + 1) / (warmup + 1)))
             self._created_lr_scheduler = True
         return super().create_scheduler(num_training_steps, optimizer)
@@ -239,21 +240,21 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         window = self.checkpoints.window(checkpoint)
         loss = window["loss"].to(self._tr_loss)
         self._tr_loss += loss
-        # The mean loss of a run is that of its own updates
+        # The mean loss of a run is over its own updates
         self._total_loss_scalar -= self.accelerator.reduce(loss, reduction="mean").item()
         self._globalstep_last_logged -= window["updates"]
         self.metrics.carry(window["metrics"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.checkpoints.of_other_processes(checkpoint):
-            # One order of rows for all; transformers would set some of them only
+            # All processes load the same order of rows. transformers would set only some of them
             self.checkpoints.epoch_start.load(checkpoint, of_process=0, at="now")
         else:
             super()._load_rng_state(checkpoint)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device):
-        """Collects the micro-batches of an update, notes how many rows of each are real, and counts them."""
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end
+        """Collects the micro-batches of an update, and counts and stores the number of real rows of each."""
+        if self.state.global_step >= self.state.max_steps:  # resumed at the end of training
             return [], None
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if len(batches) < num_batches and isinstance(self.train_dataset, IterableDataset):
@@ -277,14 +278,14 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         if num_items_in_batch is None:
             loss = total / max(real, 1)
         else:
-            # Gradients are averaged over the ranks; this makes them the mean over the update's examples
+            # Gradients are averaged over the ranks. This makes them the mean over the examples of the update
             scale = self.args.data_parallel_ranks * self.current_gradient_accumulation_steps
             loss = total * scale / num_items_in_batch
         return (loss, result) if return_outputs else loss
 
     def _record(self, result: BatchResult, batch: Batch) -> None:
         metrics = self.metrics_of(result)
-        if type(self).compute_loss is not BaseDPOTrainer.compute_loss:  # another loss, which transformers logs
+        if type(self).compute_loss is not BaseDPOTrainer.compute_loss:  # transformers logs the loss of the override
             del metrics["loss"]
         if self.model.training:
             self.metrics.add_training(metrics, batch.num_tokens)
@@ -297,8 +298,7 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         return grad_norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # HF's logs of a training window, and of the end, where TRL puts what came after the last window. Every process
-        # makes them
+        # HF's logs of a training window and of the end, with TRL's metrics since the last window. All processes log
         if "loss" in logs or "train_runtime" in logs:
             logs.update(self.metrics.training_window())
         super().log(logs, start_time)
@@ -308,6 +308,10 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
             show_evaluation(self.run_log, callbacks, step, distributions, samples)
 
     # TRL's methods: evaluation
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        check_is_evaluation_set(eval_dataset, self.eval_dataset)
+        return super().get_eval_dataloader(eval_dataset)
 
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
@@ -327,21 +331,21 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
             loss, result = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss, None, None
-        if not isinstance(result, BatchResult):  # an override's outputs, as TRL takes them
+        if not isinstance(result, BatchResult):  # outputs of an override, in TRL's format
             return loss, result.logits, inputs["input_ids"]
         rewards, ranks = self.predictions_of(result)
-        # Every process returns as many rows, and the repeated ones are dropped when they are gathered
+        # Every process returns the same number of rows. The repeated ones are dropped when they are gathered
         missing = (0, 0, 0, examples - len(rewards))
         return loss, F.pad(rewards, missing), F.pad(ranks, missing)
 
     def predict(self, test_dataset, ignore_keys=None, metric_key_prefix="test") -> PredictionOutput:
         """
-        Scores raw or prepared rows, also those with two equal answers. Arguments are those of
+        Scores raw or prepared rows, including rows with equal answers. Arguments are the same as in
         [`~transformers.Trainer.predict`].
 
         Returns:
             [`~transformers.trainer_utils.PredictionOutput`]: `predictions` are implicit rewards `(n, K)`, chosen
-            first; `label_ids` are ranks `(n, K)`, 0 for the best; `metrics` are the exact means.
+            first; `label_ids` are ranks `(n, K)`, 0 for the best; `metrics` are exact means.
         """
         if not self._is_vision_dataset:
             test_dataset, _ = prepare_everywhere(
@@ -363,13 +367,12 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         self.guard.check_made(self.state.global_step, self.model)
         super().save_model(output_dir, _internal_call)
-        if _internal_call:  # a checkpoint, which every process makes
+        if _internal_call:  # a checkpoint, which all processes save
             self.metrics.count_tokens()
         if self.args.should_save:
             state = describe_run(self) | (self._progress() if _internal_call else {})
-            self.checkpoints.write(
-                output_dir or self.args.output_dir, state, self.ref_model if _internal_call else None
-            )
+            ref_model = self.ref_model if _internal_call else None
+            self.checkpoints.write(output_dir or self.args.output_dir, state, ref_model)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -384,11 +387,9 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         logger.info(f"Loading the best model from {best} (score: {self.state.best_metric}).")
         with together():
             self.checkpoints.check_best(best)
-        self._load_from_checkpoint(best)  # transformers overlooks adapters with names of their own
+        self._load_from_checkpoint(best)  # transformers does not load adapters with other names
 
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None) -> None:
         super().create_model_card(model_name, dataset_name, tags)
         if self.is_world_process_zero():
             complete_card(self)

@@ -10,10 +10,10 @@ from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 __all__ = ["DPOPaperConfig"]
 
-# Losses of TRL that read `label_smoothing`
+# Losses of TRL that use `label_smoothing`
 _SMOOTHED_BY_TRL = {"aot", "aot_unpaired", "exo_pair", "robust"}
 
-# Losses of TRL that an f-divergence other than the reverse KL is defined for
+# Losses of TRL that support other f-divergences than the reverse KL
 _WITH_DIVERGENCE = {"discopop", "exo_pair", "hinge", "ipo", "robust", "sft", "sigmoid", "sigmoid_norm"}
 
 
@@ -24,14 +24,14 @@ class DPOPaperConfig(BaseDPOConfig):
 
     Parameters:
         reference_free (`bool`, *optional*, defaults to `False`):
-            Train against no reference: the reference's log-ratio is 0, rewards are \\( \beta \log \pi_\theta(y|x) \\),
+            Whether to train without a reference: its log-ratio is 0, rewards are \\( \beta \log \pi_\theta(y|x) \\),
             and no reference model is kept.
         label_smoothing (`float`, *optional*, defaults to `0.0`):
             With `loss_type="sigmoid"`: probability \\( \varepsilon \\) that a preference is flipped (conservative
             DPO, the authors' `label_smoothing`), in `[0, 0.5)`. With TRL's `robust`, `exo_pair`, `aot` and
-            `aot_unpaired`: TRL's meaning.
+            `aot_unpaired`: same as in TRL.
 
-    The options that all trainers share are documented in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
+    Options shared by all trainers are documented in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
 
     Example:
     ```python
@@ -46,7 +46,7 @@ class DPOPaperConfig(BaseDPOConfig):
 
     reference_free: bool = field(
         default=False,
-        metadata={"help": "Train against no reference: rewards are beta log pi. No reference model is kept."},
+        metadata={"help": "Train without a reference: rewards are beta log pi, and no reference model is kept."},
     )
 
     def __post_init__(self) -> None:
@@ -63,13 +63,13 @@ class DPOPaperConfig(BaseDPOConfig):
         if config.is_plain_dpo and config.label_smoothing:
             raise ValueError(
                 f"TRL ignores `label_smoothing={config.label_smoothing}` with `loss_type='sigmoid'`. Pass a "
-                "`DPOPaperConfig` to train with it (conservative DPO), or set it to 0.0 to train as TRL does."
+                "`DPOPaperConfig` to train with it (conservative DPO), or set it to 0.0 to train as in TRL."
             )
         return config
 
     @property
     def is_plain_dpo(self) -> bool:
-        """Whether the objective is Eq. 7 (with label smoothing or reference-free); else the loss is TRL's own."""
+        """Whether the objective is Eq. 7 (with label smoothing or reference-free). Otherwise the loss is TRL's own."""
         return (
             self.loss_type == ["sigmoid"]
             and self.loss_weights in (None, [1.0])
@@ -79,17 +79,17 @@ class DPOPaperConfig(BaseDPOConfig):
         )
 
     def _check_losses(self) -> None:
-        # What TRL refuses once the model is loaded, or never
+        # Errors that TRL raises only after the model is loaded, or never
         losses = f"`loss_type={self.loss_type}`"
         if not self.loss_type or not any(self.loss_weights or [1.0]):
-            raise ValueError(f"{losses} with `loss_weights={self.loss_weights}` trains on nothing. Name a loss.")
+            raise ValueError(f"{losses} with `loss_weights={self.loss_weights}` trains on nothing. Choose a loss.")
         if self.f_divergence_type != "reverse_kl" and not set(self.loss_type) <= _WITH_DIVERGENCE:
             raise ValueError(
-                f"`f_divergence_type={self.f_divergence_type!r}` does not exist for {losses}. Use 'reverse_kl', or "
+                f"`f_divergence_type={self.f_divergence_type!r}` is not defined for {losses}. Use 'reverse_kl', or "
                 f"some of {', '.join(sorted(_WITH_DIVERGENCE))}."
             )
         if self.use_weighting and not {"aot", "aot_unpaired"}.isdisjoint(self.loss_type):
-            raise ValueError(f"`use_weighting=True` does not exist for {losses}, which sorts rows. Leave one out.")
+            raise ValueError(f"`use_weighting=True` is not defined for {losses}, which sorts rows. Leave one out.")
         if "exo_pair" in self.loss_type and self.label_smoothing == 0:
             raise ValueError(f"{losses} needs `label_smoothing` above 0. The EXO paper recommends 1e-3.")
 
@@ -100,7 +100,7 @@ class DPOPaperConfig(BaseDPOConfig):
         if self.is_plain_dpo:
             if not 0 < epsilon < 0.5:
                 raise ValueError(
-                    f"`label_smoothing={epsilon}` must lie in [0, 0.5): from 0.5 on the preferences are reversed."
+                    f"`label_smoothing={epsilon}` must lie in [0, 0.5), because from 0.5 on preferences are reversed."
                 )
             return
         raise ValueError(
@@ -115,20 +115,20 @@ class DPOPaperConfig(BaseDPOConfig):
             return
         if not self.is_plain_dpo:
             raise ValueError(
-                f"`reference_free=True` only exists for plain `loss_type='sigmoid'`, got `loss_type={self.loss_type}` "
-                "or a variant of it that needs a reference. Leave one of them out."
+                f"`reference_free=True` is only defined for plain `loss_type='sigmoid'`, got "
+                f"`loss_type={self.loss_type}` or a variant that needs a reference. Leave one of them out."
             )
         self.check_no_reference_options()
 
     def _check_no_effect(self) -> None:
-        # option -> (what has to hold for it to be read, in words for the message)
+        # option -> (whether it is used, condition for the message)
         read_when = {
             "discopop_tau": ("discopop" in self.loss_type, "`loss_type='discopop'`"),
             "f_alpha_divergence_coef": (
                 self.f_divergence_type == "alpha_divergence",
                 "`f_divergence_type='alpha_divergence'`",
             ),
-            "label_smoothing_factor": (False, "a trainer with token labels; you may mean `label_smoothing`"),
+            "label_smoothing_factor": (False, "a trainer with token labels (you may mean `label_smoothing`)"),
             "precompute_ref_batch_size": (self.precompute_ref_log_probs, "`precompute_ref_log_probs=True`"),
             "ref_logps_cache_dir": (self.precompute_ref_log_probs, "`precompute_ref_log_probs=True`"),
             "ref_model_mixup_alpha": (self.sync_ref_model, "`sync_ref_model=True`"),
@@ -139,5 +139,5 @@ class DPOPaperConfig(BaseDPOConfig):
             value = getattr(self, name)
             if value != defaults[name] and not is_read:
                 raise ValueError(
-                    f"`{name}={value!r}` would have no effect: it is only read with {condition}. Leave it out."
+                    f"`{name}={value!r}` has no effect, because it is only used with {condition}. Leave it out."
                 )

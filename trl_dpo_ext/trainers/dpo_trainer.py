@@ -1,4 +1,4 @@
-"""DPO as the paper defines it (Eq. 7), with TRL's other losses delegated to TRL."""
+"""DPO as in the paper (Eq. 7), and TRL's other losses computed by TRL."""
 
 from torch import Tensor, nn
 
@@ -20,32 +20,32 @@ _EQUATION_7 = (
 
 class DPOPaperTrainer(BaseDPOTrainer):
     r"""
-    Direct Preference Optimization, exactly as in the paper; takes the place of [`trl.DPOTrainer`].
+    Direct Preference Optimization as in the paper, a drop-in replacement for [`trl.DPOTrainer`].
 
     $$ L = -\log \sigma\Big(\beta \log \frac{\pi_\theta(y_w|x)}{\pi_{ref}(y_w|x)}
            - \beta \log \frac{\pi_\theta(y_l|x)}{\pi_{ref}(y_l|x)}\Big) $$
 
-    [Eq. 7](https://huggingface.co/papers/2305.18290) of Rafailov et al. (2023), by
+    [Eq. 7](https://huggingface.co/papers/2305.18290) of Rafailov et al. (2023), see
     [`~trl_dpo_ext.objectives.dpo_loss`]. With another `loss_type`, an f-divergence, LD-DPO or WPO the loss is computed
-    by TRL's own code; reference, metrics and data path stay this package's.
+    by TRL's own code, with the reference, metrics and data preparation of this package.
 
-    **Inputs**: a preference data set, `prompt`, `chosen`, `rejected` (text or messages; `prompt` may be the common
+    **Inputs**: a preference dataset with `prompt`, `chosen`, `rejected` (text or messages; `prompt` may be the common
     start of both answers).
 
-    **Relations**: with `preset="trl"` or a plain [`trl.DPOConfig`] equal to [`trl.DPOTrainer`] on one process and
-    batches that divide (losses within 1e-6).
+    **Relations**: with `preset="trl"` or a [`trl.DPOConfig`], equal to [`trl.DPOTrainer`] on one process if the batch
+    size divides the number of rows (losses within 1e-6).
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Policy. A folder or hub name is loaded in float32; an instance is used as it is.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference. By default the policy as training starts: the adapter switched off (a frozen copy of a trained
-            adapter), a copy of an instance as it is in memory, or a second load of a path.
+            Reference. Default: the policy at the start of training, which is the policy without its new adapter, a
+            frozen copy of a trained adapter, a copy of an instance in memory, or a second load of a path.
         args ([`DPOPaperConfig`] or [`trl.DPOConfig`], *optional*):
             Options.
 
-    The other arguments are [`trl.DPOTrainer`]'s, by the same names and in the same order. `compute_metrics` gets
-    `predictions`, implicit rewards `(n, 2)`, and `label_ids`, ranks `(n, 2)`, where TRL passes logits.
+    The other arguments are the same as in [`trl.DPOTrainer`], in the same order. `compute_metrics` gets `predictions`,
+    implicit rewards `(n, 2)`, and `label_ids`, ranks `(n, 2)`, instead of TRL's logits.
 
     Example:
 

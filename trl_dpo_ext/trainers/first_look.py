@@ -1,4 +1,4 @@
-"""A look at the first training rows, with the doctor's checks of text that is probably not what was meant."""
+"""Check of the first training rows, with the doctor's checks for text that is probably not intended."""
 
 from typing import Any
 
@@ -16,10 +16,10 @@ logger = get_logger(__name__)
 
 def warn_of_text(dataset: Any, tokenizer: PreTrainedTokenizerBase, tokenization: str) -> None:
     """
-    Warns of the worst that the doctor finds in the first rows, in one line, on the main process.
+    Warns of the doctor's worst finding in the first rows, in one line, on the main process.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): Raw training rows, which preparation has accepted.
+        dataset (`Dataset` or `IterableDataset`): Raw training rows that can be prepared.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
         tokenization (`str`): `"separate"` or `"joint"`.
     """
@@ -29,6 +29,6 @@ def warn_of_text(dataset: Any, tokenizer: PreTrainedTokenizerBase, tokenization:
     if finding is not None:
         example = f" First: {finding.example}." if finding.example else ""
         logger.warning(
-            f"The doctor finds `{finding.name}` in the first rows of the train dataset (row {finding.rows[0]}): "
+            f"The doctor found `{finding.name}` in the first rows of the train dataset (row {finding.rows[0]}): "
             f"{finding.meaning}{example} {finding.fix} `trl-dpo-ext doctor` examines all rows."
         )

@@ -1,6 +1,6 @@
-"""What trainers share whose collator makes groups of completions `(B, K, T)`, and not TRL's stacked pairs."""
+"""Base class of trainers whose batches are groups of completions `(B, K, T)`, unlike TRL's stacked pairs."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from datasets import Dataset
 from torch import Tensor
@@ -17,19 +17,19 @@ __all__ = ["GroupTrainer"]
 
 
 class GroupTrainer(BaseDPOTrainer):
-    """A [`BaseDPOTrainer`] on prompts with any number of completions."""
+    """A [`BaseDPOTrainer`] for prompts with any number of completions."""
 
     token_columns = TOKENIZED_RANKING_COLUMNS
     ref_columns = (RANKING_REF_LOGPS_COLUMN,)
     takes_images = False
-    preparation: ClassVar[dict[str, Any]] = {}
+    as_pairs = False
 
     _own_collator: DataCollatorForRanking | None = None
 
     def default_collator(self, args: BaseDPOConfig) -> DataCollatorForRanking:
         joint = args.tokenization == "joint"
         self._own_collator = DataCollatorForRanking(
-            pad_token_id=0,  # the tokenizer's, as soon as TRL has loaded it
+            pad_token_id=0,  # replaced when TRL has loaded the tokenizer
             max_length=args.max_length if joint else None,
             truncation_mode=args.truncation_mode,
             pad_to_multiple_of=args.pad_to_multiple_of,

@@ -1,4 +1,4 @@
-"""What a method says for itself: its data, its loss, its metrics and its predictions."""
+"""What differs between methods: data, loss, metrics and predictions."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -32,7 +32,7 @@ __all__ = ["Objective"]
 
 class Objective:
     """
-    The part of a trainer that differs from method to method. As it stands: pairs, without a loss.
+    The part of a trainer that differs between methods. By default: pairs, without a loss.
 
     A new objective on pairs implements [`losses`], in a subclass of
     [`~trl_dpo_ext.trainers.base_trainer.BaseDPOTrainer`].
@@ -53,35 +53,35 @@ class Objective:
 
     config_class: ClassVar[type[BaseDPOConfig]] = BaseDPOConfig
     takes_images: ClassVar[bool] = True
-    # Columns of tokenized rows, and of reference log-probabilities
+    # Columns of tokenized rows and of reference log-probabilities
     token_columns: ClassVar[tuple[str, ...]] = TOKENIZED_COLUMNS
     ref_columns: ClassVar[tuple[str, ...]] = REF_LOGPS_COLUMNS
-    # How preparation reads rows, see `prepare_dataset`
-    preparation: ClassVar[dict[str, Any]] = {"as_pairs": True}
-    # Whether losses are minus the log-probabilities of observed orders
+    # Whether preparation returns pairs, see `prepare_dataset`
+    as_pairs: ClassVar[bool] = True
+    # Whether losses are negative log-probabilities of observed orders
     has_orders: ClassVar[bool] = False
-    # The loss, in LaTeX, for the model card
+    # Loss in LaTeX, for the model card
     equation: str | None = None
-    # Completions of the largest group of all data sets, the same on every process
+    # Number of completions of the largest group of all datasets, the same on every process
     largest = 2
 
     # Data
 
     def default_collator(self, args: Any) -> DataCollator | None:
-        """Collator of a trainer whose batches are not pairs; `None` for TRL's."""
+        """Returns the collator of a trainer whose batches are not pairs, or `None` for TRL's."""
         return None
 
     def prepare(
         self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
-        """Turns raw rows into token ids; with `keep_all`, for prediction, none is left out."""
+        """Converts raw rows to token ids. With `keep_all`, for prediction, no row is dropped."""
         return prepare_dataset(
             dataset,
             processing_class,
+            as_pairs=self.as_pairs,
             keep_all=keep_all,
             dataset_name=dataset_name,
             num_proc=args.dataset_num_proc,
-            **self.preparation,
             **preparation_options(args),
         )
 
@@ -92,14 +92,14 @@ class Objective:
         return dataset
 
     def read_batch(self, collated: Mapping[str, Any], num_real: int | None = None) -> Batch:
-        """Reads what the collator made; `num_real` of its examples are real, by default all."""
+        """Reads a collated batch. The first `num_real` examples are real, by default all."""
         return Batch.of(collated, num_real=num_real, largest=self.largest, has_images=self._is_vision_dataset)
 
-    # Forwards
+    # Forward passes
 
     @cached_property
     def runner(self) -> BatchRunner:
-        """Runs batches. Made as soon as TRL has built the models, and before anything is run."""
+        """Runs batches. Created when TRL has built the models, before anything is run."""
         if self.reference.kind == ADAPTER_COPY:
             copy_to_ref_adapter(self.model)
         check_reference_is_fixed(self.model, self.ref_model, self.reference.kind)
@@ -115,54 +115,54 @@ class Objective:
         )
 
     def run_reference(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Runs a reference as TRL does: log-probabilities `(B, K)`, and of each token `(B, K, T - 1)`; nats."""
+        """Runs a reference like TRL. Returns log-probabilities `(B, K)` and `(B, K, T - 1)` of tokens, in nats."""
         rows = self.runner.model_inputs(batch)
         seen: list[Tensor] = []
 
         def recorded(**kwargs: Any) -> Any:
             outputs = model(**kwargs)
-            seen.append(outputs.log_probs)  # TRL returns their sums alone
+            seen.append(outputs.log_probs)  # TRL returns only their sums
             return outputs
 
-        logps = torch.cat(self.compute_ref_log_probs(recorded, rows))  # in two halves, whatever the rows are
+        logps = torch.cat(self.compute_ref_log_probs(recorded, rows))  # TRL splits any rows in two halves
         token_logps = seen[0][:, -(rows["input_ids"].size(1) - 1) :]
         return batch.to_groups(logps), batch.to_groups(token_logps)
 
     def reference_logps(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """Reference log-probabilities of a batch, `(B, K)`, and of its tokens; see [`Reference.logps`]."""
+        """Returns reference log-probabilities `(B, K)` of a batch, and of its tokens. See [`Reference.logps`]."""
         return self.reference.logps(batch, self.model, self.ref_model)
 
     def rewards(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
-        """Implicit rewards, `(B, K)`, detached."""
+        """Returns implicit rewards, `(B, K)`, detached."""
         return implicit_rewards(policy_logps, ref_logps, beta=self.beta)
 
     # Loss
 
     def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         """
-        Returns the losses of a batch. The one method a new objective implements.
+        Returns the losses of a batch. This is the only method that a new objective must implement.
 
         Args:
             policy_logps (`torch.Tensor` of shape `(B, 2)`):
-                Summed log-probabilities under the policy, chosen first, nats.
+                Summed log-probabilities under the policy, chosen first, in nats.
             ref_logps (`torch.Tensor` of shape `(B, 2)`, *optional*):
-                The same under the reference.
+                Same under the reference.
 
         Returns:
-            `torch.Tensor` of shape `(B,)`: losses, with gradient.
+            `torch.Tensor` of shape `(B,)`: Losses, with gradient.
         """
         raise NotImplementedError
 
     def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None, batch: Batch) -> Tensor:
-        """As [`losses`], for an objective that looks at single tokens or at ranks; `policy` is `(B, K, ...)`."""
+        """Same as [`losses`], for an objective on single tokens or ranks. `policy` has the shapes `(B, K, ...)`."""
         return self.losses(policy.logps, ref_logps)
 
     def observed_ranks(self, batch: Batch) -> Tensor:
-        """The ranks `(B, K)` that the objective and its metrics see."""
+        """Returns the ranks `(B, K)` that the objective and its metrics see."""
         return batch.ranks
 
     def score(self, model: nn.Module, batch: Batch) -> BatchResult:
-        """Runs reference and policy on a batch and applies the objective."""
+        """Runs reference and policy on a batch and computes the losses."""
         ref_logps, ref_token_logps = self.reference_logps(batch)
         policy = self.runner.run_policy(model, batch)
         losses = self.losses_of(policy, ref_logps, batch)
@@ -182,24 +182,24 @@ class Objective:
         )
 
     def divisor_of(self, batches: list[dict[str, Any]], examples: int) -> int | Tensor:
-        """What the sum of an update's losses is divided by, over all processes: its number of examples."""
+        """Returns the divisor of the sum of an update's losses, over all processes: its number of examples."""
         return examples
 
     def divergence_of(self, result: BatchResult) -> Tensor | None:
-        """How far a batch has run away, above 1 too far; `None` for an objective that is bounded below."""
+        """Returns how far a batch has diverged (above 1: too far), or `None` for an objective with a lower bound."""
         return None
 
     @property
     def divergence(self) -> str:
-        """What running away means here, and what to do, for the error."""
+        """Error message of a batch that has diverged, with the fix."""
         return ""
 
     # Metrics and predictions
 
     def metrics_of(self, result: BatchResult) -> dict[str, Sums]:
-        """The metrics of a batch, the same names on every process."""
+        """Returns the metrics of a batch, with the same names on every process."""
         return batch_metrics(result, self.largest)
 
     def predictions_of(self, result: BatchResult) -> tuple[Tensor, Tensor]:
-        """What `predict` returns for a batch: rewards `(B, K)` and ranks `(B, K)`."""
+        """Returns the predictions of a batch: rewards `(B, K)` and ranks `(B, K)`."""
         return result.rewards, result.ranks

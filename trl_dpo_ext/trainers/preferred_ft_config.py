@@ -1,6 +1,7 @@
 """Options of `PreferredFTTrainer`."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from trl_dpo_ext.trainers.reference_free_config import ReferenceFreeConfig
 
@@ -11,22 +12,25 @@ __all__ = ["PreferredFTConfig"]
 @dataclass(repr=False)
 class PreferredFTConfig(ReferenceFreeConfig):
     r"""
-    Configuration of [`PreferredFTTrainer`]. Options of [`trl.DPOConfig`] that only change DPO's loss are refused.
+    Configuration of [`PreferredFTTrainer`]. Options of [`trl.DPOConfig`] that only affect DPO's loss raise an error.
 
     Parameters:
         loss_reduction (`str`, *optional*, defaults to `"sum"`):
-            `"sum"`: the sum over an answer's tokens, the mean over the examples of an update, as in the paper and its
-            authors' code. `"token_mean"`: the mean over all answer tokens of the update, over micro-batches and
-            processes, as in [`trl.SFTTrainer`].
+            `"sum"`: sum over the tokens of an answer, mean over the examples of an update, as in the paper and the
+            authors' code. `"token_mean"`: mean over all answer tokens of the update, over micro-batches and processes,
+            as in [`trl.SFTTrainer`].
         unique_prompts (`bool`, *optional*, defaults to `False`):
-            Train on one example for each distinct prompt, the authors' rule: the answer of its last row.
+            Whether to train on one example for each distinct prompt, with the answer of its last row, as the authors.
         score_tie_gap (`float`, *optional*, defaults to `0.0`):
-            With scored completions: scores this close to the best tie with it, and the first of them is taken.
+            With scored completions: scores this close to the best tie with it, and the first of them is used.
 
     `reference_free` and `beta` are documented in
-    [`~trl_dpo_ext.trainers.reference_free_config.ReferenceFreeConfig`], the options that all trainers share in
+    [`~trl_dpo_ext.trainers.reference_free_config.ReferenceFreeConfig`], options shared by all trainers in
     [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
     """
+
+    # Only the best completion of a row is learned, see `prepare_dataset`
+    alone: ClassVar[bool] = True
 
     loss_reduction: str = field(
         default="sum",
@@ -36,10 +40,10 @@ class PreferredFTConfig(ReferenceFreeConfig):
         },
     )
     unique_prompts: bool = field(
-        default=False, metadata={"help": "One example for each distinct prompt: the answer of its last row."}
+        default=False, metadata={"help": "Use one example for each distinct prompt: the answer of its last row."}
     )
     score_tie_gap: float = field(
-        default=0.0, metadata={"help": "Scores this close to the best tie with it; the first is taken."}
+        default=0.0, metadata={"help": "Scores this close to the best tie with it. The first of them is used."}
     )
 
     def check(self) -> None:
@@ -50,6 +54,6 @@ class PreferredFTConfig(ReferenceFreeConfig):
             )
         if self.completions_per_forward is not None:
             raise ValueError(
-                f"`completions_per_forward={self.completions_per_forward}` has no effect here: only the preferred "
-                "answer is run. Leave it out."
+                f"`completions_per_forward={self.completions_per_forward}` has no effect here, because only the "
+                "preferred answer is run. Leave it out."
             )

@@ -1,6 +1,6 @@
 """Preferred-FT: supervised fine-tuning on the preferred answer (Sec. 4 and 6)."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,19 +24,19 @@ logger = get_logger(__name__)
 
 class PreferredFTTrainer(GroupTrainer):
     r"""
-    Fine-tunes on the preferred answer of every row; only that one is run.
+    Fine-tunes on the preferred answer of every row. The other answers are not run.
 
     $$ L = -\log \pi_\theta(y_w|x) $$
 
-    The "Preferred-FT" baseline of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290), and the way to a
-    reference where no SFT model exists (section 4), by [`~trl_dpo_ext.objectives.preferred_ft_loss`]: the sum over
+    The "Preferred-FT" baseline of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290). Section 4 uses
+    it to train a reference if there is no SFT model. See [`~trl_dpo_ext.objectives.preferred_ft_loss`]: the sum over
     tokens, the mean over examples.
 
-    **Inputs**: a preference data set, as for [`DPOPaperTrainer`], or a ranking or scored one, as for
-    [`RankingDPOTrainer`], of which it takes the best answer (of several that tie, the first).
+    **Inputs**: a preference dataset, as for [`DPOPaperTrainer`], or a ranking or scored dataset, as for
+    [`RankingDPOTrainer`], of which only the best answer is used (of several that tie, the first).
 
-    **Relations**: with `loss_reduction="token_mean"` and `tokenization="joint"` equal to [`trl.SFTTrainer`] on prompts
-    and completions.
+    **Relations**: with `loss_reduction="token_mean"` and `tokenization="joint"`, equal to [`trl.SFTTrainer`] on
+    prompts and completions.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -46,8 +46,7 @@ class PreferredFTTrainer(GroupTrainer):
         args ([`PreferredFTConfig`] or [`trl.DPOConfig`], *optional*):
             Options.
 
-    The other arguments are [`trl.DPOTrainer`]'s, by the same names and in the same order. `predict` gives rewards
-    `(n, 1)`.
+    The other arguments are the same as in [`trl.DPOTrainer`], in the same order. `predict` returns rewards `(n, 1)`.
 
     Example:
 
@@ -70,7 +69,6 @@ class PreferredFTTrainer(GroupTrainer):
     args: PreferredFTConfig
 
     largest = 1
-    preparation: ClassVar[dict[str, Any]] = {"alone": True}
 
     def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         return preferred_ft_loss(policy_logps)
@@ -100,5 +98,5 @@ class PreferredFTTrainer(GroupTrainer):
         if args.unique_prompts and dataset_name == "train" and not keep_all:
             given = report.rows
             dataset = unique_prompts(dataset, dataset_name)
-            logger.info(f"{len(dataset)} of {given} rows of the {dataset_name} dataset have a prompt of their own.")
+            logger.info(f"{len(dataset)} of {given} rows of the {dataset_name} dataset have distinct prompts.")
         return dataset, report

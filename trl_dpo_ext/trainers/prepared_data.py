@@ -28,7 +28,7 @@ def prepare_everywhere(
 
     Args:
         prepare (`Callable`):
-            A trainer's `prepare`, with the arguments below.
+            Method `prepare` of a trainer, with the arguments below.
         dataset (`Dataset` or `IterableDataset`):
             Raw or tokenized rows.
         processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
@@ -36,17 +36,17 @@ def prepare_everywhere(
         args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
             Options.
         name (`str`):
-            Name of the dataset, for messages.
+            Name of the dataset in messages.
         keep_all (`bool`, *optional*, defaults to `False`):
-            Keep rows that carry no preference, for prediction.
+            Whether to keep rows without a preference, for prediction.
 
     Raises:
-        ValueError: On all processes, if one fails, or if they do not have the same number of rows.
+        ValueError: On all processes, if preparation fails on one, or their numbers of rows differ.
     """
     with together():
         dataset = opened(dataset, name)
         if isinstance(dataset, IterableDataset) and name != "train" and args.world_size > 1:
-            # A stream cannot be split over processes without repeating rows or leaving some out
+            # A streaming dataset cannot be split over processes without repeating or dropping rows
             dataset = Dataset.from_list(list(dataset), on_mixed_types="use_json")
         with main_first():
             dataset, report = prepare(dataset, processing_class, args, name, keep_all)

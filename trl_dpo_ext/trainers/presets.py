@@ -1,7 +1,7 @@
 """
-The presets: what each one sets, and where the number comes from.
+Presets, with the source of each value.
 
-A preset fills in options that the user left alone; whatever is passed explicitly wins.
+A preset sets options that the user has not set. Values that are passed explicitly replace those of the preset.
 """
 
 from dataclasses import MISSING, fields
@@ -13,7 +13,7 @@ from trl import DPOConfig
 
 __all__ = ["PRESETS", "preset_values"]
 
-# App. B of the paper, and the authors' code (commit f8b8c0f) where the paper is silent.
+# App. B of the paper, or the authors' code (commit f8b8c0f) for values that the paper does not give
 _PAPER: dict[str, Any] = {
     "beta": 0.1,  # App. B
     "global_batch_size": 64,  # App. B
@@ -27,10 +27,10 @@ _PAPER: dict[str, Any] = {
     "tokenization": "separate",  # preference_datasets.py
     "prompt_truncation_mode": "keep_end",  # preference_datasets.py, for dialogue
     "bf16": False,  # config/model/*.yaml: a float32 policy without autocast
-    "tf32": True,  # trainers.py; left alone where the hardware has none
+    "tf32": True,  # trainers.py; no effect if the hardware does not support it
 }
 
-# Options that TRL does not have, at the values that give TRL's behaviour.
+# Options that TRL does not have, with values that reproduce TRL
 _TRL_ONLY_OURS: dict[str, Any] = {"global_batch_size": None, "tokenization": "joint", "prompt_truncation_mode": None}
 
 PRESETS = ("paper", "paper_tldr", "authors_code", "trl")
@@ -49,9 +49,9 @@ def preset_values(preset: str) -> dict[str, Any]:
 
     Args:
         preset (`str`):
-            `"paper"` (App. B, and the authors' code where it is silent), `"paper_tldr"` (the same with beta 0.5, as
-            for TL;DR), `"authors_code"` (the same with the code's learning rate, 5e-7) or `"trl"` (the defaults of the
-            installed [`trl.DPOConfig`]).
+            `"paper"` (App. B, or the authors' code for values that it does not give), `"paper_tldr"` (the same with
+            beta 0.5, for TL;DR), `"authors_code"` (the same with the code's learning rate, 5e-7) or `"trl"` (the
+            defaults of the installed [`trl.DPOConfig`]).
 
     Returns:
         `dict[str, Any]`: Option names and values.

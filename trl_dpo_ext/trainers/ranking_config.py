@@ -14,33 +14,32 @@ __all__ = ["RankingDPOConfig"]
 @dataclass(repr=False)
 class RankingDPOConfig(BaseDPOConfig):
     r"""
-    Configuration of [`RankingDPOTrainer`]. Options of [`trl.DPOConfig`] that only change a pairwise loss are refused.
+    Configuration of [`RankingDPOTrainer`]. Options of [`trl.DPOConfig`] that only affect pairwise losses are errors.
 
     Parameters:
         top_m (`int`, *optional*):
-            Only the first `top_m` places of each ranking are observed; what comes after them is below, in no order.
+            Number of observed ranks. The completions after them are below, in unknown order.
         max_completions (`int`, *optional*):
-            Most completions a row may have. A row with more is an error; none is dropped.
+            Maximum number of completions of a row. A row with more raises an error.
         score_tie_gap (`float`, *optional*, defaults to `0.0`):
-            Scores that are this close to the best of their group, or closer, tie.
+            Scores tie with the best of their group if they are this close to it, or closer.
         reference_free (`bool`, *optional*, defaults to `False`):
-            Train against no reference: rewards are \\( \beta \log \pi_\theta(y|x) \\), and no reference model is kept.
+            Whether to train without a reference: rewards are \\( \beta \log \pi_\theta(y|x) \\), and no reference
+            model is kept.
 
-    The options that all trainers share are documented in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
+    Options shared by all trainers are documented in [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
     """
 
-    top_m: int | None = field(
-        default=None, metadata={"help": "Only the first places of a ranking are observed. Default: all."}
-    )
+    top_m: int | None = field(default=None, metadata={"help": "Number of observed ranks of a ranking. Default: all."})
     max_completions: int | None = field(
-        default=None, metadata={"help": "Most completions a row may have; a longer row is an error. Default: any."}
+        default=None, metadata={"help": "Maximum completions of a row; more are an error. Default: no limit."}
     )
     score_tie_gap: float = field(
-        default=0.0, metadata={"help": "Scores this close to the best of their group, or closer, tie."}
+        default=0.0, metadata={"help": "Scores tie with the best of their group if this close to it, or closer."}
     )
     reference_free: bool = field(
         default=False,
-        metadata={"help": "Train against no reference: rewards are beta log pi. No reference model is kept."},
+        metadata={"help": "Train without a reference: rewards are beta log pi, and no reference is kept."},
     )
 
     def __post_init__(self) -> None:

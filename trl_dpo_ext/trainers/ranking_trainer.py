@@ -1,4 +1,4 @@
-"""Plackett-Luce DPO over K ranked completions (Eq. 20)."""
+"""Plackett-Luce DPO on K ranked completions (Eq. 20)."""
 
 from typing import Any
 
@@ -25,25 +25,25 @@ class RankingDPOTrainer(GroupTrainer):
     $$ L = -\log \prod_{k=1}^{K} \frac{\exp r_k}{\sum_{j \ge k} \exp r_j}, \qquad
        r_k = \beta \log \frac{\pi_\theta(y_k|x)}{\pi_{ref}(y_k|x)} $$
 
-    [Eq. 20](https://huggingface.co/papers/2305.18290) of Rafailov et al. (2023), by
-    [`~trl_dpo_ext.objectives.plackett_luce_loss`]: ties, partial rankings (`top_m`) and rows of unequal K are exact.
+    [Eq. 20](https://huggingface.co/papers/2305.18290) of Rafailov et al. (2023), see
+    [`~trl_dpo_ext.objectives.plackett_luce_loss`]. Ties, partial rankings (`top_m`) and rows of different K are exact.
 
-    **Inputs**: a ranking data set, `prompt`, `completions` (best first, text or messages) and optionally `ranks`; a
-    scored one, `prompt`, `completions`, `scores`; or a preference data set, as K = 2. Images: pairs only.
+    **Inputs**: a ranking dataset with `prompt`, `completions` (best first, text or messages) and optionally `ranks`; a
+    scored dataset with `prompt`, `completions`, `scores`; or a preference dataset, where K = 2. Images: pairs only.
 
-    **Relations**: with K = 2 and no ties equal to [`DPOPaperTrainer`].
+    **Relations**: with K = 2 and no ties, equal to [`DPOPaperTrainer`].
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Policy.
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
-            Reference; by default the policy as training starts.
+            Reference. Default: the policy at the start of training.
         args ([`RankingDPOConfig`] or [`trl.DPOConfig`], *optional*):
             Options.
 
-    The other arguments are [`trl.DPOTrainer`]'s, by the same names and in the same order. `compute_metrics` and
-    `predict` give implicit rewards `(n, K)`, NaN where a row has no such completion, and ranks `(n, K)`, -1 there;
-    completions in the order of their ranks.
+    The other arguments are the same as in [`trl.DPOTrainer`], in the same order. `compute_metrics` and `predict` get
+    implicit rewards `(n, K)` and ranks `(n, K)`, with completions in the order of their ranks. Missing completions
+    have reward NaN and rank -1.
 
     Example:
 
@@ -68,7 +68,7 @@ class RankingDPOTrainer(GroupTrainer):
     args: RankingDPOConfig
 
     def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None, batch: Batch) -> Tensor:
-        """Plackett-Luce losses `(B,)`; 0 for a row of one completion, which only prediction keeps."""
+        """Returns Plackett-Luce losses `(B,)`. Rows with one completion, which only prediction keeps, have loss 0."""
         logps, mask, ranks = policy.logps, batch.exists, batch.ranks
         options = {"beta": self.beta, "top_m": self.args.top_m}
         several = None if self.model.training else mask.sum(dim=1) > 1  # (B,)
@@ -85,7 +85,7 @@ class RankingDPOTrainer(GroupTrainer):
     def observed_ranks(self, batch: Batch) -> Tensor:
         if self.args.top_m is None:
             return batch.ranks
-        # What comes after the last observed rank is below it, in no order
+        # Completions after the last observed rank are below it, in unknown order
         last = batch.ranks[:, : self.args.top_m].amax(dim=1, keepdim=True)
         return torch.where(batch.exists, torch.minimum(batch.ranks, last + 1), batch.ranks)
 
@@ -98,7 +98,7 @@ class RankingDPOTrainer(GroupTrainer):
         self, dataset: Any, processing_class: Any, args: RankingDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
         dataset, report = super().prepare(dataset, processing_class, args, dataset_name, keep_all)
-        # Every process logs and gathers as many
         assert isinstance(report, RankingReport)
+        # The same number for all processes, which log and gather it
         self.largest = max(self.largest, report.largest or 0, args.max_completions or 0)
         return dataset, report

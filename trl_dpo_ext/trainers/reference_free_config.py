@@ -1,4 +1,4 @@
-"""Options that the baselines share, whose objectives need no reference."""
+"""Options of the baselines whose objectives need no reference."""
 
 from dataclasses import dataclass, field
 
@@ -14,19 +14,19 @@ __all__ = ["ReferenceFreeConfig"]
 @dataclass(repr=False)
 class ReferenceFreeConfig(BaseDPOConfig):
     r"""
-    Options of an objective that needs no reference. Those that only change a pairwise loss of TRL's are refused.
+    Options of an objective without a reference. Options that only affect TRL's pairwise losses raise an error.
 
     Parameters:
         reference_free (`bool`, *optional*):
-            `None`: no reference is kept, unless one is passed as `ref_model`; `False`: the reference that DPO would
-            have is kept, and implicit rewards are logged against it, at the cost of its forward; `True`: never.
+            `None`: no reference is kept, unless one is passed as `ref_model`; `False`: the default reference of DPO is
+            kept and implicit rewards are logged, which needs its forward pass; `True`: never.
         beta (`float`, *optional*):
-            Factor of the logged implicit rewards, without a reference \\( \beta \log \pi_\theta(y|x) \\). The
-            objective has none.
+            Factor of the logged implicit rewards, which are \\( \beta \log \pi_\theta(y|x) \\) without a reference.
+            The objective does not use it.
     """
 
     reference_free: bool | None = field(
-        default=None, metadata={"help": "Keep no reference. Default: none unless `ref_model` is passed."}
+        default=None, metadata={"help": "Keep no reference. Default: none, unless `ref_model` is passed."}
     )
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class ReferenceFreeConfig(BaseDPOConfig):
         return config
 
     def check(self) -> None:
-        """Raises a `ValueError` for a value that does not exist or would have no effect."""
+        """Raises a `ValueError` for a value that is unknown or has no effect."""
         self.check_no_pairwise_options("this objective")
         if self.reference_free is not False:
             self.check_no_reference_options()

@@ -15,19 +15,19 @@ __all__ = ["UnlikelihoodTrainer"]
 
 class UnlikelihoodTrainer(BaseDPOTrainer):
     r"""
-    Makes preferred answers more likely and the others less: a baseline, not a recommendation.
+    Raises the probability of preferred answers and lowers that of the others. A baseline, not a recommendation.
 
     $$ L = -\log \pi_\theta(y_w|x) + \alpha \log \pi_\theta(y_l|x) $$
 
-    Appendix C.3 of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290), by
+    Appendix C.3 of [Rafailov et al. (2023)](https://huggingface.co/papers/2305.18290), see
     [`~trl_dpo_ext.objectives.unlikelihood_loss`]: sums over tokens, the mean over examples. The loss is unbounded
-    below, and at \\( \alpha = 1 \\) models degenerate; training stops with an error when it diverges
+    below, and with \\( \alpha = 1 \\) models degenerate. Training stops with an error if it diverges
     (`divergence_guard`).
 
-    **Inputs**: a preference data set, as for [`DPOPaperTrainer`].
+    **Inputs**: a preference dataset, as for [`DPOPaperTrainer`].
 
-    **Relations**: at \\( \alpha = 1 \\) the gradient is DPO's without its weight \\( \beta\, \sigma(r_l - r_w) \\). It
-    needs no reference; with one (`ref_model=`, or `reference_free=False`) implicit rewards are logged against it.
+    **Relations**: with \\( \alpha = 1 \\) the gradient is DPO's without its weight \\( \beta\, \sigma(r_l - r_w) \\).
+    It needs no reference. With one (`ref_model=`, or `reference_free=False`), implicit rewards are logged.
 
     Args:
         model (`str`, [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -37,7 +37,7 @@ class UnlikelihoodTrainer(BaseDPOTrainer):
         args ([`UnlikelihoodConfig`] or [`trl.DPOConfig`], *optional*):
             Options.
 
-    The other arguments are [`trl.DPOTrainer`]'s, by the same names and in the same order.
+    The other arguments are the same as in [`trl.DPOTrainer`], in the same order.
 
     Example:
 
@@ -79,8 +79,8 @@ class UnlikelihoodTrainer(BaseDPOTrainer):
     @property
     def divergence(self) -> str:
         return (
-            f"The rejected answers' log-probability has fallen below -{self.args.divergence_guard} nats a token "
-            f"(`divergence_guard`): the loss has no lower bound, and the model degenerates. Lower `alpha` (now "
-            f"{self.args.alpha:g}), `learning_rate` or the number of updates, use `unlikelihood_form='token'`, or set "
-            "the guard higher or to `None`."
+            f"The log-probability of the rejected answers is below -{self.args.divergence_guard} nats per token "
+            f"(`divergence_guard`). The loss has no lower bound, and the model degenerates. Lower `alpha` (now "
+            f"{self.args.alpha:g}), `learning_rate` or the number of updates, use `unlikelihood_form='token'`, or "
+            "raise the guard or set it to `None`."
         )

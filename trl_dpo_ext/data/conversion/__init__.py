@@ -1,1 +1,1 @@
-"""Pairs, rankings and scored completions into each other, and rows of public data sets."""
+"""Conversions between pairs, rankings and scored completions, and rows of public datasets."""

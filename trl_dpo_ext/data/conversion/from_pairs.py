@@ -1,4 +1,4 @@
-"""Rankings from preference pairs that share a prompt, where the pairs form one consistent order."""
+"""Conversion of preference pairs with the same prompt to rankings, if they form a consistent order."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,20 +14,20 @@ __all__ = ["PairsReport", "pairs_to_rankings"]
 
 logger = logging.get_logger(__name__)
 
-_CONTEXT_COLUMNS = ("prompt", "tools", "chat_template_kwargs")  # what a completion answers
+_CONTEXT_COLUMNS = ("prompt", "tools", "chat_template_kwargs")  # columns that completions depend on
 
 
 @dataclass(frozen=True)
 class PairsReport:
     """
-    What [`pairs_to_rankings`] made of a data set of pairs. Rows are numbers of the given data set.
+    Result of [`pairs_to_rankings`]. Rows are indices of the given dataset.
 
     Args:
-        rankings (`int`): Rankings made.
-        dropped (`int`): Pairs left out because an answer is empty or both are the same.
-        first_dropped (`str`): Number of the first such row, and why.
+        rankings (`int`): Number of rankings.
+        dropped (`int`): Number of pairs that were dropped because an answer is empty or both are the same.
+        first_dropped (`str`): Index of the first such row, and the reason.
         cyclic (`list[list[int]]`): For each prompt whose pairs contradict each other, the rows on a cycle.
-        incomplete (`list[list[int]]`): For each prompt whose pairs leave open more than ranks with ties can, its rows.
+        incomplete (`list[list[int]]`): For each prompt whose order is more incomplete than ties can express, its rows.
     """
 
     rankings: int
@@ -41,34 +41,32 @@ def pairs_to_rankings(
     dataset: Dataset, *, unordered: Literal["drop", "pairs"] = "drop", dataset_name: str = "train"
 ) -> tuple[Dataset, PairsReport]:
     """
-    Rankings from preference pairs that share a prompt, where the pairs form one consistent order.
+    Converts preference pairs with the same prompt to rankings, if they form a consistent order.
 
-    The preferences of a prompt and what follows from them (a over b and b over c: a over c) must say of any two
-    completions which is better, or be silent on a group as a whole: completions that all others stand to alike tie,
-    because a tie means that the order is unknown. Any other gap cannot be written as ranks (a over b and c over d, and
-    nothing else), nor can a cycle (a over b, b over c, c over a, or two annotators who disagree).
+    The preferences of a prompt are completed by transitivity: a over b and b over c give a over c. Completions whose
+    order remains unknown tie if they have the same relation to all others. Pairs cannot be written as ranks if there
+    are other gaps (only a over b and c over d) or cycles (a over b, b over c and c over a, or annotators disagree).
 
     Args:
         dataset (`Dataset`):
-            Preference pairs with a `prompt` column. Pairs belong together if `prompt`, `tools` and
-            `chat_template_kwargs` agree.
+            Preference pairs with a `prompt` column. Pairs are grouped by `prompt`, `tools` and
+            `chat_template_kwargs`.
         unordered (`"drop"` or `"pairs"`, *optional*, defaults to `"drop"`):
-            What happens to the pairs of a prompt that form no such order: they are left out, or each becomes a
-            ranking of two.
+            What to do with pairs that form no such order: drop them, or convert each to a ranking of two completions.
         dataset_name (`str`, *optional*, defaults to `"train"`):
-            Name used in messages.
+            Name of the dataset in messages.
 
     Returns:
         `tuple[Dataset, PairsReport]`: Rows with `prompt`, `completions` and `ranks` (and `tools` and
-        `chat_template_kwargs`), in the order in which prompts first occur, and what could not be ordered.
+        `chat_template_kwargs`), in the order in which prompts first occur, and a report on the other pairs.
 
     Raises:
-        ValueError: If the data set streams or has no `prompt` column, a row is malformed, or no ranking is left.
+        ValueError: If the dataset is streaming or has no `prompt` column, a row is invalid, or there is no ranking.
 
     Example:
     ```python
     >>> from datasets import Dataset
-    >>> from trl_dpo_ext.data.conversion.from_pairs import pairs_to_rankings
+    >>> from trl_dpo_ext.data import pairs_to_rankings
 
     >>> pairs = [(" 4", " 5"), (" 5", " 6"), (" 5", " 7")]
     >>> rows = [{"prompt": "2 + 2 =", "chosen": chosen, "rejected": rejected} for chosen, rejected in pairs]
@@ -81,11 +79,11 @@ def pairs_to_rankings(
     if unordered not in ("drop", "pairs"):
         raise ValueError(f"`unordered={unordered!r}` does not exist. Choose one of 'drop', 'pairs'.")
     if isinstance(dataset, IterableDataset):
-        raise ValueError("Pairs of a stream cannot be gathered by prompt. Load the data set without `streaming=True`.")
+        raise ValueError("Pairs of a streaming dataset cannot be grouped by prompt. Load it without `streaming=True`.")
     check_columns(dataset.column_names, dataset_name)
     if "prompt" not in dataset.column_names:
         raise ValueError(
-            f"The {dataset_name} dataset has no column `prompt` to gather pairs by. Add it with "
+            f"The {dataset_name} dataset has no column `prompt` to group pairs by. Add it with "
             "`dataset.map(trl_dpo_ext.data.prompts.split_prompt)`."
         )
     context = [name for name in _CONTEXT_COLUMNS if name in dataset.column_names]
@@ -119,8 +117,8 @@ def pairs_to_rankings(
     _warn_of_pairs(report, unordered, dataset_name)
     if not rows:
         raise ValueError(
-            f"No pairs of the {dataset_name} dataset form a ranking: {dropped} pairs say nothing, those of "
-            f"{len(cyclic)} prompts contradict each other and those of {len(incomplete)} leave the order open."
+            f"No pairs of the {dataset_name} dataset form a ranking: {dropped} pairs have no preference, those of "
+            f"{len(cyclic)} prompts contradict each other and those of {len(incomplete)} do not determine an order."
         )
     features = {name: dataset.features[name] for name in context}
     of_answer = type_of_both(dataset.features["chosen"], dataset.features["rejected"])
@@ -130,11 +128,11 @@ def pairs_to_rankings(
 
 @dataclass
 class _Group:
-    """The pairs of one prompt, as a graph from the better to the worse completion."""
+    """Pairs of a prompt, as a graph from better to worse completions."""
 
     context: dict[str, Any]
     completions: list[Any] = field(default_factory=list)
-    pairs: list[tuple[int, int, int]] = field(default_factory=list)  # better, worse, number of the row
+    pairs: list[tuple[int, int, int]] = field(default_factory=list)  # better, worse, index of the row
     _places: dict[str, int] = field(default_factory=dict)
 
     def add(self, chosen: Any, rejected: Any, index: int) -> None:
@@ -149,7 +147,7 @@ class _Group:
         return self._places[key]
 
     def below(self) -> list[set[int]]:
-        """For each completion, those that are worse, directly or by what follows."""
+        """Returns for each completion those that are worse, directly or by transitivity."""
         direct: list[set[int]] = [set() for _ in self.completions]
         for better, worse, _ in self.pairs:
             direct[better].add(worse)
@@ -164,12 +162,12 @@ class _Group:
         return closed
 
     def cycle(self) -> list[int]:
-        """Rows whose pair is contradicted by others, directly or by what follows from them."""
+        """Returns the rows whose pair is contradicted by others, directly or by transitivity."""
         below = self.below()
         return [index for better, worse, index in self.pairs if better in below[worse]]
 
     def ranks(self) -> list[int] | None:
-        """Rank of each completion, if ranks say what the pairs say and no more."""
+        """Returns the rank of each completion, if ranks can express exactly the given pairs."""
         below = self.below()
         num_above = [sum(place in worse for worse in below) for place in range(len(below))]
         ranks = [sorted(set(num_above)).index(num) for num in num_above]
@@ -179,10 +177,10 @@ class _Group:
 
 
 def _warn_of_pairs(report: PairsReport, unordered: str, dataset_name: str) -> None:
-    left_out = "left out" if unordered == "drop" else "kept as rankings of two"
+    left_out = "dropped" if unordered == "drop" else "kept as rankings of two"
     for groups, why in (
         (report.cyclic, "contradict each other"),
-        (report.incomplete, "leave the order of completions open"),
+        (report.incomplete, "do not determine the order of completions"),
     ):
         if groups:
             logger.warning(
@@ -191,5 +189,5 @@ def _warn_of_pairs(report: PairsReport, unordered: str, dataset_name: str) -> No
             )
     if report.dropped:
         logger.warning(
-            f"{report.dropped} pairs of the {dataset_name} dataset are left out (first: {report.first_dropped})."
+            f"{report.dropped} pairs of the {dataset_name} dataset are dropped (first: {report.first_dropped})."
         )

@@ -1,4 +1,4 @@
-"""Rows of public data sets as rankings: UltraFeedback, Nectar, Stack Exchange answers, Stiennon et al.'s summaries."""
+"""Conversion of public datasets to rankings: UltraFeedback, Nectar, Stack Exchange, Stiennon et al.'s summaries."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,26 +14,27 @@ _NEWS = "Article:\n{article}\n\nTL;DR:"
 
 def from_ultrafeedback(row: Mapping[str, Any], *, score: str = "overall_score", chat: bool = True) -> dict[str, Any]:
     """
-    A row of [`openbmb/UltraFeedback`](https://huggingface.co/datasets/openbmb/UltraFeedback) as scored completions.
+    Converts a row of [`openbmb/UltraFeedback`](https://huggingface.co/datasets/openbmb/UltraFeedback) to scored
+    completions.
 
     Args:
         row (`Mapping`):
             Row with `instruction` and `completions`, each with `response` and scores.
         score (`str`, *optional*, defaults to `"overall_score"`):
-            Which score ranks: `"overall_score"` (of the critique, 1 to 10) or `"fine-grained_score"` (the mean over
-            four aspects, 1 to 5).
+            Score to use: `"overall_score"` (of the critique, 1 to 10) or `"fine-grained_score"` (the mean over four
+            aspects, 1 to 5).
         chat (`bool`, *optional*, defaults to `True`):
-            Whether texts become messages, or dialogue in the format of `Anthropic/hh-rlhf`.
+            Whether to return messages. Otherwise, texts are dialogue in the format of `Anthropic/hh-rlhf`.
 
     Returns:
         `dict`: `prompt`, `completions`, `scores`. Pass `remove_columns=dataset.column_names` to `dataset.map`.
 
     Raises:
-        ValueError: If the row is of another schema.
+        ValueError: If the row has another schema.
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.conversion.public_datasets import from_ultrafeedback
+    >>> from trl_dpo_ext.data import from_ultrafeedback
 
     >>> completions = [{"response": "4", "overall_score": 9.0}, {"response": "5", "overall_score": 2.0}]
     >>> from_ultrafeedback({"instruction": "2 + 2?", "completions": completions}, chat=False)
@@ -49,24 +50,24 @@ def from_ultrafeedback(row: Mapping[str, Any], *, score: str = "overall_score", 
 
 def from_nectar(row: Mapping[str, Any], *, chat: bool = True) -> dict[str, Any]:
     r"""
-    A row of [`berkeley-nest/Nectar`](https://huggingface.co/datasets/berkeley-nest/Nectar) as a ranking.
+    Converts a row of [`berkeley-nest/Nectar`](https://huggingface.co/datasets/berkeley-nest/Nectar) to a ranking.
 
     Args:
         row (`Mapping`):
-            Row with `prompt`, dialogue whose turns start with `"\n\nHuman:"` and `"\n\nAssistant:"`, and `answers`,
-            each with `answer` and `rank`, 1 for the best.
+            Row with `prompt`, a dialogue whose turns start with `"\n\nHuman:"` and `"\n\nAssistant:"`, and `answers`,
+            each with `answer` and `rank` (1 is the best).
         chat (`bool`, *optional*, defaults to `True`):
-            Whether texts become messages, or dialogue in the format of `Anthropic/hh-rlhf`.
+            Whether to return messages. Otherwise, texts are dialogue in the format of `Anthropic/hh-rlhf`.
 
     Returns:
         `dict`: `prompt`, `completions`, `ranks`. Pass `remove_columns=dataset.column_names` to `dataset.map`.
 
     Raises:
-        ValueError: If the row is of another schema.
+        ValueError: If the row has another schema.
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.conversion.public_datasets import from_nectar
+    >>> from trl_dpo_ext.data import from_nectar
 
     >>> answers = [{"answer": "5", "rank": 2.0}, {"answer": "4", "rank": 1.0}]
     >>> from_nectar({"prompt": "\n\nHuman: 2 + 2?\n\nAssistant: ", "answers": answers})["ranks"]
@@ -77,13 +78,13 @@ def from_nectar(row: Mapping[str, Any], *, chat: bool = True) -> dict[str, Any]:
     schema = "berkeley-nest/Nectar"
     prompt, given = _values(row, ("prompt", "answers"), schema)
     answers, ranks = _columns(given, ("answer", "rank"), schema)
-    # Text before the first marker (none, as a rule), then who speaks and what is said, by turns
+    # Text before the first marker (usually none), then speakers and texts in turn
     start, *spoken = _TURN.split("\n\n" + prompt.lstrip("\n"))
     turns: list[str] = []
     for speaker, text in zip(spoken[::2], spoken[1::2], strict=True):
         if speaker == ("Human", "Assistant")[len(turns) % 2]:
             turns.append(text)
-        elif turns:  # who already speaks quotes a marker
+        elif turns:  # the same speaker quotes a marker
             turns[-1] += f"\n\n{speaker}: {text}"
         else:
             start += text
@@ -91,34 +92,36 @@ def from_nectar(row: Mapping[str, Any], *, chat: bool = True) -> dict[str, Any]:
         turns.pop()
     if start.strip() or len(turns) % 2 == 0:
         raise ValueError(
-            f"A prompt does not begin with `Human:` and end with `Assistant:`: {prompt!r}. Expected a row of {schema}."
+            f"A prompt does not start with `Human:` and end with `Assistant:`: {prompt!r}. Expected a row of {schema}."
         )
-    # The data set stores ranks as floats. One that is no whole number is left for the checks to name.
+    # The dataset stores ranks as floats. The checks of rankings name ranks that are not whole numbers
     whole = [int(rank) if rank is not None and rank == int(rank) else rank for rank in ranks]
     return _dialogue(turns, answers, chat) | {"ranks": whole}
 
 
 def from_stack_exchange(row: Mapping[str, Any], *, chat: bool = True) -> dict[str, Any]:
     """
-    A row of [`HuggingFaceH4/stack-exchange-preferences`](https://huggingface.co/datasets/HuggingFaceH4/stack-exchange-preferences)
-    as scored completions. Answers with equal scores tie (the loader of the paper's authors prefers the later one).
+    Converts a row of
+    [`HuggingFaceH4/stack-exchange-preferences`](https://huggingface.co/datasets/HuggingFaceH4/stack-exchange-preferences)
+    to scored completions. Answers with equal scores tie (in the authors' loader, the later one is preferred).
 
     Args:
         row (`Mapping`):
-            Row with `question` and `answers`, each with `text` and `pm_score`. Texts are HTML in that data set; clean
-            them before.
+            Row with `question` and `answers`, each with `text` and `pm_score`. The texts of this dataset are HTML.
+            Clean them first.
         chat (`bool`, *optional*, defaults to `True`):
-            Whether texts become messages, or dialogue in the format of `Anthropic/hh-rlhf`, as in the authors' loader.
+            Whether to return messages. Otherwise, texts are dialogue in the format of `Anthropic/hh-rlhf`, as in the
+            authors' loader.
 
     Returns:
         `dict`: `prompt`, `completions`, `scores`. Pass `remove_columns=dataset.column_names` to `dataset.map`.
 
     Raises:
-        ValueError: If the row is of another schema.
+        ValueError: If the row has another schema.
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.conversion.public_datasets import from_stack_exchange
+    >>> from trl_dpo_ext.data import from_stack_exchange
 
     >>> answers = [{"text": "5", "pm_score": 0}, {"text": "4", "pm_score": 7}]
     >>> from_stack_exchange({"question": "2 + 2?", "answers": answers})["scores"]
@@ -134,29 +137,29 @@ def from_stack_exchange(row: Mapping[str, Any], *, chat: bool = True) -> dict[st
 
 def from_summarize_from_feedback(row: Mapping[str, Any], *, chat: bool = False) -> dict[str, Any]:
     """
-    A row of the comparisons of
+    Converts a row of the comparisons of
     [`openai/summarize_from_feedback`](https://huggingface.co/datasets/openai/summarize_from_feedback) (Stiennon et
-    al., 2020) as a ranking of two.
+    al., 2020) to a ranking of two completions.
 
     Args:
         row (`Mapping`):
             Row with `info` (a Reddit `post` with `title` and `subreddit`, or a news `article`), `summaries`, each with
-            `text`, and `choice`, the number of the better one.
+            `text`, and `choice`, the index of the better one.
         chat (`bool`, *optional*, defaults to `False`):
-            Whether texts become messages.
+            Whether to return messages instead of text.
 
     Returns:
         `dict`: `prompt` in the format of the paper, `completions`, `ranks`. Pass
-        `remove_columns=dataset.column_names` to `dataset.map`. Comparisons of one post can be gathered with
-        [`~trl_dpo_ext.data.conversion.from_pairs.pairs_to_rankings`] after
-        [`~trl_dpo_ext.data.conversion.to_pairs.all_pairs`].
+        `remove_columns=dataset.column_names` to `dataset.map`. To group comparisons of the same post, use
+        [`~trl_dpo_ext.data.conversion.to_pairs.all_pairs`] and then
+        [`~trl_dpo_ext.data.conversion.from_pairs.pairs_to_rankings`].
 
     Raises:
-        ValueError: If the row is of another schema.
+        ValueError: If the row has another schema.
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.conversion.public_datasets import from_summarize_from_feedback
+    >>> from trl_dpo_ext.data import from_summarize_from_feedback
 
     >>> info = {"subreddit": "pets", "title": "My cat", "post": "It sleeps a lot.", "article": None}
     >>> row = {"info": info, "summaries": [{"text": " A dog."}, {"text": " Cat sleeps."}], "choice": 1}

@@ -1,4 +1,4 @@
-"""Rankings from scores, and pairs from rankings for comparison with DPO."""
+"""Conversion of scores to rankings, and of rankings to pairs for comparison with DPO."""
 
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -30,25 +30,25 @@ _NOT_CARRIED = (*PER_COMPLETION_COLUMNS, "prompt_ids")
 
 def scores_to_ranking(row: Mapping[str, Any], index: int | None = None, score_tie_gap: float = 0.0) -> dict[str, Any]:
     """
-    A scored row as a ranking, best first. Scores that tie give ranks that tie.
+    Converts a scored row to a ranking, best first. Scores that tie give equal ranks.
 
     Args:
         row (`Mapping`):
-            Row with `completions` and `scores`, higher is better.
+            Row with `completions` and `scores` (higher is better).
         index (`int`, *optional*):
-            Its number, for messages: `dataset.map(scores_to_ranking, with_indices=True)`.
+            Index of the row, for messages: `dataset.map(scores_to_ranking, with_indices=True)`.
         score_tie_gap (`float`, *optional*, defaults to `0.0`):
             Difference up to which scores tie. See [`~trl_dpo_ext.data.rankings.order.ranks_from_scores`].
 
     Returns:
-        `dict`: The row with `completions` and `scores` in order, and `ranks` without gaps.
+        `dict`: The row with sorted `completions` and `scores`, and `ranks` without gaps.
 
     Raises:
-        ValueError: If a value is missing or of the wrong kind.
+        ValueError: If a value is missing or has the wrong type.
 
     Example:
     ```python
-    >>> from trl_dpo_ext.data.conversion.to_pairs import scores_to_ranking
+    >>> from trl_dpo_ext.data import scores_to_ranking
 
     >>> row = {"prompt": "2 + 2 =", "completions": [" 5", " 4", " four"], "scores": [0.1, 0.9, 0.8]}
     >>> scores_to_ranking(row, score_tie_gap=0.2)
@@ -69,10 +69,10 @@ def all_pairs(
     dataset: Dataset | IterableDataset, *, score_tie_gap: float = 0.0, num_proc: int | None = None
 ) -> Dataset | IterableDataset:
     """
-    Every pair of a better and a worse completion of each ranking, as preference rows. A tie is never a pair.
+    Converts each ranking to all pairs of a better and a worse completion. Ties give no pairs.
 
-    What [`~trl_dpo_ext.data.dataset_preparation.prepare_dataset`] leaves out gives no pair either: empty
-    completions and copies (here of the text). Columns that hold a value per row are kept.
+    Empty completions and copies (here: of the text) give no pairs either, as in
+    [`~trl_dpo_ext.data.dataset_preparation.prepare_dataset`]. Columns with one value per row are kept.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -80,19 +80,19 @@ def all_pairs(
         score_tie_gap (`float`, *optional*, defaults to `0.0`):
             Difference up to which scores tie.
         num_proc (`int`, *optional*):
-            Processes to use.
+            Number of processes.
 
     Returns:
-        `Dataset` or `IterableDataset`: Rows with `chosen`, `rejected` and, if there was one, `prompt`; K (K - 1) / 2
-        of them for a ranking of K without ties.
+        `Dataset` or `IterableDataset`: Rows with `chosen`, `rejected` and, if present, `prompt`. A ranking of K
+        completions without ties gives K (K - 1) / 2 rows.
 
     Raises:
-        ValueError: If a column or a value is missing or of the wrong kind, or no ranking gives a pair.
+        ValueError: If a column or a value is missing or has the wrong type, or no ranking gives a pair.
 
     Example:
     ```python
     >>> from datasets import Dataset
-    >>> from trl_dpo_ext.data.conversion.to_pairs import all_pairs
+    >>> from trl_dpo_ext.data import all_pairs
 
     >>> rankings = Dataset.from_list([{"prompt": "2 + 2 =", "completions": [" 4", " 5", " 6"], "ranks": [0, 1, 1]}])
     >>> all_pairs(rankings).to_list()
@@ -107,10 +107,10 @@ def best_worst_pairs(
     dataset: Dataset | IterableDataset, *, score_tie_gap: float = 0.0, num_proc: int | None = None
 ) -> Dataset | IterableDataset:
     """
-    The best against the worst completion of each ranking, as preference rows.
+    Converts each ranking to a pair of its best and its worst completion.
 
-    Of several that tie for the best the first is taken, of several that tie for the worst the last. Arguments, columns
-    and errors are those of [`all_pairs`].
+    Of best completions that tie, the first is used; of worst completions that tie, the last. Arguments, columns and
+    errors are the same as in [`all_pairs`].
 
     Returns:
         `Dataset` or `IterableDataset`: One row for each ranking.
@@ -122,10 +122,10 @@ def best_random_pairs(
     dataset: Dataset | IterableDataset, *, seed: int = 0, score_tie_gap: float = 0.0, num_proc: int | None = None
 ) -> Dataset | IterableDataset:
     """
-    The best completion of each ranking against one drawn from those below it, as preference rows.
+    Converts each ranking to a pair of its best completion and a random one of the others.
 
-    Of several that tie for the best the first is taken. The draw depends on `seed` and on the number of the row only,
-    not on `num_proc`. The other arguments, columns and errors are those of [`all_pairs`].
+    Of best completions that tie, the first is used. The random choice depends only on `seed` and on the index of the
+    row, not on `num_proc`. The other arguments, columns and errors are the same as in [`all_pairs`].
 
     Returns:
         `Dataset` or `IterableDataset`: One row for each ranking.
@@ -133,7 +133,7 @@ def best_random_pairs(
     return _to_pairs(dataset, _best_and_random, score_tie_gap, seed, num_proc)
 
 
-# Places of better and worse completions, of ranks that are sorted, and a source of chance
+# Functions of sorted ranks and a random generator, which return the positions of better and worse completions
 _Choice = Callable[[Sequence[int], random.Random], list[tuple[int, int]]]
 
 
@@ -170,9 +170,9 @@ def _to_pairs(
         return pairs.remove_columns(_ROW)
     silent = len(dataset) - len(set(pairs[_ROW] if len(pairs) else []))
     if silent == len(dataset):
-        raise ValueError("No ranking gives a pair: in none is one completion above another.")
+        raise ValueError("No ranking gives a pair: none has a better and a worse completion.")
     if silent:
-        logger.warning(f"{silent} of {len(dataset)} rankings give no pair: in none is one completion above another.")
+        logger.warning(f"{silent} of {len(dataset)} rankings give no pair: they have no better and worse completion.")
     return pairs.remove_columns(_ROW)
 
 

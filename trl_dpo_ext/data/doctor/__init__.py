@@ -1,1 +1,1 @@
-"""Examines a preference or ranking data set before anybody trains on it, with the functions that training uses."""
+"""Examination of preference and ranking datasets before training, with the functions that training uses."""

@@ -1,4 +1,4 @@
-"""Checks of the border between prompt and answer: would other tokens stand there if the two were one text?"""
+"""Checks of the border between prompt and answer: whether separate and joint tokenization give the same tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,16 +12,16 @@ from trl_dpo_ext.data.messages import template_arguments
 
 __all__ = ["BorderOfJointTokens", "BorderOfSeparateTokens"]
 
-_WINDOW = 48  # characters on each side of the border: tokens further away do not depend on it
+_WINDOW = 48  # characters on each side of the border; the border does not depend on tokens further away
 
 
 class BorderOfSeparateTokens(Check):
-    """Compares prompt and preferred answer, tokenized apart, with the tokens of both as one text."""
+    """Compares the tokens of prompt and preferred answer, tokenized separately, with those of their joint text."""
 
     name = "border-tokens-differ"
     severity = NOTE
-    meaning = "As one text prompt and preferred answer have other tokens at the border than apart, as trained on."
-    fix = "Nothing, if a prompt is given to the model by itself. Else end prompts on a token border."
+    meaning = "Tokenized jointly, prompt and preferred answer have other tokens at the border than in training."
+    fix = "None needed if the model will get the prompt on its own. Otherwise end prompts on a token border."
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, joint: bool) -> None:
         super().__init__()
@@ -29,9 +29,9 @@ class BorderOfSeparateTokens(Check):
         self.other_text = Finding(
             "border-text-differs",
             WARNING,
-            "Tokenized apart, prompt and answer read differently: the tokenizer puts a space before an answer, or "
-            "loses one.",
-            "Use `tokenization='joint'`, or give the white space at the border to the side where it survives.",
+            "Tokenized separately, prompt and answer decode to another text: the tokenizer adds or removes a space at "
+            "the border.",
+            "Use `tokenization='joint'`, or move the white space at the border to the other side.",
         )
 
     def look_at(self, rows: Sequence[PreparedRow]) -> None:
@@ -54,23 +54,23 @@ class BorderOfSeparateTokens(Check):
         differing = (place for place, (a, b) in enumerate(zip(apart, whole, strict=False)) if a != b)
         first = next(differing, min(len(apart), len(whole)))
         shown = [" ".join(self.tokenizer.convert_ids_to_tokens(ids[first : first + 3])) for ids in (apart, whole)]
-        example = f"{shown[0]!r}, as one text {shown[1]!r}"
+        example = f"{shown[0]!r}, jointly {shown[1]!r}"
         same_text = self.tokenizer.decode(apart) == self.tokenizer.decode(whole)
         (self.finding if same_text else self.other_text).add(row.index, example)
 
 
 class BorderOfJointTokens(Check):
-    """Compares a prompt's own tokens with what the tokens of prompt and answer leave of them."""
+    """Compares the tokens of a prompt with the start of the joint tokens of prompt and answer."""
 
     name = "prompt-loses-its-end"
     severity = WARNING
     meaning = (
-        "Rendered with an answer, a prompt does not begin as it does alone: in training it loses its end, which the "
-        "answers begin with instead."
+        "A prompt has other tokens when it is tokenized with an answer. Training truncates it to the tokens in "
+        "common, and the rest becomes part of the answers."
     )
     fix = (
-        "End prompts on a token border or use `tokenization='separate'` (text); use a chat template that renders a "
-        "prompt alone as it does before an answer (messages)."
+        "Text: end prompts on a token border, or use `tokenization='separate'`. Messages: use a chat template that "
+        "renders a prompt alone in the same way as before an answer."
     )
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, joint: bool) -> None:
@@ -78,7 +78,7 @@ class BorderOfJointTokens(Check):
         self.tokenizer, self.joint = tokenizer, joint
 
     def look_at(self, rows: Sequence[PreparedRow]) -> None:
-        texts = [row for row in rows if row.is_text and self.joint]  # messages always are rendered jointly
+        texts = [row for row in rows if row.is_text and self.joint]  # messages are always rendered jointly
         alone = self.tokenizer([row.prompt for row in texts])["input_ids"] if texts else []
         chats = [row for row in rows if row.is_chat]
         for row, ids in zip(texts + chats, [*alone, *map(self._rendered, chats)], strict=True):

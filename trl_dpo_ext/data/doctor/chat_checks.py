@@ -1,4 +1,4 @@
-"""Checks of conversations: who speaks, and in which order."""
+"""Checks of the roles in conversations and their order."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ __all__ = [
     "UnknownRole",
 ]
 
-# What a user's turn begins with where dialogue is written as plain text
+# Start of a user's turn in dialogues written as plain text
 _USER_TURNS = (
     "\n\nHuman:",
     "\nHuman:",
@@ -38,8 +38,8 @@ _ROLES = {"system", "developer", "user", "assistant", "tool", "function", "ipyth
 class RolesDoNotAlternate(ChatCheck):
     name = "roles-do-not-alternate"
     severity = WARNING
-    meaning = "Two turns of one speaker follow each other, or a system message comes after the first turn."
-    fix = "Join such turns, or restore what is missing between them. Some chat templates refuse them."
+    meaning = "Two consecutive turns have the same role, or a system message follows the first turn."
+    fix = "Merge such turns, or restore the missing turn between them. Some chat templates reject them."
 
     def found(self, row: PreparedRow) -> str | None:
         for completion in row.completions:
@@ -52,8 +52,8 @@ class RolesDoNotAlternate(ChatCheck):
 class AnswerEndsWithOther(ChatCheck):
     name = "answer-not-by-assistant"
     severity = WARNING
-    meaning = "The last message of an answer is not the assistant's, and the policy learns to write it."
-    fix = "Give answers as messages of the role `assistant`."
+    meaning = "The last message of an answer does not have the role `assistant`, and the policy learns to write it."
+    fix = "Use the role `assistant` for the messages of answers."
 
     def found(self, row: PreparedRow) -> str | None:
         last = (_roles(completion)[-1] for completion in row.completions)
@@ -63,8 +63,8 @@ class AnswerEndsWithOther(ChatCheck):
 class AnswerHoldsOtherTurns(Check):
     name = "answer-holds-other-turns"
     severity = WARNING
-    meaning = "An answer holds turns that are not the assistant's, and the policy learns to write them, too."
-    fix = "Move all turns but the last into the prompt, which both answers then share, or drop such rows."
+    meaning = "An answer contains turns with other roles than `assistant`, and the policy learns to write them."
+    fix = "Move all turns except the last one into the prompt, or drop such rows."
 
     def found(self, row: PreparedRow) -> str | None:
         if row.is_chat:
@@ -72,7 +72,7 @@ class AnswerHoldsOtherTurns(Check):
             return next((", ".join(roles) for roles in turns if set(roles) - {"assistant"}), None)
         if row.is_text:
             for marker in _USER_TURNS:
-                # Where the prompt is dialogue of the same form
+                # Only if the prompt is dialogue in the same format
                 if marker.strip() in row.prompt:
                     for text in row.completions:
                         if (place := text.find(marker)) >= 0:
@@ -83,7 +83,7 @@ class AnswerHoldsOtherTurns(Check):
 class UnknownRole(ChatCheck):
     name = "unknown-role"
     severity = WARNING
-    meaning = "A message has a role that the chat template does not name: it is written as the name of the turn."
+    meaning = "A message has a role that the chat template does not define, so the template writes it as a name."
     fix = "Rename roles to `system`, `user`, `assistant` and `tool`."
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -101,7 +101,7 @@ class UnknownRole(ChatCheck):
 class PromptEndsWithAssistant(ChatCheck):
     name = "prompt-ends-with-assistant"
     severity = WARNING
-    meaning = "A prompt ends with a turn of the assistant, after which the chat template begins another one."
+    meaning = "A prompt ends with a turn of the assistant, and the chat template starts another one after it."
     fix = "Move that turn into the answers, or end prompts with a turn of the user."
 
     def found(self, row: PreparedRow) -> str | None:

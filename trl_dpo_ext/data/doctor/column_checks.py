@@ -1,4 +1,4 @@
-"""Checks of the columns that training does not read."""
+"""Checks of columns that training does not read."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ __all__ = ["UnreadColumns", "columns_read"]
 
 _CHAT_COLUMNS = ("tools", "chat_template_kwargs")
 
-# A column whose name has one of these words probably belongs to the prompt ...
+# A column with one of these words in its name probably belongs to the prompt ...
 _OF_PROMPTS = set(
     "system sys instruction instructions input inputs context contexts history question query conversation "
     "conversations dialogue dialog document documents passage passages persona knowledge background turns "
     "problem task scenario preamble".split()
 )
-# ... unless it says something about it
+# ... unless the name also has one of these words
 _ABOUT_PROMPTS = set(
     "id ids idx index hash model models score scores rating ratings rank source type types kind name category "
     "categories length len num count tokens lang language url date time label labels topic topics domain split "
@@ -28,25 +28,25 @@ _ABOUT_PROMPTS = set(
 )
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 _SHOWN = 40  # characters of an example
-_COMPARED = 200  # characters of a text that are looked for in the prompt
-_NO_TEXT = {"role", "from", "name", "id", "type", "tool_call_id"}  # keys of messages that hold no text
+_COMPARED = 200  # characters of a text that are searched in the prompt
+_NO_TEXT = {"role", "from", "name", "id", "type", "tool_call_id"}  # keys of messages without text
 
 # Columns that other trainers or services read
 _OF_OTHERS = {
     "functions": "Rename it `tools` (a list of schemas, or its JSON text).",
-    "margin": "DPO has no margin. Drop the column, or those rows whose margin is too small.",
-    "weight": "All rows weigh alike. Drop the column, or drop or repeat rows.",
-    "weights": "All rows weigh alike. Drop the column, or drop or repeat rows.",
+    "margin": "DPO has no margin. Remove the column, or drop rows with a small margin.",
+    "weight": "All rows have the same weight. Remove the column, or drop or repeat rows.",
+    "weights": "All rows have the same weight. Remove the column, or drop or repeat rows.",
 }
 
 
 def columns_read(columns: Sequence[str], is_chat: bool) -> list[str]:
     """
-    The columns of a dataset that training reads, in their order.
+    Returns the columns of a dataset that training reads, in order.
 
     Args:
         columns (`Sequence[str]`): Columns of the dataset.
-        is_chat (`bool`): Whether its rows are messages; only their chat template gets tools and arguments.
+        is_chat (`bool`): Whether the rows are messages. Only chat templates use tools and arguments.
 
     Example:
     ```python
@@ -68,14 +68,14 @@ def columns_read(columns: Sequence[str], is_chat: bool) -> list[str]:
 
 
 class UnreadColumns(Check):
-    """Looks for text that training does not see: one finding a column."""
+    """Searches for text that training does not read. Each column gives a finding."""
 
     name = "unread-column"
     severity = WARNING
     meaning = "Training does not read the column `{}`, and the prompts do not contain its text."
     fix = (
-        "Put it into `prompt` with `dataset.map` (a system message as the first message of the prompt), or remove the "
-        "column."
+        "Add the text to `prompt` with `dataset.map` (a system message becomes the first message of the prompt), or "
+        "remove the column."
     )
 
     def __init__(self, columns: Sequence[str]) -> None:
@@ -85,8 +85,8 @@ class UnreadColumns(Check):
         self.chat_only = {
             name: self._of(
                 name,
-                "Training reads the column `{}` of conversations only, and these rows are plain text.",
-                "Give the rows as messages, write it into the prompt, or remove the column.",
+                "Training reads the column `{}` only for conversations, but these rows are plain text.",
+                "Convert the rows to messages, add the text to the prompt, or remove the column.",
             )
             for name in _CHAT_COLUMNS
             if name in columns
@@ -137,7 +137,7 @@ def _belongs_to_prompt(column: str) -> bool:
 
 
 def _texts_in(value: Any) -> Iterator[str]:
-    # Of text, lists of text, messages and turns
+    # Texts in a text, a list of texts, messages or turns
     if isinstance(value, str):
         yield _normal(value)
     elif isinstance(value, Mapping):

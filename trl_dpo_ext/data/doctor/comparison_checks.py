@@ -1,4 +1,4 @@
-"""Checks that compare rows: copies, contradictions, overlap with held-out rows, stock answers, scores."""
+"""Checks that compare rows: duplicates, contradictions, overlap with the held-out split, frequent answers, scores."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ _CONSTANT_SHARE = 0.9
 class DuplicateRows(Check):
     name = "duplicate-rows"
     severity = WARNING
-    meaning = "A row is there before, with the same prompt, answers and order."
-    fix = "Drop the copies, or they count several times."
+    meaning = "The row repeats an earlier row (same prompt, answers and order)."
+    fix = "Drop the duplicates, because repeated rows have more weight."
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class DuplicateRows(Check):
 class DuplicatePrompts(Check):
     name = "duplicate-prompts"
     severity = NOTE
-    meaning = "A prompt is there before, with other answers."
+    meaning = "The row repeats the prompt of an earlier row, with other answers."
     fix = (
-        "Nothing, if it was answered several times; keep its rows in one split. "
-        "`trl_dpo_ext.data.conversion.from_pairs` makes rankings of such pairs."
+        "None needed if the prompt has several answers. Keep its rows in one split. "
+        "`trl_dpo_ext.data.pairs_to_rankings` converts such pairs to rankings."
     )
 
     def __init__(self) -> None:
@@ -65,8 +65,8 @@ class DuplicatePrompts(Check):
 class BothDirections(Check):
     name = "contradictions"
     severity = WARNING
-    meaning = "Of two answers to a prompt, one row prefers the first and another row the second."
-    fix = "Drop both, or the direction that you trust less: their gradients cancel."
+    meaning = "Two rows with the same prompt and answers prefer opposite answers."
+    fix = "Drop both rows, or the less reliable one, because their gradients cancel."
 
     def __init__(self) -> None:
         super().__init__()
@@ -79,15 +79,15 @@ class BothDirections(Check):
                 self.first.setdefault((row.prompt_key, better, worse), row.index)
                 reversed_in = self.first.get((row.prompt_key, worse, better))
                 if reversed_in is not None and example is None:
-                    example = f"row {row.index} says the opposite of row {reversed_in}"
+                    example = f"row {row.index} contradicts row {reversed_in}"
         return example
 
 
 class HeldOutPrompts(Check):
     name = "held-out-prompts"
     severity = WARNING
-    meaning = "The prompt is in the held-out split as well, so that evaluation there is not of unseen prompts."
-    fix = "Drop these rows from one of the two."
+    meaning = "The prompt is also in the held-out split, so evaluation there is not on unseen prompts."
+    fix = "Drop these rows from one of the splits."
 
     def __init__(self, prompts: AbstractSet[int]) -> None:
         super().__init__()
@@ -100,8 +100,8 @@ class HeldOutPrompts(Check):
 class StockOpening(Check):
     name = "stock-opening"
     severity = NOTE
-    meaning = f"Many preferred answers begin with the same {_OPENING_WORDS} words."
-    fix = "See whether the phrase belongs into answers: what all preferred answers share is learnt first."
+    meaning = f"Many preferred answers start with the same {_OPENING_WORDS} words."
+    fix = "Check that this opening is intended. The model learns first what all preferred answers share."
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,8 +127,8 @@ class StockOpening(Check):
 class ConstantAnswers(Check):
     name = "constant-answer"
     severity = WARNING
-    meaning = "The {} answer of nearly all prompts is one and the same, so that it alone tells the order."
-    fix = "See whether the column was filled as meant."
+    meaning = "The {} answer is the same for nearly all prompts, so it alone determines the order."
+    fix = "Check that the column was filled as intended."
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class ConstantAnswers(Check):
         self.prompts: set[int] = set()
 
     def found(self, row: PreparedRow) -> str | None:
-        if row.prompt_key in self.prompts:  # a copy
+        if row.prompt_key in self.prompts:  # the prompt is counted once
             return None
         self.prompts.add(row.prompt_key)
         for counter, place in zip(self.sides.values(), (0, -1), strict=True):
@@ -161,20 +161,20 @@ class ConstantAnswers(Check):
 class Ties(Check):
     name = "ties"
     severity = NOTE
-    meaning = "Some completions of a row tie: their order is taken as unknown."
-    fix = "Nothing, if they are equally good."
+    meaning = "Completions of a row tie. Their order is treated as unknown."
+    fix = "None needed if they are equally good."
 
     def found(self, row: PreparedRow) -> str | None:
         return str(row.ranks) if len(set(row.ranks)) < len(row.ranks) else None
 
 
 class ScoresAgainstOrder(Check):
-    """Compares the best and the worst completion of a row by the columns of scores that training does not read."""
+    """Compares the order of the best and the worst completion with columns of scores that training does not read."""
 
     name = "scores-against-order"
     severity = WARNING
-    meaning = "A column of scores says the opposite of the order that training goes by."
-    fix = "Trust one of the two: turn the order round, or drop these rows."
+    meaning = "A column of scores contradicts the order that training uses."
+    fix = "Decide which of the two is right. Then reverse the order, or drop these rows."
 
     def __init__(self, columns: Sequence[str]) -> None:
         super().__init__()
@@ -198,9 +198,9 @@ class ScoresAgainstOrder(Check):
         count = self.finding.count
         if 2 * count <= self.rows:
             return super().findings()
-        more = "In most rows: the order may be the wrong way round."
+        more = "This is the case in most rows, so the order may be reversed."
         if 2 * self.shorter > count:
-            more += f" The preferred answer is the shorter one in {self.shorter} of these {count} rows, too."
+            more += f" The preferred answer is also shorter in {self.shorter} of these {count} rows."
         return [replace(self.finding, meaning=f"{self.meaning} {more}")]
 
     def _of_pair(self, row: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
@@ -211,7 +211,7 @@ class ScoresAgainstOrder(Check):
         }
 
     def _of_list(self, row: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
-        # Completions that come best first; where there are ranks or scores, they decide
+        # Completions are best first, unless the row has ranks or scores
         completions = row.get("completions")
         if not completions or row.get("ranks") is not None or row.get("scores") is not None:
             return {}

@@ -1,4 +1,4 @@
-"""Checks of what texts and messages hold: text of another format, placeholders, escapes, broken characters."""
+"""Checks of the contents of texts and messages: other formats, placeholders, escapes, broken characters."""
 
 import ast
 import json
@@ -33,8 +33,8 @@ _AROUND = 12  # characters that an example shows on each side
 class MessagesAsText(Check):
     name = "messages-as-text"
     severity = WARNING
-    meaning = "A text is a list of messages (or of texts) in JSON or Python notation, and is trained on as it stands."
-    fix = "Read it first: `dataset.map(lambda row: {'chosen': json.loads(row['chosen'])})`, and so for each column."
+    meaning = "A text is a list of messages (or of texts) in JSON or Python notation. Training reads it as plain text."
+    fix = "Parse each such column: `dataset.map(lambda row: {'chosen': json.loads(row['chosen'])})`."
 
     def found(self, row: PreparedRow) -> str | None:
         prompt = [text for place, text in row.texts if place == "prompt"]
@@ -48,8 +48,8 @@ class MessagesAsText(Check):
 class BrokenCharacters(Check):
     name = "broken-characters"
     severity = WARNING
-    meaning = "A text holds replacement or control characters, or characters that were read in a wrong encoding."
-    fix = "Read the source file again in its own encoding (UTF-8 as a rule), or drop such rows."
+    meaning = "A text contains replacement or control characters, or characters read with the wrong encoding."
+    fix = "Read the source file with its own encoding (usually UTF-8), or drop such rows."
 
     # UTF-8 read as Latin-1 or Windows-1252, in European, Cyrillic and East Asian scripts
     pattern = re.compile(
@@ -66,8 +66,8 @@ class BrokenCharacters(Check):
 class EscapesAsText(Check):
     name = "escapes-as-text"
     severity = WARNING
-    meaning = r"A text holds `\n` or `\u....` as characters of their own, and no line break: it is still encoded."
-    fix = "Decode it, as `json.loads` does, before training."
+    meaning = r"A text contains `\n` or `\u....` as literal characters and no line breaks, so it is still encoded."
+    fix = "Decode it before training, for example with `json.loads`."
 
     # Not LaTeX (`\nu`), a path (`C:\New`) or a quoted line of code
     pattern = re.compile(r"(?<![A-Za-z]:)(?:\\n(?=\\n|\\t|[A-Z0-9*#\-\s]|$)|\\u[0-9a-fA-F]{4})")
@@ -87,14 +87,14 @@ class EscapesAsText(Check):
 class Placeholders(Check):
     name = "placeholder-text"
     severity = WARNING
-    meaning = "A prompt, its first line or an answer stands for a missing value, or is white space only."
-    fix = "Drop such rows with `dataset.filter`, or fill the value in where the text is made."
+    meaning = "A prompt, its first line or an answer is a placeholder for a missing value, or only white space."
+    fix = "Drop such rows with `dataset.filter`, or insert the missing values."
 
     words = frozenset(
         "none nan null nil n/a undefined [removed] [deleted] [redacted] [empty] <na> #n/a todo tbd lorem ipsum".split()
     )
     starts = ("None\n", "nan\n", "NaN\n", "null\n", "NULL\n")
-    filled_in = re.compile(r"(?m)^[A-Z][\w ]{0,30}: (?:None|nan|NaN)$")  # a format string around a missing value
+    filled_in = re.compile(r"(?m)^[A-Z][\w ]{0,30}: (?:None|nan|NaN)$")  # a format string with a missing value
 
     def found(self, row: PreparedRow) -> str | None:
         for place, text in row.texts:
@@ -114,8 +114,8 @@ class Placeholders(Check):
 class RolePrefix(Check):
     name = "answer-begins-with-role"
     severity = WARNING
-    meaning = "An answer begins with the name of its role, which the prompt or the chat template already gives."
-    fix = "Take the prefix off all answers."
+    meaning = "An answer starts with the name of its role, which the prompt or the chat template already contains."
+    fix = "Remove the prefix from all answers."
 
     pattern = re.compile(
         r"\s*(?:#+ *(?:assistant|response)\b:?|\**(?:ai assistant|assistant|ai|bot|chatbot|chatgpt|gpt)\**\s*:"
@@ -128,7 +128,7 @@ class RolePrefix(Check):
     def found(self, row: PreparedRow) -> str | None:
         for place, text in row.texts:
             if place != "prompt" and (match := self.pattern.match(text)):
-                # A transcript that leaves it to the answer to name its speaker is consistent
+                # A transcript whose answers start with the speaker is consistent
                 written_out = row.is_text and self.speaker.search(row.prompt) and not self.ends_open.search(row.prompt)
                 return None if written_out else repr(text[: match.end() + _AROUND])
         return None
@@ -137,8 +137,8 @@ class RolePrefix(Check):
 class QuotedTexts(Check):
     name = "quoted-text"
     severity = WARNING
-    meaning = "A prompt or an answer stands in quotes as a whole."
-    fix = "Take the quotes off if a writer of CSV or JSON put them there."
+    meaning = "A whole prompt or answer is in quotes."
+    fix = "Remove the quotes if they come from a CSV or JSON file."
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class QuotedTexts(Check):
         return next((repr(text[:40]) for _, text in row.texts if _is_quoted(text)), None)
 
     def findings(self) -> list[Finding]:
-        if 2 * self.finding.count < self.rows:  # quotations
+        if 2 * self.finding.count < self.rows:  # a few texts may be quotations
             self.finding.severity = NOTE
         return super().findings()
 
@@ -157,8 +157,8 @@ class QuotedTexts(Check):
 class ForeignMarkers(Check):
     name = "foreign-template-marker"
     severity = WARNING
-    meaning = "A text holds a marker of a chat template that is no token of this tokenizer: it is read as plain text."
-    fix = "Remove it, and give conversations as messages, or use the tokenizer that the text was written for."
+    meaning = "A text contains a chat template marker that is not a token of this tokenizer, so it is plain text."
+    fix = "Remove it and use messages for conversations, or use the tokenizer that the text was written for."
 
     pattern = re.compile(
         r"<\|[\w-]{2,30}\|>|<｜[^｜\s]{2,30}｜>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|(?:</s>|<eos>)(?=\s*(?:<s>|$))"
@@ -166,7 +166,7 @@ class ForeignMarkers(Check):
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
-        # A marker that the template writes as plain text (Zephyr's) is the model's own
+        # Some templates (Zephyr's) write their markers as plain text
         self.own = {*tokenizer.get_added_vocab(), *self.pattern.findall(str(tokenizer.chat_template or ""))}
 
     def found(self, row: PreparedRow) -> str | None:
@@ -183,8 +183,8 @@ class ForeignMarkers(Check):
 class GenerationPromptMissing(TextCheck):
     name = "generation-prompt-missing"
     severity = WARNING
-    meaning = "A prompt was rendered by a chat template, and does not end with the start of the assistant's turn."
-    fix = "Render prompts with `add_generation_prompt=True`, or give conversations as messages."
+    meaning = "A prompt was rendered with a chat template, but does not end with the start of the assistant's turn."
+    fix = "Render prompts with `add_generation_prompt=True`, or use messages for conversations."
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -202,8 +202,8 @@ class GenerationPromptMissing(TextCheck):
 class UnclosedThinking(Check):
     name = "unclosed-think"
     severity = WARNING
-    meaning = "An answer opens `<think>` and does not close it: its reasoning was truncated."
-    fix = "Drop such rows, or complete them."
+    meaning = "An answer opens `<think>` without closing it, so its reasoning was truncated."
+    fix = "Drop or complete such rows."
 
     def found(self, row: PreparedRow) -> str | None:
         if "<think>" not in row.whole_text:
@@ -217,8 +217,8 @@ class UnclosedThinking(Check):
 class MarkupEscapes(Check):
     name = "markup-escapes"
     severity = NOTE
-    meaning = "A text holds escapes of HTML or Markdown (`&amp;`, `\\_`), which the policy learns to write."
-    fix = "Decode it with `html.unescape`, if it was taken from a page."
+    meaning = "A text contains escapes of HTML or Markdown (`&amp;`, `\\_`), which the policy learns to write."
+    fix = "If it comes from a web page, decode it with `html.unescape`."
 
     pattern = re.compile(r"&(?:amp|lt|gt|quot|nbsp|apos|#\d{2,5}|#x[0-9a-fA-F]{2,4});|(?<=[a-z])\\_(?=[a-z])")
 
@@ -231,8 +231,8 @@ class MarkupEscapes(Check):
 class UnknownTokens(Check):
     name = "unknown-tokens"
     severity = WARNING
-    meaning = "The tokenizer has no tokens for a part of the text and puts its unknown token there."
-    fix = "Use a tokenizer that knows these characters, or drop such rows."
+    meaning = "A part of the text has no tokens in this tokenizer and becomes its unknown token."
+    fix = "Use a tokenizer that covers these characters, or drop such rows."
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -278,7 +278,7 @@ def _is_quoted(text: str) -> bool:
 
 
 def _start_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    # What a generation prompt adds, stripped
+    # Text that a generation prompt adds, stripped
     if not tokenizer.chat_template:
         return ""
     turn = [{"role": "user", "content": "a"}]
@@ -287,7 +287,7 @@ def _start_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
             str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=add))
             for add in (False, True)
         )
-    except (TemplateError, TypeError, ValueError):  # a template of another kind of messages
+    except (TemplateError, TypeError, ValueError):  # a template for another kind of messages
         return ""
     return whole[len(without) :].strip() if whole.startswith(without) else ""
 

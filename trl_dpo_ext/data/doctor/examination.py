@@ -1,4 +1,4 @@
-"""The examination of a data set: every row through the preparation of training, and past every check."""
+"""Examination of a dataset: prepares every row as in training, and runs every check."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -47,6 +47,7 @@ from trl_dpo_ext.data.doctor.text_checks import (
     TurnSplitInAnswers,
     WordsRunTogether,
 )
+from trl_dpo_ext.data.extent import Extent
 from trl_dpo_ext.data.kinds import other_kind
 from trl_dpo_ext.data.preparation_report import PreparationCount
 from trl_dpo_ext.data.prompts import answers_repeat_prompts
@@ -56,10 +57,10 @@ from trl_dpo_ext.spelling import misspelt_column
 
 __all__ = ["examine", "worst_of_first"]
 
-# A data set without any of these is of no kind that is trained on
+# A dataset that can be trained on has one of these columns
 _ANSWERS = {"chosen", "rejected", "chosen_ids", "rejected_ids", "completions", "completion_ids"}
 
-_FIRST_LOOK, _FIRST_OF_STREAM = 64, 16  # rows that training has a look at
+_FIRST_LOOK, _FIRST_OF_STREAM = 64, 16  # rows that training examines
 _CHUNK = 256  # rows whose borders are tokenized in one call
 
 
@@ -73,40 +74,40 @@ def examine(
     **options: Any,
 ) -> DoctorReport:
     """
-    Examines a dataset as the trainers will prepare it: malformed rows, rows that would be left out or truncated, and
-    what is probably not intended.
+    Examines a dataset before training. Finds invalid rows, rows that training would drop or truncate, and patterns
+    that are probably not intended.
 
-    Rows are prepared by the same functions as in training, so that `report.preparation` equals `trainer.data_reports`
-    for the rows that are not malformed. Nothing is changed.
+    Rows are prepared by the same functions as in training, so `report.preparation` equals `trainer.data_reports` for
+    all valid rows. The dataset is not changed.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
-            Preference pairs, rankings or scored completions, as text, messages or token ids. A stream is read once,
-            to its end.
+            Preference pairs, rankings or scored completions, as text, messages or token ids. A streaming dataset is
+            read once, to its end.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the model that is to be trained.
+            Tokenizer of the model to train.
         dataset_name (`str`, *optional*, defaults to `"train"`):
-            Name used in messages.
+            Name of the dataset in messages.
         held_out (`Dataset` or `IterableDataset`, *optional*):
-            Evaluation rows; prompts in both are found.
+            Evaluation dataset, to find prompts that are in both.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
         options:
             `tokenization`, `max_length`, `max_prompt_length`, `prompt_truncation_mode`, `truncation_mode`,
-            `score_tie_gap`, `max_completions`: the options of the trainer, see
+            `score_tie_gap`, `max_completions` and `alone`, as in the trainers. See
             [`~trl_dpo_ext.data.doctor.prepared_row.RowPreparation`]. By default, nothing is truncated.
 
     Returns:
         [`~trl_dpo_ext.data.doctor.report.DoctorReport`]
 
     Raises:
-        ValueError: If an option has a value that does not exist, or rows hold images.
-        TypeError: If there is no such option.
+        ValueError: If an option has an unknown value, or rows have images.
+        TypeError: If an option does not exist.
     """
     dataset = opened(dataset, dataset_name)
     columns = columns_of(dataset)
     if images := sorted(set(IMAGE_COLUMNS).intersection(columns)):
-        raise ValueError(f"The {dataset_name} dataset has the column `{images[0]}`. Only text and chat is examined.")
+        raise ValueError(f"The {dataset_name} dataset has the column `{images[0]}`. Only text and chat are examined.")
     repeats = answers_repeat_prompts(dataset, columns)
     preparation = RowPreparation(tokenizer, columns, dataset_name, repeats=repeats, **options)
     problems = [problem for problem in (_column_problem(columns, dataset_name),) if problem]
@@ -135,19 +136,20 @@ def worst_of_first(
     dataset: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerBase, dataset_name: str = "train", **options: Any
 ) -> Finding | None:
     """
-    The worst finding in the first rows (64, of a stream 16) that is probably not intended, by the checks of
-    [`~trl_dpo_ext.data.doctor.meaning_checks`] alone: for training, which itself stops at errors and counts truncated
-    rows.
+    Returns the worst finding in the first rows that is probably not intended.
+
+    Looks at 64 rows (16 of a streaming dataset) with the checks of [`~trl_dpo_ext.data.doctor.meaning_checks`]. The
+    other checks are not needed in training, which stops at invalid rows and counts truncated ones itself.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): Raw rows.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
-        dataset_name (`str`, *optional*, defaults to `"train"`): Name used in messages.
-        options: As of [`examine`].
+        dataset_name (`str`, *optional*, defaults to `"train"`): Name of the dataset in messages.
+        options: Same as in [`examine`].
 
     Returns:
-        [`~trl_dpo_ext.data.doctor.findings.Finding`] or `None`: A warning that most of these rows have or, of several,
-        the gravest.
+        [`~trl_dpo_ext.data.doctor.findings.Finding`] or `None`: The most severe warning that applies to most of these
+        rows.
     """
     dataset = opened(dataset, dataset_name)
     columns = columns_of(dataset)
@@ -165,17 +167,16 @@ class _Examination:
     def __init__(self, preparation: RowPreparation, columns: list[str], held_out_prompts: set[int]) -> None:
         self.preparation, self.columns = preparation, columns
         self.refused = Refusals("malformed-row", ERROR, "Training stops: ")
-        self.left_out = Refusals(
-            "row-left-out", ERROR, "Training leaves the row out: ", "Mend these rows, or drop them yourself."
-        )
+        self.left_out = Refusals("row-left-out", ERROR, "Training drops the row: ", "Fix or drop these rows.")
         self.completions_left_out = Refusals(
             "answer-left-out",
             WARNING,
-            "Training leaves an answer of the row out: ",
-            "Remove it with its rank or score.",
+            "Training drops an answer of the row: ",
+            "Remove the answer with its rank or score.",
         )
         self.examined, self.has_chat = 0, False
         self.count = PreparationCount(of_rankings=preparation.is_ranking)
+        self.extent = Extent(0, 0, 0)
         self.lengths = Lengths()
         self.length_bias = LengthBias()
         tokenizer = preparation.tokenizer
@@ -218,16 +219,17 @@ class _Examination:
 
     def report(self, problems: list[Finding]) -> DoctorReport:
         if not problems and not self.examined:
-            problems = [Finding("no-rows", ERROR, "The data set has no row.", "Look at its file, or at the split.")]
+            problems = [Finding("no-rows", ERROR, "The dataset has no rows.", "Check its file and the split.")]
         groups = [self.refused, self.left_out, self.completions_left_out]
         found = problems + [finding for group in groups for finding in group.findings()]
         found += [finding for check in self.checks for finding in check.findings()]
         return DoctorReport(
             dataset_name=self.preparation.dataset_name,
-            kind="rankings" if self.preparation.is_ranking else "preference pairs",
+            kind=self._kind(),
             examined=self.examined,
             refused=self.refused.count,
             preparation=self.count.report(),
+            extent=self.extent,
             lengths=self.lengths.quantiles(),
             max_length=self.preparation.truncation.max_length,
             recommended_max_length=fitting_length(self.lengths.whole, share=0.99),
@@ -236,6 +238,11 @@ class _Examination:
             unread_columns=self._unread_columns(),
             findings=sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)),
         )
+
+    def _kind(self) -> str:
+        if self.preparation.alone:
+            return "preferred answers"
+        return "rankings" if self.preparation.is_ranking else "preference pairs"
 
     def _unread_columns(self) -> list[str]:
         read = columns_read(self.columns, self.has_chat)
@@ -246,7 +253,7 @@ class _Examination:
             self.examined += 1
             try:
                 prepared = self.preparation(row, index)
-            except Exception as error:  # whatever it is, training would stop at it, too
+            except Exception as error:  # training would stop at any error
                 self._refuse(error, index)
                 continue
             self.count.add(index, prepared.counted | {"ranks": prepared.ranks})
@@ -257,6 +264,7 @@ class _Examination:
                 self.left_out.add(prepared.problem, index, fix)
                 continue
             self.has_chat = self.has_chat or prepared.is_chat
+            self.extent = self.extent.with_row(*prepared.truncated_ids)
             if prepared.left_out:
                 self.completions_left_out.add(next(iter(prepared.left_out.values())), index)
             yield prepared
@@ -267,30 +275,29 @@ class _Examination:
             self.refused.add(str(error), index)
         elif self.preparation.tokenizer.chat_template is None and "chat_template" in str(error):
             self.refused.add(
-                "the rows are conversations and the tokenizer has no chat template",
+                "the rows are conversations but the tokenizer has no chat template",
                 index,
-                "Use the tokenizer of a model that was trained on conversations, or set `tokenizer.chat_template`.",
+                "Use the tokenizer of a model trained on conversations, or set `tokenizer.chat_template`.",
             )
         else:
             self.refused.add(
                 f"{where} cannot be tokenized: {error or type(error).__name__}",
                 index,
-                "Mend or drop such rows, or use another tokenizer or chat template.",
+                "Fix or drop such rows, or use another tokenizer or chat template.",
             )
 
 
 def _column_problem(columns: list[str], dataset_name: str) -> Finding | None:
     if not columns:
-        return None  # a stream without a row
+        return None  # a streaming dataset without rows
     if not _ANSWERS.intersection(columns) and not misspelt_column("completions", columns):
         return Finding(
             "columns",
             ERROR,
-            f"Training stops: The {dataset_name} dataset holds neither pairs nor rankings; found "
-            f"{', '.join(columns)}.",
+            f"Training stops: The {dataset_name} dataset has neither pairs nor rankings; found {', '.join(columns)}.",
             other_kind(columns)
-            or "Pairs need `chosen`, `rejected` and, unless both start with it, `prompt`; rankings need "
-            "`completions`, best first or with `ranks` or `scores`, and `prompt` likewise. Rename yours with "
+            or "Pairs need `chosen`, `rejected` and, unless both start with it, `prompt`. Rankings need "
+            "`completions`, best first or with `ranks` or `scores`, and `prompt` likewise. Rename your columns with "
             "`dataset.rename_column`.",
         )
     try:
@@ -303,7 +310,7 @@ def _column_problem(columns: list[str], dataset_name: str) -> Finding | None:
 
 def _prompt_keys(held_out: Dataset | IterableDataset, preparation: RowPreparation) -> Iterator[int]:
     for index, row in enumerate(held_out):
-        with suppress(Exception):  # of a malformed row, which an examination of this split finds
+        with suppress(Exception):  # an invalid row is reported when its split is examined
             prepared = preparation(row, index)
             if not prepared.problem:
                 yield prepared.prompt_key

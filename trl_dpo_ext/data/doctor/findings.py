@@ -1,4 +1,4 @@
-"""What the doctor finds, and what a check is: a name, how bad it is, what it means, how to mend it."""
+"""Findings of the doctor, and the base classes of its checks."""
 
 import re
 from collections.abc import Sequence
@@ -12,26 +12,26 @@ __all__ = ["ERROR", "NOTE", "SEVERITIES", "WARNING", "ChatCheck", "Check", "Find
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 
-_FIRST = 5  # row numbers that a finding names
+_FIRST = 5  # number of rows listed in a finding
 
-# What differs between two messages of one kind: numbers, and values in quotes
+# Differences between two messages of the same kind: numbers, and values in quotes
 _VALUES = re.compile(r"'[^']*'|\bnan\b|-?\binf\b|-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 @dataclass
 class Finding:
     """
-    One thing that was found, and the rows that have it.
+    A problem of the dataset, and the rows that have it.
 
     Args:
         name (`str`): Name of the check.
-        severity (`str`): `"error"`: training stops, or leaves the rows out; `"warning"`: training goes on with data
-            that is probably not what was meant; `"note"`: good to know.
-        meaning (`str`): What was found.
-        fix (`str`): What to do about it.
-        count (`int`): Rows that have it.
-        rows (`list[int]`): Numbers of the first of them, from 0.
-        example (`str`): What was found in the first of them.
+        severity (`str`): `"error"`: training stops or drops the rows; `"warning"`: training continues with data that
+            are probably not as intended; `"note"`: for information.
+        meaning (`str`): Description of the problem.
+        fix (`str`): How to fix it.
+        count (`int`): Number of rows.
+        rows (`list[int]`): Indices of the first rows.
+        example (`str`): Example from the first row.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Finding:
 
 class Check:
     """
-    Looks at all usable rows, one after the other, and says what it found.
+    Base class of checks. A check gets all usable rows one after another.
 
-    A check of single rows is a class with the four texts and the method [`found`]. One that compares rows keeps what
-    it has seen, and one that judges the whole data set overrides [`findings`].
+    A check of single rows has four texts and the method [`found`]. A check that compares rows stores what it needs. A
+    check of the whole dataset overrides [`findings`].
     """
 
     name: ClassVar[str]
@@ -68,34 +68,34 @@ class Check:
         self.finding = self.new_finding()
 
     def new_finding(self) -> Finding:
-        """A finding of this check, without a row."""
+        """Returns a finding of this check without rows."""
         return Finding(self.name, self.severity, self.meaning, self.fix)
 
     def look_at(self, rows: Sequence[PreparedRow]) -> None:
-        """Looks at the next rows."""
+        """Checks the next rows."""
         for row in rows:
             example = self.found(row)
             if example is not None:
                 self.finding.add(row.index, example)
 
     def found(self, row: PreparedRow) -> str | None:
-        """What is found in a row, or `None`."""
+        """Returns an example of the problem in a row, or `None` if the row does not have it."""
         raise NotImplementedError
 
     def findings(self) -> list[Finding]:
-        """What was found in all."""
+        """Returns the findings in all rows."""
         return [self.finding] if self.finding.count else []
 
 
 class TextCheck(Check):
-    """A check that looks at rows of plain text only."""
+    """A check of rows of plain text."""
 
     def look_at(self, rows: Sequence[PreparedRow]) -> None:
         super().look_at([row for row in rows if row.is_text])
 
 
 class ChatCheck(Check):
-    """A check that looks at conversations only."""
+    """A check of conversations."""
 
     def look_at(self, rows: Sequence[PreparedRow]) -> None:
         super().look_at([row for row in rows if row.is_chat])
@@ -103,13 +103,13 @@ class ChatCheck(Check):
 
 class Refusals:
     """
-    Rows for which one step of preparation gave a reason, grouped by reasons that differ only in values.
+    Rows that a step of preparation rejects, grouped by reasons that differ only in values.
 
     Args:
         name (`str`): Name of the findings.
-        severity (`str`): Their severity.
-        meaning (`str`): What a reason means for training, before the first reason of each group.
-        fix (`str`, *optional*): What to do. By default what follows the reason's first sentence.
+        severity (`str`): Severity of the findings.
+        meaning (`str`): Text before the first reason of each group.
+        fix (`str`, *optional*): How to fix the problem. Default: the text after the first sentence of the reason.
     """
 
     def __init__(self, name: str, severity: str, meaning: str, fix: str = "") -> None:
@@ -118,11 +118,11 @@ class Refusals:
 
     @property
     def count(self) -> int:
-        """Rows with a reason."""
+        """Number of rows with a reason."""
         return sum(finding.count for finding in self.groups.values())
 
     def add(self, reason: str, index: int, fix: str = "") -> None:
-        """Counts a row; `fix` goes before that of all."""
+        """Adds a row. `fix` replaces the default."""
         group, fix = _VALUES.sub("#", reason), fix or self.fix
         if group not in self.groups:
             what, _, advice = (reason, "", fix) if fix else reason.partition(". ")
@@ -130,5 +130,5 @@ class Refusals:
         self.groups[group].add(index)
 
     def findings(self) -> list[Finding]:
-        """One for each kind of reason, the most frequent first."""
+        """Returns one finding for each kind of reason, the most frequent first."""
         return sorted(self.groups.values(), key=lambda finding: -finding.count)

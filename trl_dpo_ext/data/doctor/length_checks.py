@@ -1,4 +1,4 @@
-"""Checks of lengths in tokens: truncation, quantiles, and whether the longer answer is the preferred one."""
+"""Checks of lengths in tokens: truncation, quantiles, and whether longer answers are preferred."""
 
 import math
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ __all__ = [
     "wilson_interval",
 ]
 
-_ROUND = 64  # a `max_length` is a multiple of it
-_BIASED = 0.6  # share from which length alone explains too much
+_ROUND = 64  # recommended lengths are multiples of it
+_BIASED = 0.6  # share of longer preferred answers from which there is a warning
 _SIGMAS = 1.959964  # of a 95 % interval
 
 
@@ -32,7 +32,7 @@ class PromptsTruncated(Check):
     name = "prompts-truncated"
     severity = WARNING
     meaning = "The prompt is truncated."
-    fix = "Raise `max_length` (see the lengths), or `max_prompt_length` where answers leave room."
+    fix = "Raise `max_length` (see the lengths), or `max_prompt_length` if answers are short enough."
 
     def found(self, row: PreparedRow) -> str | None:
         return f"{len(row.prompt_ids)} tokens" if row.prompt_truncated else None
@@ -52,7 +52,7 @@ class AnswersTruncated(Check):
 class EndsTruncated(Check):
     name = "preferred-answer-loses-eos"
     severity = WARNING
-    meaning = "The preferred answer is truncated and loses its EOS token: the policy does not learn to end it."
+    meaning = "The preferred answer is truncated and loses its EOS token, so the policy does not learn to stop."
     fix = "Raise `max_length` (see the lengths), or drop such rows."
 
     def found(self, row: PreparedRow) -> str | None:
@@ -77,12 +77,12 @@ class FullPrompts(Check):
 @dataclass(frozen=True)
 class Quantiles:
     """
-    Lengths in tokens, before truncation and with special tokens.
+    Quantiles of lengths in tokens, before truncation and with special tokens.
 
     Args:
-        median (`int`): Half are no longer.
-        p95 (`int`): 95 % are no longer.
-        max (`int`): The longest.
+        median (`int`): Median.
+        p95 (`int`): 95 % quantile.
+        max (`int`): Maximum.
     """
 
     median: int
@@ -91,13 +91,13 @@ class Quantiles:
 
     @classmethod
     def of(cls, lengths: list[int]) -> "Quantiles":
-        """Quantiles that are lengths which occur."""
+        """Computes the quantiles. Each is one of the lengths."""
         median, p95 = (int(np.quantile(lengths, q, method="inverted_cdf")) for q in (0.5, 0.95))
         return cls(median, p95, max(lengths))
 
 
 class Lengths:
-    """Collects the lengths of prompts, of the best and of the other answers, and of prompts with their longest."""
+    """Lengths of prompts, of the best and the other answers, and of prompts with their longest answer."""
 
     def __init__(self) -> None:
         self.prompts: list[int] = []
@@ -114,27 +114,26 @@ class Lengths:
         self.whole.append(len(row.prompt_ids) + max(sizes))
 
     def quantiles(self) -> dict[str, Quantiles]:
-        """Quantiles by what is measured; none without a row."""
-        if not self.whole:
-            return {}
-        return {
-            "prompt": Quantiles.of(self.prompts),
-            "preferred answer": Quantiles.of(self.preferred),
-            "dispreferred answer": Quantiles.of(self.others),
-            "prompt with longest answer": Quantiles.of(self.whole),
+        """Returns the quantiles by kind of length, without kinds that no row has."""
+        measured = {
+            "prompt": self.prompts,
+            "preferred answer": self.preferred,
+            "dispreferred answer": self.others,
+            "prompt with longest answer": self.whole,
         }
+        return {name: Quantiles.of(lengths) for name, lengths in measured.items() if lengths}
 
 
 def fitting_length(whole: list[int], share: float) -> int | None:
     """
-    The smallest multiple of 64 to which this share of the rows fits without truncation.
+    Returns the smallest multiple of 64 that fits this share of the rows without truncation.
 
     Args:
-        whole (`list[int]`): Tokens of each row's prompt with its longest answer.
+        whole (`list[int]`): Number of tokens of each row's prompt with its longest answer.
         share (`float`): Share of the rows, in (0, 1].
 
     Returns:
-        `int` or `None`: `None` without a row.
+        `int` or `None`: `None` without rows.
 
     Example:
     ```python
@@ -152,16 +151,17 @@ def fitting_length(whole: list[int], share: float) -> int | None:
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     r"""
-    95 % interval of a binomial probability ([Wilson, 1927](https://doi.org/10.1080/01621459.1927.10502953)).
+    Computes the 95 % interval of a binomial probability ([Wilson,
+    1927](https://doi.org/10.1080/01621459.1927.10502953)).
 
     $$ \frac{\hat p + z^2/2n \pm z \sqrt{\hat p (1 - \hat p)/n + z^2/4n^2}}{1 + z^2/n} $$
 
     Args:
-        successes (`int`): How often it happened.
-        trials (`int`): Of how many, 1 or more.
+        successes (`int`): Number of successes.
+        trials (`int`): Number of trials, 1 or more.
 
     Returns:
-        `tuple[float, float]`: Both ends, in [0, 1].
+        `tuple[float, float]`: Lower and upper end, in [0, 1].
 
     Example:
     ```python
@@ -179,26 +179,26 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
 
 
 class LengthBias(Check):
-    """Compares the lengths of the best and of the worst answer of every row, in tokens."""
+    """Compares the lengths of the best and the worst answer of every row, in tokens."""
 
     name = "length-bias"
     severity = NOTE
-    meaning = "Length tells the preferred answer."
-    fix = "Watch the lengths of samples in training; `loss_type` 'sigmoid_norm' and `ld_alpha` take length out."
+    meaning = "Length predicts which answer is preferred."
+    fix = "Watch the lengths of samples in training. `loss_type` 'sigmoid_norm' and `ld_alpha` reduce the effect."
 
     def __init__(self) -> None:
         super().__init__()
         self.lengths: list[tuple[int, int]] = []
 
     def found(self, row: PreparedRow) -> str | None:
-        # Of those that tie, the first: best first, so the last rank begins at its first place
+        # Of worst answers that tie, the first counts
         worst = row.ranks.index(row.ranks[-1])
         self.lengths.append((len(row.completion_ids[0]), len(row.completion_ids[worst])))
         return None
 
     @property
     def longer_preferred(self) -> tuple[float, float, float] | None:
-        """Share of rows whose longer answer is preferred, and its interval; rows of equal lengths do not count."""
+        """Share of rows whose longer answer is preferred, and its interval. Rows of equal lengths do not count."""
         longer, unequal = self._counts()
         return (longer / unequal, *wilson_interval(longer, unequal)) if unequal else None
 

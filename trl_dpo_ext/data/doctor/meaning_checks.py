@@ -1,4 +1,4 @@
-"""The checks that look for text which is not what was meant: of columns, contents and the chat template."""
+"""Checks that find data which are probably not as intended: columns, contents and the chat template."""
 
 from collections.abc import Sequence
 
@@ -29,7 +29,7 @@ __all__ = ["meaning_checks"]
 
 
 def meaning_checks(tokenizer: PreTrainedTokenizerBase, columns: Sequence[str]) -> list[Check]:
-    """The checks, the gravest first."""
+    """Returns the checks, the most severe first."""
     return [
         MessagesAsText(),
         UnreadColumns(columns),

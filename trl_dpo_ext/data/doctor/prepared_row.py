@@ -1,4 +1,4 @@
-"""One row as training prepares it: refused, left out, or its token ids and their truncation."""
+"""A row prepared as in training: an error, a dropped row, or token ids and their truncation."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -21,11 +21,11 @@ __all__ = ["PreparedRow", "RowPreparation", "key_of", "text_of"]
 @dataclass
 class PreparedRow(row_preparation.PreparedRow):
     """
-    What preparation makes of a row, and what checks ask of it.
+    A row prepared as in training, with what the checks need besides.
 
     Args:
-        index (`int`): Number of the row, from 0.
-        raw (`Mapping`): The row as it came.
+        index (`int`): Index of the row, from 0.
+        raw (`Mapping`): Row of the dataset.
         best_end_truncated (`bool`): Whether the best completion loses its last token.
     """
 
@@ -45,7 +45,7 @@ class PreparedRow(row_preparation.PreparedRow):
 
     @cached_property
     def texts(self) -> list[tuple[str, str]]:
-        """Every text or message content, each with its place: `prompt`, `answer 0` (the best) and so on."""
+        """All texts and message contents with their places: `prompt`, `answer 0` (the best) and so on."""
         if self.prompt is None:
             return []
         sides = {"prompt": self.prompt} | {f"answer {k}": value for k, value in enumerate(self.completions)}
@@ -57,7 +57,7 @@ class PreparedRow(row_preparation.PreparedRow):
 
     @cached_property
     def whole_text(self) -> str:
-        """All texts as one, for a first look."""
+        """All texts in one, for a quick search."""
         return "\n".join(text for _, text in self.texts)
 
     @cached_property
@@ -72,25 +72,27 @@ class PreparedRow(row_preparation.PreparedRow):
 
 
 def key_of(value: Any) -> int:
-    """A number that is equal for equal texts, message lists or token ids."""
+    """Returns a number that is equal for equal texts, message lists or token ids."""
     return hash(value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str))
 
 
 class RowPreparation:
     """
-    Prepares rows as training does, by options of the same names, and keeps what they were before truncation.
+    Prepares rows as in training, with options of the same names, and keeps them as they were before truncation.
 
     Args:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
-        columns (`Sequence[str]`): Columns of the data set.
-        dataset_name (`str`): Name used in messages.
+        columns (`Sequence[str]`): Columns of the dataset.
+        dataset_name (`str`): Name of the dataset in messages.
         score_tie_gap (`float`): Difference up to which scores tie.
-        max_completions (`int`, *optional*): Most completions that a row may have.
-        repeats (`bool`): Whether text answers begin with the prompt of their row, which is taken once.
-        options: Those of [`~trl_dpo_ext.data.tokenization.Truncation.of`].
+        max_completions (`int`, *optional*): Maximum number of completions of a row.
+        alone (`bool`): Whether only the best completion is learned, as by
+            [`~trl_dpo_ext.trainers.preferred_ft_trainer.PreferredFTTrainer`].
+        repeats (`bool`): Whether text answers start with the prompt of their row, which is then removed from them.
+        options: Same as in [`~trl_dpo_ext.data.tokenization.Truncation.of`].
 
     Raises:
-        ValueError: If an option has a value that does not exist.
+        ValueError: If an option has an unknown value.
     """
 
     def __init__(
@@ -101,13 +103,14 @@ class RowPreparation:
         *,
         score_tie_gap: float = 0.0,
         max_completions: int | None = None,
+        alone: bool = False,
         repeats: bool = False,
         **options: Any,
     ) -> None:
         check_ranking_options(score_tie_gap, max_completions)
-        self.tokenizer, self.dataset_name = tokenizer, dataset_name
+        self.tokenizer, self.dataset_name, self.alone = tokenizer, dataset_name, alone
         self.truncation = Truncation.of(tokenizer, **options)
-        self.is_ranking = not {"completions", "completion_ids"}.isdisjoint(columns)
+        self.is_ranking = alone or not {"completions", "completion_ids"}.isdisjoint(columns)
         self._prepare = partial(
             prepare_row,
             dataset_name=dataset_name,
@@ -115,6 +118,7 @@ class RowPreparation:
             truncation=self.truncation,
             score_tie_gap=score_tie_gap,
             max_completions=max_completions,
+            alone=alone,
             repeats=repeats,
         )
 
@@ -123,7 +127,7 @@ class RowPreparation:
         Prepares a row.
 
         Raises:
-            ValueError: If training stops at this row.
+            ValueError: If training would stop at this row.
         """
         prepared = self._prepare(row, index)
         examined = PreparedRow(**vars(prepared), index=index, raw=row)

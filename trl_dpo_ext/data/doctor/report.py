@@ -1,4 +1,4 @@
-"""What the doctor says of a data set, for people and as JSON."""
+"""Report of the doctor on a dataset, as text and as JSON."""
 
 import textwrap
 from dataclasses import asdict, dataclass
@@ -6,6 +6,7 @@ from typing import Any
 
 from trl_dpo_ext.data.doctor.findings import ERROR, SEVERITIES, Finding
 from trl_dpo_ext.data.doctor.length_checks import Quantiles
+from trl_dpo_ext.data.extent import Extent
 from trl_dpo_ext.data.preparation_report import DataReport
 
 
@@ -17,20 +18,21 @@ _WIDTH = 100
 @dataclass(frozen=True)
 class DoctorReport:
     """
-    What the doctor says of a data set. `str(report)` is the page that people read.
+    Report of the doctor on a dataset. `str(report)` gives a readable page.
 
     Args:
-        dataset_name (`str`): Name of the data set.
-        kind (`str`): `"preference pairs"` or `"rankings"`.
-        examined (`int`): Rows looked at.
-        refused (`int`): Rows that training stops at.
-        preparation ([`~trl_dpo_ext.data.preparation_report.DataReport`]): What training will do to the other rows: the
-            report that the trainer itself will keep of them.
-        lengths (`dict[str, Quantiles]`): Tokens before truncation, by what is measured; empty if no row is usable.
-        max_length (`int`, *optional*): Tokens that rows are truncated to.
-        recommended_max_length (`int`, *optional*): The smallest multiple of 64 that 99 % of the rows fit into.
+        dataset_name (`str`): Name of the dataset.
+        kind (`str`): `"preference pairs"`, `"rankings"` or `"preferred answers"`.
+        examined (`int`): Number of examined rows.
+        refused (`int`): Number of invalid rows, at which training would stop.
+        preparation ([`~trl_dpo_ext.data.preparation_report.DataReport`]): Report of a trainer on the preparation of
+            the other rows.
+        extent ([`~trl_dpo_ext.data.extent.Extent`]): Smallest and largest token id and longest row in training.
+        lengths (`dict[str, Quantiles]`): Lengths before truncation, by kind. Empty if no row is usable.
+        max_length (`int`, *optional*): Number of tokens to which rows are truncated.
+        recommended_max_length (`int`, *optional*): The smallest multiple of 64 that fits 99 % of the rows.
         longer_preferred (`tuple[float, float, float]`, *optional*): Share of rows whose longer answer is preferred,
-            of those whose best and worst answer differ in length, and both ends of its 95 % interval.
+            among those whose best and worst answer differ in length, and the ends of its 95 % interval.
         length_correlation (`float`, *optional*): Correlation of length and preference within rows.
         unread_columns (`list[str]`): Columns that training does not read.
         findings (`list[Finding]`): Errors, then warnings, then notes.
@@ -41,6 +43,7 @@ class DoctorReport:
     examined: int
     refused: int
     preparation: DataReport
+    extent: Extent
     lengths: dict[str, Quantiles]
     max_length: int | None
     recommended_max_length: int | None
@@ -55,11 +58,11 @@ class DoctorReport:
 
     @property
     def healthy(self) -> bool:
-        """Whether training takes every row."""
+        """Whether training would accept every row."""
         return not self.of_severity(ERROR)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report in lists, numbers and texts, for JSON."""
+        """Returns the report as lists, numbers and texts, for JSON."""
         return {"healthy": self.healthy, **asdict(self)}
 
     def __str__(self) -> str:
@@ -86,7 +89,7 @@ class DoctorReport:
             advice += "; nothing is truncated."
         else:
             fits = "all fit" if longest <= self.max_length else f"the longest has {longest:,} tokens and does not fit"
-            advice += f"; {fits} into the present {self.max_length:,}."
+            advice += f"; {fits} into the current {self.max_length:,}."
         return "\n".join([*lines, advice])
 
     def _bias(self) -> str:
@@ -103,8 +106,8 @@ class DoctorReport:
             f"{(n := len(self.of_severity(severity)))} {severity}{'' if n == 1 else 's'}" for severity in SEVERITIES
         ]
         says = {
-            True: "Training would take every row.",
-            False: "Training would stop, or leave rows out. Mend the errors first.",
+            True: "Training would accept every row.",
+            False: "Training would stop or drop rows. Fix the errors first.",
         }
         return f"{', '.join(counts)}. {says[self.healthy]}"
 

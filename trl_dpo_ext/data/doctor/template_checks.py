@@ -1,4 +1,4 @@
-"""Checks of what the chat template makes of messages: text it drops, adds or moves, and how it ends an answer."""
+"""Checks of the chat template: text that it drops, adds or moves, and the end of answers."""
 
 import json
 import re
@@ -16,70 +16,71 @@ from trl_dpo_ext.data.messages import template_arguments
 
 __all__ = ["EndOfAnswer", "RenderedMessages", "without_nulls"]
 
-_RENDERED = 8  # rows of one form that are rendered before the others of the form count as they do
+_RENDERED = 8  # rows of one form that are rendered before the result is used for the others of this form
 _SHOWN = 40  # characters of an example
-_WORDS_OF_SYSTEM = 4  # words before the first message that are no role's name
-_REASONING = ("reasoning_content", "thinking", "reasoning")  # names that transformers takes for one field
+_WORDS_OF_SYSTEM = 4  # minimum number of words before the first message that are not names of roles
+_REASONING = ("reasoning_content", "thinking", "reasoning")  # names of the same field in transformers
 
 _FINDINGS = {
     "template-drops-system": (
         WARNING,
-        "The chat template leaves the system message out.",
-        "Put its text before the first turn of the user, or use a template that writes it.",
+        "The chat template drops the system message.",
+        "Put its text before the first turn of the user, or use a template that supports system messages.",
     ),
     "template-drops-reasoning": (
         WARNING,
-        "The chat template leaves out an answer's reasoning (`<think>` or `reasoning_content`).",
+        "The chat template drops the reasoning of an answer (`<think>` or `reasoning_content`).",
         "Use a template that keeps the reasoning of the last turn, or remove it from the data.",
     ),
     "template-drops-text": (
         WARNING,
-        "The chat template leaves out the text of a message.",
-        "Use a template that writes it, give `content` as the template takes it (text or parts), or drop such rows.",
+        "The chat template drops the text of a message.",
+        "Use another template, give `content` in the form that the template expects (text or parts), or drop such "
+        "rows.",
     ),
     "template-drops-tools": (
         WARNING,
-        "The chat template leaves out tools, or the call of a tool.",
-        "Use a template that takes tools, or write them into the messages.",
+        "The chat template drops tools or a tool call.",
+        "Use a template that supports tools, or write them into the messages.",
     ),
     "tool-arguments-encoded-twice": (
         WARNING,
-        "The arguments of a tool call are JSON text, which the chat template encodes once more.",
+        "The arguments of a tool call are JSON text, which the chat template encodes a second time.",
         "Give `arguments` as a dictionary: `json.loads(call['function']['arguments'])`.",
     ),
     "nulls-in-tools": (
         WARNING,
-        "The chat template writes `null`s, or other text because of them: Arrow puts them where keys differ by row.",
-        "Give `tools` (and `arguments`) as JSON text, load JSON Lines with `load_dataset('json', ...)`, which keeps "
-        "such keys apart, or strip the nulls.",
+        "The chat template writes `null`, or other text, for missing keys. Arrow adds them if keys differ by row.",
+        "Give `tools` (and `arguments`) as JSON text, remove the nulls, or load JSON Lines with "
+        "`load_dataset('json', ...)`, which does not add them.",
     ),
     "template-adds-to-answer": (
         WARNING,
-        "The chat template writes text into an answer that is not in its message: the policy learns to write it.",
-        "If it is meant for the prompt (an empty `<think>`), pass what puts it there (a column `chat_template_kwargs` "
-        "with `enable_thinking: false`), or use another template.",
+        "The chat template adds text to an answer that is not in its message, and the policy learns to write it.",
+        "If it belongs to the prompt (an empty `<think>`), pass the argument that moves it there (a column "
+        "`chat_template_kwargs` with `enable_thinking: false`), or use another template.",
     ),
     "template-adds-system": (
         NOTE,
-        "The chat template writes a text of its own before the first message.",
-        "Nothing, if the model is used with the same template; else give a system message.",
+        "The chat template adds text before the first message.",
+        "None needed if the model is used with the same template. Otherwise add a system message.",
     ),
     "template-moves-text": (
         NOTE,
-        "The chat template writes a message in another place than it stands in.",
-        "Nothing, if the model is used with the same template.",
+        "The chat template moves a message to another place.",
+        "None needed if the model is used with the same template.",
     ),
     "template-strips-text": (
         NOTE,
-        "The chat template takes white space off the ends of messages, or changes it.",
-        "Nothing, unless white space matters in these texts.",
+        "The chat template removes or changes white space at the ends of messages.",
+        "None needed, unless white space matters in these texts.",
     ),
 }
 
 
 def without_nulls(value: Any) -> Any:
     """
-    A value without the entries of its dictionaries that are `None`.
+    Returns a value without the entries of its dictionaries that are `None`.
 
     Example:
     ```python
@@ -98,12 +99,12 @@ def without_nulls(value: Any) -> Any:
 
 
 class EndOfAnswer(ChatCheck):
-    """Looks at the last token of answers, white space aside."""
+    """Checks the last token of answers, apart from white space."""
 
     name = "no-end-of-answer"
     severity = WARNING
-    meaning = "The chat template writes no EOS token, or other end of turn, after an answer: nothing teaches to stop."
-    fix = "Use a template that ends the assistant's turn with the EOS token, also the last one."
+    meaning = "The chat template writes no EOS token or other end of turn after an answer. The policy never stops."
+    fix = "Use a template that ends every turn of the assistant with the EOS token, including the last one."
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -114,7 +115,8 @@ class EndOfAnswer(ChatCheck):
             "other-end-of-answer",
             NOTE,
             "The chat template ends answers with another token than the tokenizer's EOS.",
-            "Nothing, if `eos_token_id` in the model's generation config has it; else sampling does not stop there.",
+            "None needed if `eos_token_id` in the model's generation config contains it. Otherwise sampling does not "
+            "stop.",
         )
 
     def found(self, row: PreparedRow) -> str | None:
@@ -142,10 +144,10 @@ class EndOfAnswer(ChatCheck):
 
 @dataclass
 class _Form:
-    """Rows that a template treats alike, and what was found in those that were rendered."""
+    """Rows of the same form, and the findings in the rendered ones."""
 
     rendered: int = 0
-    found: dict[str, str] | None = None  # of all of them, by names of findings
+    found: dict[str, str] | None = None  # in all rendered rows, by the names of findings
     uniform: bool = True
 
     @property
@@ -160,10 +162,11 @@ class _Form:
 
 class RenderedMessages(ChatCheck):
     """
-    Compares messages with the text that the chat template makes of them.
+    Compares messages with the text that the chat template writes.
 
-    A template treats rows of one form (roles, kinds of contents, tools, nulls) alike. The first rows of each form are
-    rendered; if the same is found in all of them, it counts for the others of the form, too. If not, all are rendered.
+    Rows have the same form if their roles, kinds of contents, tools and nulls agree. Only the first rows of each form
+    are rendered. If they all give the same findings, these also count for the other rows of this form. Otherwise all
+    rows are rendered.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -172,7 +175,7 @@ class RenderedMessages(ChatCheck):
         self.forms: dict[Any, _Form] = {}
         added = sorted(map(str, tokenizer.added_tokens_decoder.values()), key=len, reverse=True)
         control = "|".join(re.escape(token) for token in added if token not in ("<think>", "</think>")) or "(?!)"
-        # With the name of a turn or a channel between two of them
+        # With the name of a turn or a channel between two control tokens
         self.control = re.compile(rf"(?:{control})(?:\w{{1,20}}(?={control}))?")
 
     def look_at(self, rows: Sequence[PreparedRow]) -> None:
@@ -219,7 +222,7 @@ class RenderedMessages(ChatCheck):
         first, last = completion[0], completion[-1]
         start, end = text_of([first]).strip(), text_of([last]).strip()
         if not whole.startswith(rendered_prompt):
-            return  # `BorderOfJointTokens` says so
+            return  # reported by `BorderOfJointTokens`
         answer = self.control.sub("", whole[len(rendered_prompt) :])
         thinks = any(first.get(name) for name in _REASONING) or "<think>" in start or "</think>" in start
         if start and not thinks and start in answer:
@@ -232,7 +235,7 @@ class RenderedMessages(ChatCheck):
     def _effect_of_nulls(self, whole: str, messages: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
         try:
             clean = self._render(messages, {"tools": None} | arguments)
-        except (TemplateError, TypeError):  # it needs them
+        except (TemplateError, TypeError):  # the template needs them
             return
         if clean != whole:
             place = next((i for i, (a, b) in enumerate(zip(whole, clean, strict=False)) if a != b), len(clean))
@@ -249,7 +252,7 @@ def _compare_messages(messages: Sequence[Any], num_prompt: int, whole: str) -> I
         if "</think>" in text:
             reasoning, _, text = text.rpartition("</think>")
             reasoning, text = reasoning.replace("<think>", "").strip(), text.strip()
-            content = text  # white space around the reasoning is the template's
+            content = text  # the template decides on white space around the reasoning
         if is_answer and isinstance(reasoning, str) and not _holds(whole, reasoning.strip()):
             yield "template-drops-reasoning", repr(reasoning.strip()[:_SHOWN])
         found = whole.find(text, place)
@@ -279,7 +282,7 @@ def _compare_call(call: Mapping[str, Any], whole: str) -> Iterator[tuple[str, st
 
 
 def _holds(whole: str, text: str) -> bool:
-    # As it is, or encoded into JSON
+    # As text, or encoded in JSON
     return text in whole or _encoded(text)[1:-1] in whole
 
 
@@ -324,7 +327,7 @@ def _form_of_message(message: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _keys_of(value: Any) -> Any:
-    # What a template can tell apart: keys, nulls and types, not values
+    # Everything that a template can distinguish: keys, nulls and types, but not values
     if isinstance(value, Mapping):
         return tuple((key, _keys_of(inner)) for key, inner in value.items())
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Checks of plain text and of message contents: special tokens, white space at the border, implicit prompts."""
+"""Checks of plain text and message contents: special tokens, white space at the border, implicit prompts."""
 
 import re
 from collections.abc import Callable
@@ -25,15 +25,15 @@ __all__ = [
     "WordsRunTogether",
 ]
 
-_BY_CHANCE = 8  # characters of a prompt with which an answer may begin without repeating it
+_BY_CHANCE = 8  # an answer may start with this many characters of its prompt without repeating it
 _AROUND = 12  # characters that an example shows on each side
 
 
 class PromptInSomeAnswers(TextCheck):
     name = "prompt-in-some-answers"
     severity = WARNING
-    meaning = "All answers of the row begin with its prompt, and those of other rows do not: it is trained on twice."
-    fix = "Take the prompt off these answers with `dataset.map`. It is taken once only where all rows repeat it."
+    meaning = "All answers of the row start with its prompt, unlike in other rows, so it is trained on twice."
+    fix = "Remove the prompt from these answers with `dataset.map`. Training removes it only if all rows repeat it."
 
     def found(self, row: PreparedRow) -> str | None:
         prompt = row.prompt
@@ -45,8 +45,8 @@ class PromptInSomeAnswers(TextCheck):
 class EosInText(Check):
     name = "eos-in-text"
     severity = WARNING
-    meaning = "An answer goes on after an EOS token that is written in its text: the policy learns to speak on."
-    fix = "Remove it from the text. At the end of an answer the EOS is appended, and never doubled."
+    meaning = "The text of an answer contains an EOS token before its end. The policy learns to continue after it."
+    fix = "Remove it from the text. Training appends the EOS to answers that do not end with it."
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class EosInText(Check):
         for completion in row.completions:
             text = text_of(completion)
             place = text.find(self.eos)
-            # In a message the template writes the EOS, so that one at the end of the text is one too many
+            # The template writes the EOS of a message, so another one at the end of the text is too many
             if place >= 0 and not (row.is_text and place + len(self.eos) == len(text)):
                 return repr(_around(text, place))
         return None
@@ -67,15 +67,15 @@ class EosInText(Check):
 class SpecialTokenInText(Check):
     name = "special-token-in-text"
     severity = WARNING
-    meaning = "A special token is written in an answer or in a message, where it becomes a control token."
-    fix = "Remove it, or give conversations as messages and leave control tokens to the chat template."
+    meaning = "The text of an answer or a message contains a special token, which becomes a control token."
+    fix = "Remove it, or use messages for conversations and let the chat template write control tokens."
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
         self.special, self.but_eos = _pattern(tokenizer), _pattern(tokenizer, without_eos=True)
 
     def found(self, row: PreparedRow) -> str | None:
-        # `EosInText` looks at the EOS of answers
+        # The EOS of answers is checked by `EosInText`
         found = _first_match(self.but_eos, row.completions)
         return _first_match(self.special, [row.prompt]) if found is None and row.is_chat else found
 
@@ -83,8 +83,8 @@ class SpecialTokenInText(Check):
 class SpecialTokenInPrompt(TextCheck):
     name = "special-token-in-prompt"
     severity = NOTE
-    meaning = "A plain-text prompt holds special tokens: right if a chat template was applied by hand."
-    fix = "Give conversations as messages if the tokenizer has a chat template; it then also ends the answers."
+    meaning = "A plain-text prompt contains special tokens. This is right if a chat template was applied by hand."
+    fix = "If the tokenizer has a chat template, use messages for conversations. The template also ends the answers."
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__()
@@ -97,8 +97,8 @@ class SpecialTokenInPrompt(TextCheck):
 class BosTwice(TextCheck):
     name = "bos-twice"
     severity = WARNING
-    meaning = "A prompt begins with the BOS token that the tokenizer adds, so that there are two."
-    fix = "Remove it from the prompt's text."
+    meaning = "A prompt starts with the BOS token, which the tokenizer adds a second time."
+    fix = "Remove it from the text of the prompt."
 
     def __init__(self, leading_ids: list[int]) -> None:
         super().__init__()
@@ -113,8 +113,8 @@ class BosTwice(TextCheck):
 class WordsRunTogether(TextCheck):
     name = "no-space-before-answer"
     severity = WARNING
-    meaning = "A prompt ends in a word or a punctuation mark and an answer begins with a word, with no space between."
-    fix = "Begin answers with a space (or a line break), as the model will write them after the prompt."
+    meaning = "A prompt ends with a word or punctuation, and an answer starts with a word without a space before it."
+    fix = "Start answers with a space (or a line break), as the model will write them after the prompt."
 
     def found(self, row: PreparedRow) -> str | None:
         if "prompt" not in row.raw:
@@ -125,8 +125,8 @@ class WordsRunTogether(TextCheck):
 class FirstWhitespaceDiffers(TextCheck):
     name = "first-space-tells-answers-apart"
     severity = WARNING
-    meaning = "Of the answers of one prompt some begin with white space and some do not, which gives the order away."
-    fix = "Begin all answers of a prompt alike."
+    meaning = "Some answers of a prompt start with white space and some do not, which reveals the order."
+    fix = "Start all answers of a prompt in the same way."
 
     def found(self, row: PreparedRow) -> str | None:
         if len({text[:1].isspace() for text in row.completions}) > 1:
@@ -137,8 +137,8 @@ class FirstWhitespaceDiffers(TextCheck):
 class FirstWhitespaceMixed(TextCheck):
     name = "first-space-mixed"
     severity = NOTE
-    meaning = "In these rows, the fewer ones, the preferred answer begins with white space where others do not."
-    fix = "Begin all answers alike."
+    meaning = "In these rows (the minority), the preferred answer begins with white space where others do not."
+    fix = "Start all answers in the same way."
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,10 +160,10 @@ class ImplicitPrompt(TextCheck):
     name = "implicit-prompt"
     severity = NOTE
     meaning = (
-        "There is no column `prompt`: the common start of the answers is taken for it; in text of the format of "
-        "`Anthropic/hh-rlhf`, the start up to the last turn of the assistant."
+        "There is no column `prompt`. The common start of the answers is used instead. In the format of "
+        "`Anthropic/hh-rlhf`, it ends at the last turn of the assistant."
     )
-    fix = "Add a column `prompt` if this example of a prompt's end is not what you mean."
+    fix = "Add a column `prompt` if the prompt in this example does not end where you expect."
 
     def found(self, row: PreparedRow) -> str | None:
         return repr(row.prompt[-2 * _AROUND :]) if "prompt" not in row.raw else None
@@ -173,7 +173,7 @@ class PromptSplitInWord(TextCheck):
     name = "prompt-split-in-word"
     severity = WARNING
     meaning = "There is no column `prompt`, and the common start of the answers ends inside a word."
-    fix = "Add a column `prompt` and take it off the answers."
+    fix = "Add a column `prompt` and remove the prompt from the answers."
 
     def found(self, row: PreparedRow) -> str | None:
         if "prompt" in row.raw or not row.prompt[-1:].isalnum():
@@ -185,10 +185,10 @@ class TurnSplitInAnswers(TextCheck):
     name = "hh-prompt-split-in-answers"
     severity = WARNING
     meaning = (
-        "Text in the format of `Anthropic/hh-rlhf` has no column `prompt`, and `tokenization='joint'` splits it where "
-        "TRL does: the answers lose the words that they begin with in common."
+        "Text in the format of `Anthropic/hh-rlhf` has no column `prompt`. `tokenization='joint'` splits it like TRL, "
+        "so answers lose the words at their start that they have in common."
     )
-    fix = "Use `tokenization='separate'`, or split the prompts off beforehand (`trl_dpo_ext.data.prompts`)."
+    fix = "Use `tokenization='separate'`, or split off the prompts before (`trl_dpo_ext.data.prompts`)."
 
     def found(self, row: PreparedRow) -> str | None:
         if "prompt" in row.raw or "chosen" not in row.raw:
@@ -223,6 +223,6 @@ def _border(row: PreparedRow, completion: str) -> str:
 
 
 def _run_together(prompt: str, completion: str) -> bool:
-    # Only where words are written apart; other scripts have no space to miss
+    # Only for scripts that separate words by spaces
     before, after = prompt[-1:], completion[:1]
     return before.isascii() and (before.isalnum() or before in ".,;:!?)") and after.isascii() and after.isalnum()

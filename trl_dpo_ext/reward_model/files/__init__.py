@@ -1,1 +1,1 @@
-"""Files of rows scored part by part, on any number of processes, and resumable."""
+"""Scoring of files in parts, on any number of processes, with resuming."""

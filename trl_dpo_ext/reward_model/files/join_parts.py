@@ -1,4 +1,4 @@
-"""One file from the scored parts: the rows with their rewards, and another one of the rows without."""
+"""Joining of scored parts to one file of rows with rewards, and one of rows that could not be scored."""
 
 import json
 from collections.abc import Iterator
@@ -25,21 +25,21 @@ _PROBLEMS_SHOWN = 5
 @dataclass
 class ScoredFile:
     """
-    What was written.
+    Files written by [`score_file`](trl_dpo_ext.reward_model.files.score_file), and their numbers of rows.
 
     Args:
-        output (`Path`, *optional*):
+            File with the scored rows, or `None` without any.
             File with the scored rows; `None` if there are none.
         errors (`Path`, *optional*):
-            File with the rows that could not be scored; `None` if all could.
+            File with the rows that could not be scored, or `None` without any.
         scored (`int`):
-            Rows with rewards.
+            Number of rows with rewards.
         not_scored (`int`):
-            Rows without.
+            Number of rows without rewards.
         cut (`int`):
-            Scored rows that exceed `max_length`.
+            Number of scored rows that exceed `max_length`.
         problems (`list[str]`):
-            What is wrong with the first rows that could not be scored.
+            Problems of the first rows that could not be scored.
     """
 
     output: Path | None = None
@@ -52,13 +52,13 @@ class ScoredFile:
 
 def join_parts(source: RowSource, parts: ScoredParts, output: Path) -> ScoredFile:
     """
-    Writes the rows of a source with their rewards, and `<output>.errors.jsonl` if some have none.
+    Writes the rows of a source with their rewards, and rows without rewards to `<output>.errors.jsonl`.
 
     Args:
         source ([`~trl_dpo_ext.reward_model.files.row_sources.RowSource`]):
             Rows.
         parts ([`~trl_dpo_ext.reward_model.files.parts.ScoredParts`]):
-            What became of them, all parts.
+            Their results, in all parts.
         output (`Path`):
             `.jsonl` or `.parquet` file.
 
@@ -101,31 +101,31 @@ def join_parts(source: RowSource, parts: ScoredParts, output: Path) -> ScoredFil
 
 def to_json(row: dict[str, Any]) -> str:
     """
-    A row as a line of JSON.
+    Returns a row as a line of JSON.
 
     Raises:
-        ValueError: If it has a value that JSON has no form for.
+        ValueError: If a value cannot be written as JSON.
     """
     try:
         line = json.dumps(row, ensure_ascii=False) + "\n"
     except TypeError as error:
-        raise ValueError(f"The rows cannot be written as JSON: {error}. Write a .parquet file.") from error
-    # Half of a surrogate pair, which JSON can escape and UTF-8 cannot write
+        raise ValueError(f"The rows cannot be written as JSON: {error}. Use a .parquet file.") from error
+    # JSON can escape half of a surrogate pair, but UTF-8 cannot encode it
     return line if _is_unicode(line) else json.dumps(row) + "\n"
 
 
 def check_parquet(dataset: Dataset) -> None:
     """
-    Checks that Parquet has the types of a data set's columns.
+    Checks that the columns of a dataset can be written as Parquet.
 
     Raises:
-        ValueError: If it has no form for one, such as a dict without keys.
+        ValueError: If a type is not supported, such as a dict without keys.
     """
     try:
         dataset.select([0]).to_parquet(BytesIO())
     except pa.ArrowException as error:
         raise ValueError(
-            f"The rows cannot be written as Parquet: {str(error).rstrip('.')}. Write a .jsonl file."
+            f"The rows cannot be written as Parquet: {str(error).rstrip('.')}. Use a .jsonl file."
         ) from error
 
 
@@ -141,8 +141,8 @@ def _rows_of(source: RowSource, parts: ScoredParts, part: int) -> Iterator[tuple
     scored = parts.read(part, source.numbers_of(part))
     if scored is None:
         raise ValueError(
-            f"Part {part} is not in {parts.folder}, although the process that scored it is done. All processes must "
-            "see the folder of the output."
+            f"Part {part} is not in {parts.folder}, although its process has finished. The output folder must be "
+            "accessible to all processes."
         )
     return zip(source.read(part), scored, strict=True)
 
@@ -188,9 +188,9 @@ def _write_parquet(source: RowSource, parts: ScoredParts, path: Path) -> None:
                 file.write_batch(pa.RecordBatch.from_struct_array(rows))
     except pa.ArrowException as error:
         raise ValueError(
-            f"The rows of {source.name} do not fit the columns of a Parquet file: {str(error).rstrip('.')}. Write a "
-            ".jsonl file. "
-            f"Nothing is scored again if {parts.folder} is first renamed to that file's name and `.parts`."
+            f"The rows of {source.name} do not fit the columns of a Parquet file: {str(error).rstrip('.')}. Use a "
+            f".jsonl file. To reuse the scores, first rename {parts.folder} to the name of that file with `.parts` "
+            "appended."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Scored parts of a file on disk, so that a run that was killed goes on behind the parts that it finished."""
+"""Scored parts of a file on disk, so that an interrupted run can resume after its finished parts."""
 
 import errno
 import json
@@ -25,17 +25,17 @@ _RUN_FILE, _LOCK_FILE = "run.json", "lock"
 @dataclass
 class ScoredRow:
     """
-    What became of a row.
+    Result of a row.
 
     Args:
         number (`int`):
-            Its number in the source.
+            Index of the row in the source.
         rewards (`list[float]`, *optional*):
             Rewards of its completions.
         problem (`str`, *optional*):
-            Why it has none.
+            Reason why there are no rewards.
         cut (`bool`, *optional*, defaults to `False`):
-            Whether it is truncated to `max_length`.
+            Whether the row is truncated to `max_length`.
     """
 
     number: int
@@ -48,11 +48,11 @@ class ScoredParts:
     """
     A folder with one JSON-lines file for each part.
 
-    A file is moved into place whole, so a killed process never leaves half a part.
+    Files are moved into place when complete, so an interrupted process leaves no partial file.
 
     Args:
         output (`Path`):
-            File that the parts become. The folder is `<output>.parts`.
+            Output file. The folder is `<output>.parts`.
     """
 
     def __init__(self, output: Path):
@@ -62,17 +62,17 @@ class ScoredParts:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """
-        Makes the folder, and keeps other runs out of it. The system releases the lock of a run that is killed.
+        Creates the folder and locks it against other runs. The lock of a killed run is released by the system.
 
         Raises:
-            ValueError: If another run is writing the same output, or something else is in the way.
+            ValueError: If another run writes the same output, or the path of the folder is in use.
         """
         if self.folder.is_symlink():
-            raise ValueError(f"{self.folder} is needed for parts, and is a link. Remove it.")
+            raise ValueError(f"{self.folder} is needed for the parts, but it is a link. Remove it.")
         ours = (_RUN_FILE, _LOCK_FILE)
         if self.folder.exists() and not any((self.folder / name).is_file() for name in ours):
             if not self.folder.is_dir() or any(path.suffix != ".tmp" for path in self.folder.iterdir()):
-                raise ValueError(f"{self.folder} is needed for parts, and holds something else. Move it away.")
+                raise ValueError(f"{self.folder} is needed for the parts, but it has other contents. Move it away.")
         handle = self._lock()
         try:
             yield
@@ -81,10 +81,10 @@ class ScoredParts:
 
     def check_free(self) -> None:
         """
-        Checks that no other run is writing the same output.
+        Checks that no other run writes the same output.
 
         Raises:
-            ValueError: If one is.
+            ValueError: If another run writes it.
         """
         if (self.folder / _LOCK_FILE).exists():
             with self.locked():
@@ -92,16 +92,16 @@ class ScoredParts:
 
     def begin(self, identity: dict[str, Any], *, discard: bool) -> None:
         """
-        Takes up the parts of a run with the same identity, or starts without any. The folder is [`locked`].
+        Uses the existing parts of a run with the same identity, or starts without parts. Needs [`locked`].
 
         Args:
             identity (`dict`):
-                All that scores depend on, by name.
+                Everything that scores depend on, by name.
             discard (`bool`):
-                Remove the parts of a run with another identity.
+                Whether to remove the parts of a run with another identity.
 
         Raises:
-            ValueError: If the folder holds parts of a run with another identity.
+            ValueError: If the folder has parts of a run with another identity.
         """
         identity = json.loads(json.dumps(identity))
         run_file = self.folder / _RUN_FILE
@@ -111,21 +111,21 @@ class ScoredParts:
                 return
             if found is None and not discard:
                 raise ValueError(
-                    f"{run_file} is damaged, so nothing says which run the parts beside it are of. Pass `overwrite` "
-                    "to start anew."
+                    f"{run_file} is damaged, so the run of the parts in its folder is unknown. Pass `overwrite` to "
+                    "start again."
                 )
             if found is not None and not discard:
                 raise ValueError(
-                    f"{self.folder} holds parts of an interrupted run with other settings: "
-                    f"{'; '.join(_differences(found, identity))}. Repeat its settings to go on with it, or pass "
-                    "`overwrite` to start anew."
+                    f"{self.folder} has parts of an interrupted run with other settings: "
+                    f"{'; '.join(_differences(found, identity))}. To resume that run, use its settings. To start "
+                    "again, pass `overwrite`."
                 )
             for path in self.folder.glob("part-*.jsonl"):
                 path.unlink()
         write_text(run_file, json.dumps(identity, indent=2) + "\n")
 
     def read(self, part: int, numbers: Sequence[int]) -> list[ScoredRow] | None:
-        """The rows of a part with these numbers, or `None` if it is not finished."""
+        """Returns the rows of a part with these indices, or `None` if the part is not finished."""
         if not self.has(part):
             return None
         try:
@@ -136,17 +136,17 @@ class ScoredParts:
         return rows if [row.number for row in rows] == list(numbers) else None
 
     def write(self, part: int, rows: Sequence[ScoredRow]) -> None:
-        """Adds a finished part."""
+        """Writes a finished part."""
         write_text(self._path(part), "".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
     def has(self, part: int) -> bool:
-        """Whether a part is there."""
+        """Whether a part exists."""
         path = self._path(part)
         return path.is_file() and not path.is_symlink()
 
     def remove(self) -> None:
         """Removes the folder."""
-        # First out of the way at once: a run that starts now must not find half of it
+        # Renamed first, so that a run that starts now does not find a partial folder
         removed = self.folder.with_name(f".{secrets.token_hex(8)}.tmp")
         self.folder.rename(removed)
         shutil.rmtree(removed)
@@ -161,7 +161,7 @@ class ScoredParts:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
-            except FileNotFoundError:  # the run that had the folder is done, and has just removed it
+            except FileNotFoundError:  # the previous run has just removed its folder
                 continue
             try:
                 if fcntl is not None:
@@ -170,12 +170,12 @@ class ScoredParts:
                     return handle
             except OSError as error:
                 if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    logger.warning(f"{self.folder} is on a file system without locks: start no other run on it.")
+                    logger.warning(f"{self.folder} is on a file system without locks. Start no other run on it.")
                     return handle
                 os.close(handle)
                 if isinstance(error, (BlockingIOError, PermissionError)):
                     raise ValueError(
-                        f"Another run is writing {self.output} (it has locked {path}). Wait for it, or name another "
+                        f"Another run writes {self.output} (it has locked {path}). Wait for it, or choose another "
                         "output."
                     ) from error
                 raise

@@ -1,4 +1,4 @@
-"""Rows from a file, a folder or the hub, in parts of a fixed size, each with its number."""
+"""Indexed rows of a file, a folder or the hub, in parts of a fixed size."""
 
 import json
 import shutil
@@ -21,19 +21,19 @@ __all__ = ["JsonLines", "Record", "RowSource", "Rows", "open_rows"]
 @dataclass
 class Record:
     """
-    One row of a source.
+    A row of a source.
 
     Args:
         number (`int`):
-            Its row, counted from 0, as trainers and doctor count.
+            Index of the row, from 0.
         row (`dict`):
-            Its columns; empty where they cannot be read.
+            Columns of the row, or empty if they cannot be read.
         problem (`str`, *optional*):
-            Why they cannot be read.
+            Reason why they cannot be read.
         raw (`Any`):
-            What the source holds: the text of a line, or the row itself.
+            Text of the line in the source, or the row itself.
         line (`int`, *optional*):
-            In a file of JSON lines: its line, counted from 1, empty ones too.
+            Line in a JSON Lines file, from 1, counting empty lines.
     """
 
     number: int
@@ -44,28 +44,28 @@ class Record:
 
     @property
     def where(self) -> str:
-        """Its name in messages."""
+        """Name of the row in messages."""
         return f"row {self.number}" + (f" (line {self.line})" if self.line else "")
 
 
 class RowSource:
     """
-    Rows in parts of `rows_per_part`, of which any can be read without the others.
+    Rows in parts of `rows_per_part`, which can be read independently.
 
     Args:
         name (`str`):
             Name in messages.
         num_rows (`int`):
-            Rows.
+            Number of rows.
         rows_per_part (`int`):
-            Rows of every part but the last.
+            Number of rows of every part except the last.
         identity (`str`):
             Hash of the content.
     """
 
     def __init__(self, name: str, num_rows: int, rows_per_part: int, identity: str):
         if not num_rows:
-            raise ValueError(f"{name} has no row.")
+            raise ValueError(f"{name} has no rows.")
         self.name = name
         self.num_rows = num_rows
         self.rows_per_part = rows_per_part
@@ -73,45 +73,45 @@ class RowSource:
 
     @property
     def num_parts(self) -> int:
-        """Parts, at least one."""
+        """Number of parts, at least one."""
         return -(-self.num_rows // self.rows_per_part)
 
     def size_of(self, part: int) -> int:
-        """Rows of a part."""
+        """Number of rows of a part."""
         return min(self.rows_per_part, self.num_rows - part * self.rows_per_part)
 
     def numbers_of(self, part: int) -> range:
-        """Numbers of the rows of a part."""
+        """Indices of the rows of a part."""
         start = part * self.rows_per_part
         return range(start, start + self.size_of(part))
 
     def read(self, part: int) -> Iterator[Record]:
-        """The rows of a part."""
+        """Yields the rows of a part."""
         raise NotImplementedError
 
 
 class JsonLines(RowSource):
     """
-    A file with one JSON object a line; empty lines are passed over.
+    Rows of a JSON Lines file. Empty lines are skipped.
 
-    A line that is no JSON object is a [`Record`] with a problem. The file is read once for its hash and the places
-    where parts begin, and never held in memory.
+    A line that is not a JSON object gives a [`Record`] with a problem. The file is read once for its hash and the
+    offsets of its parts, and is not held in memory.
 
     Args:
         path (`Path`):
             File.
         rows_per_part (`int`):
-            Rows of a part.
+            Number of rows of a part.
 
     Raises:
-        ValueError: If it has no row.
+        ValueError: If the file has no rows.
     """
 
     def __init__(self, path: Path, rows_per_part: int):
         self._path = path
-        self._starts: list[tuple[int, int]] = []  # of each part: place in bytes, and lines before it
+        self._starts: list[tuple[int, int]] = []  # of each part: offset in bytes, and lines before it
         digest, num_rows, place = xxhash.xxh3_128(), 0, 0
-        # Parts are read from their places: a compressed file is unpacked first
+        # Parts are read from their offsets, so a compressed file is unpacked first
         self._plain = tempfile.NamedTemporaryFile() if compression(path) else None  # noqa: SIM115 - lives as long
         if self._plain is not None:
             with open_bytes(path) as packed:
@@ -129,7 +129,7 @@ class JsonLines(RowSource):
         super().__init__(path.name, num_rows, rows_per_part, digest.hexdigest())
 
     def read(self, part: int) -> Iterator[Record]:
-        """The rows of a part."""
+        """Yields the rows of a part."""
         place, before = self._starts[part]
         numbers = iter(self.numbers_of(part))
         left = self.size_of(part)
@@ -145,18 +145,18 @@ class JsonLines(RowSource):
 
 class Rows(RowSource):
     """
-    Rows in memory, or in the memory map of a data set.
+    Rows in memory or of a memory-mapped dataset.
 
     Args:
         rows (`Dataset` or `Sequence`):
-            Rows; an entry of a sequence that is no dict is a [`Record`] with a problem.
+            Rows. An entry of a sequence that is not a dict gives a [`Record`] with a problem.
         name (`str`):
             Name in messages.
         rows_per_part (`int`):
-            Rows of a part.
+            Number of rows of a part.
 
     Raises:
-        ValueError: If there is no row.
+        ValueError: If there are no rows.
     """
 
     def __init__(self, rows: Dataset | Sequence[Any], name: str, rows_per_part: int):
@@ -174,7 +174,7 @@ class Rows(RowSource):
         super().__init__(name, len(rows), rows_per_part, digest.hexdigest())
 
     def read(self, part: int) -> Iterator[Record]:
-        """The rows of a part."""
+        """Yields the rows of a part."""
         for number in self.numbers_of(part):
             row = self.rows[number]
             problem = None if isinstance(row, dict) else not_an_object(row)
@@ -183,23 +183,23 @@ class Rows(RowSource):
 
 def open_rows(name: str, *, rows_per_part: int, split: str = "train", dataset_config: str | None = None) -> RowSource:
     """
-    Opens rows by the name that a user gives them, files of JSON line by line.
+    Opens rows by the name that a user passes. JSON files are read line by line.
 
     Args:
         name (`str`):
-            What [`~trl_dpo_ext.data.sources.load_splits`] takes; a `.json` file holds JSON lines, or one array.
+            Name accepted by [`~trl_dpo_ext.data.sources.load_splits`]. A `.json` file has JSON lines or one array.
         rows_per_part (`int`):
-            Rows of a part.
+            Number of rows of a part.
         split (`str`, *optional*, defaults to `"train"`):
             Split.
         dataset_config (`str`, *optional*):
-            Configuration, of a data set that has several.
+            Configuration of a dataset with several.
 
     Returns:
         [`RowSource`]
 
     Raises:
-        ValueError: If there is no such thing, it cannot be read, or has no row, or an option has no effect on it.
+        ValueError: If the source does not exist, cannot be read or has no rows, or an option has no effect.
     """
     path = Path(name)
     check_path(name, option="ROWS")

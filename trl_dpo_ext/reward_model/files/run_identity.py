@@ -1,4 +1,4 @@
-"""All that the scores of a file depend on, so that an interrupted run goes on only where it would give the same."""
+"""Identity of a scoring run: everything that the scores depend on. Only a run with the same identity is resumed."""
 
 import json
 import tempfile
@@ -21,7 +21,7 @@ _NAMES_ONLY = ("_name_or_path", "base_model_name_or_path", "transformers_version
 
 def identity_of_run(reward_model: ImplicitRewardModel, source: RowSource) -> dict[str, Any]:
     """
-    What the bytes of the scored rows depend on, by name: contents as hashes, options as they are.
+    Returns everything that the output depends on, by name: hashes of contents, and options.
 
     Args:
         reward_model ([`ImplicitRewardModel`]):
@@ -47,7 +47,7 @@ def identity_of_run(reward_model: ImplicitRewardModel, source: RowSource) -> dic
 
 
 def _hash_model(model: Any) -> str:
-    # Weights of all adapters, unlike the hash of a reference, and what else the forward depends on
+    # Weights of all adapters, unlike the hash of a reference, and everything else that the forward depends on
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

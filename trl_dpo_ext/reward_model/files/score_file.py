@@ -1,4 +1,4 @@
-"""A file of rows with their rewards: scored part by part on any number of processes, then written in one piece."""
+"""Scoring of a file in parts on any number of processes, written as one file."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,31 +31,31 @@ def score_file(
     overwrite_columns: bool = False,
 ) -> ScoredFile | None:
     """
-    Scores the rows of a source and writes them, in their order and with all their columns, to a file.
+    Scores the rows of a source and writes them, in order and with all columns, to a file.
 
-    Part i is scored by process i modulo their number; the main process joins them. Finished parts are kept beside the
-    file, in `<output>.parts`, until it is written, and a run that was killed goes on behind them: batches are formed
-    within a part, so the bytes are the same as without the interruption and on any number of processes, as far as the
-    device computes the same twice. Rows that cannot be scored go to `<output>.errors.jsonl`.
+    Process i scores the parts i, i + n, ... of n processes, and the main process joins them. Finished parts are stored
+    in `<output>.parts` until the file is written, so an interrupted run can be resumed. Batches never span parts.
+    Interruptions and the number of processes therefore do not change the output, if the device is deterministic. Rows
+    that cannot be scored are written to `<output>.errors.jsonl`.
 
     Args:
         reward_model ([`ImplicitRewardModel`]):
             Reward model.
         source ([`~trl_dpo_ext.reward_model.files.row_sources.RowSource`]):
-            Rows of any kind that [`ImplicitRewardModel.score_dataset`] takes.
+            Rows of any kind accepted by [`ImplicitRewardModel.score_dataset`].
         output (`Path`):
             `.jsonl` or `.parquet` file.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Replace the file if it is there, and parts of a run with other settings.
+            Whether to replace an existing file, and the parts of a run with other settings.
         overwrite_columns (`bool`, *optional*, defaults to `False`):
-            Replace rewards that rows already have.
+            Whether to replace existing rewards.
 
     Returns:
         [`~trl_dpo_ext.reward_model.files.join_parts.ScoredFile`] on the main process, `None` on the others.
 
     Raises:
-        ValueError: If the file or a column is already there, the parts are those of another run, or the rows cannot be
-            written in the file's format.
+        ValueError: If the file or a column exists already, the parts are from another run, or the rows cannot be
+            written in the format of the file.
     """
     state = PartialState()
     parts = ScoredParts(output)
@@ -74,7 +74,7 @@ def score_file(
 
 def check_output(source: RowSource, output: Path, overwrite: bool = False) -> None:
     """
-    Makes the folder of the output, and checks what would otherwise fail after hours of work.
+    Creates the output folder, and checks for errors that would otherwise appear only at the end.
 
     Args:
         source ([`~trl_dpo_ext.reward_model.files.row_sources.RowSource`]):
@@ -82,7 +82,7 @@ def check_output(source: RowSource, output: Path, overwrite: bool = False) -> No
         output (`Path`):
             File to write.
         overwrite (`bool`, *optional*, defaults to `False`):
-            Whether it may be there.
+            Whether the file may exist already.
 
     Raises:
         ValueError: If the file cannot be written, or cannot hold the rows.
@@ -118,7 +118,7 @@ def _score_parts(
             for part in range(state.process_index, source.num_parts, state.num_processes):
                 if parts.read(part, source.numbers_of(part)) is None:
                     parts.write(part, _score_part(reward_model, source, part, overwrite_columns, repeats))
-                    done = rows_done()  # other processes' rows, too
+                    done = rows_done()  # includes other processes
                     progress.update(done - shown)
                     shown = done
         progress.update(source.num_rows - shown)

@@ -1,1 +1,1 @@
-"""What a run saves, and how it goes on from it."""
+"""Saving and resuming of runs."""

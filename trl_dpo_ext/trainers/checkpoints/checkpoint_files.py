@@ -1,4 +1,4 @@
-"""The files of a checkpoint that a resumed run reads: which checkpoints of a run have them all, and whole."""
+"""Files of a checkpoint that a resumed run needs, and whether they are complete."""
 
 import json
 import re
@@ -39,12 +39,12 @@ __all__ = [
 
 logger = get_logger(__name__)
 
-REFERENCE_FOLDER = "reference"  # of a synced reference, in a checkpoint
+REFERENCE_FOLDER = "reference"  # folder of a synced reference in a checkpoint
 
-_BROKEN = "empty, cut short or broken"
+_BROKEN = "empty, truncated or damaged"
 _NAME = re.compile(r"checkpoint-(\d+)")
-_UNFINISHED = "checkpoint-is-incomplete.txt"  # of transformers' checkpoints on SIGTERM
-_DEEPSPEED = "latest"  # names the folder of the parts
+_UNFINISHED = "checkpoint-is-incomplete.txt"  # written by transformers on SIGTERM
+_DEEPSPEED = "latest"  # contains the name of the folder with the parts
 _FSDP = "pytorch_model_fsdp*"
 _WHOLE = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME, ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
 
@@ -55,24 +55,24 @@ def log_window_file(process: int) -> str:
 
 
 def epoch_start_file(process: int) -> str:
-    """Name of the file with a process's random state at the start of the epoch, and now."""
+    """Name of the file with the random state of a process at the start of the epoch and now."""
     return f"epoch_start_{process}.pth"
 
 
 def checkpoints_of(run: str | Path) -> list[Path]:
-    """The checkpoints in a run's folder, whole or not, the highest number first."""
+    """Returns the checkpoints in the folder of a run, complete or not, the highest number first."""
     found = [(int(match[1]), path) for path in Path(run).glob("*") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, reverse=True) if path.is_dir()]
 
 
 def newest_whole(run: str | Path) -> str:
     """
-    The checkpoint of the highest number that is whole on every process; names the newer ones in a warning.
+    Returns the newest checkpoint that is complete on every process. Warns of newer ones that are not.
 
-    All processes must call it.
+    Every process must call it.
 
     Raises:
-        ValueError: If there is none, with the reason for each.
+        ValueError: If there is none. The message has the reason for each checkpoint.
     """
     faults = {path.name: fault_of(path, PartialState().process_index) for path in checkpoints_of(run)}
     of_all: list[dict[str, str | None]] = gather_object([faults])
@@ -83,35 +83,37 @@ def newest_whole(run: str | Path) -> str:
         fault = next((text for text in found if text is not None), None)
         if fault is None:
             if passed:
-                logger.warning(f"Resuming from {Path(run, name)}, the newest whole checkpoint; {'; '.join(passed)}.")
+                logger.warning(
+                    f"Resuming from {Path(run, name)}, the newest complete checkpoint. {'; '.join(passed)}."
+                )
             return str(Path(run, name))
-        passed.append(f"{name} is passed over: {fault}")
+        passed.append(f"{name} is skipped: {fault}")
     if passed:
         raise ValueError(
-            f"`resume_from_checkpoint=True`, and {run} holds no whole checkpoint; {'; '.join(passed)}. Leave it out "
+            f"`resume_from_checkpoint=True`, but {run} has no complete checkpoint: {'; '.join(passed)}. Leave it out "
             "to start from the beginning."
         )
     raise ValueError(
-        f"`resume_from_checkpoint=True`, and {run} holds no checkpoint. Leave it out to start from the beginning, or "
-        "name a checkpoint."
+        f"`resume_from_checkpoint=True`, but {run} has no checkpoint. Leave it out to start from the beginning, or "
+        "pass a checkpoint."
     )
 
 
 def newest_whole_here(run: str | Path, process: int = 0) -> Path | None:
-    """The checkpoint of the highest number that is whole for a process; `None` if a run's folder has none."""
+    """Returns the newest checkpoint that is complete for a process, or `None`."""
     return next((path for path in checkpoints_of(run) if fault_of(path, process) is None), None)
 
 
 def fault_of(checkpoint: str | Path, process: int = 0) -> str | None:
     """
-    What keeps a run from resuming from a checkpoint, by all files that it reads; `None` if it is whole.
+    Returns why a run cannot resume from a checkpoint, or `None` if all files that it needs are complete.
 
-    `trainer_state.json` is written last and removed first, so that a checkpoint whose writing or removal was
-    interrupted has none. Of the others only the ends are read.
+    `trainer_state.json` is written last and deleted first, so a checkpoint whose writing or deletion was interrupted
+    does not have it. Only the ends of the other files are read.
 
     Args:
-        checkpoint (`str` or `Path`): Its folder.
-        process (`int`): Number of the process that resumes.
+        checkpoint (`str` or `Path`): Folder of the checkpoint.
+        process (`int`): Index of the process that resumes.
     """
     folder = Path(checkpoint)
     if (folder / _UNFINISHED).exists():
@@ -129,16 +131,16 @@ def fault_of(checkpoint: str | Path, process: int = 0) -> str | None:
 
 
 def fault_of_weights(folder: str | Path) -> str | None:
-    """What keeps the weights in a checkpoint from being loaded; `None` if they are whole."""
+    """Returns why the weights in a checkpoint cannot be loaded, or `None` if they are complete."""
     folder = Path(folder)
     weights = weight_files(folder)
     if not weights and not any(_shards(folder)):
-        return "it holds no weights"
+        return "it has no weights"
     return _first_fault(folder, weights)
 
 
 def weight_files(folder: str | Path) -> list[Path]:
-    """Files of the weights in a checkpoint, those that an index names and adapters in folders of their own, too."""
+    """Returns the files of the weights in a checkpoint, including those in an index and adapters in subfolders."""
     folder = Path(folder)
     for index in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME):
         if (folder / index).is_file():
@@ -154,7 +156,7 @@ def _read_beside_weights(folder: Path, state: dict[str, Any], process: int) -> I
     if (state.get("reference") or {}).get("synced"):
         yield from weight_files(folder / REFERENCE_FOLDER) or [folder / REFERENCE_FOLDER / SAFE_WEIGHTS_NAME]
     of_training = [folder / OPTIMIZER_NAME, folder / SCHEDULER_NAME]
-    # TRL does not write whether they are there; one of them alone is a rest
+    # TRL does not record whether these files exist. If there is only one of them, the other one is missing
     if state.get("save_only_model", not any(path.exists() for path in of_training)):
         return
     yield from of_training if not any(_shards(folder)) else (path for path in of_training if path.exists())
@@ -193,9 +195,9 @@ def _is_whole(path: Path) -> bool:
     if path.suffix == ".json":
         return _read_json(path) is not None
     if path.suffix != ".safetensors":
-        return zipfile.is_zipfile(path)  # by its directory, at the end; so torch saves
+        return zipfile.is_zipfile(path)  # torch saves zip files, whose directory is at the end
     try:
-        with safe_open(path, framework="pt"):  # compares the size with what the header names
+        with safe_open(path, framework="pt"):  # compares the size with that in the header
             return True
     except (OSError, SafetensorError):
         return False
@@ -204,5 +206,5 @@ def _is_whole(path: Path) -> bool:
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):  # of the file, of its text or its encoding
+    except (OSError, ValueError, RecursionError):  # errors of the file, its JSON or its encoding
         return None

@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on as if it had not been interrupted, or which it refuses."""
+"""Checkpoints of a run: what is saved in addition to transformers' files, and how a run resumes."""
 
 import shutil
 from collections.abc import Callable
@@ -45,7 +45,7 @@ __all__ = ["Checkpoints"]
 
 logger = get_logger(__name__)
 
-# Options that shape a training, beside the objective and the schedule
+# Options that affect training, in addition to the objective and the schedule
 _TRAINING = (
     "weight_decay",
     "adam_beta1",
@@ -66,7 +66,7 @@ _TRAINING = (
 
 class Checkpoints:
     """
-    Writes what a checkpoint of transformers lacks, and reads it again.
+    Saves what the checkpoints of transformers lack, and loads it again.
 
     Args:
         args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
@@ -83,43 +83,43 @@ class Checkpoints:
 
     @property
     def is_whole_here(self) -> bool:
-        """Whether this process holds all weights."""
+        """Whether this process has all weights."""
         return not is_sharded(self.accelerator)
 
     def warn_of_older(self) -> None:
-        """Warns of checkpoints that another run has left where this one writes its own."""
+        """Warns of checkpoints of another run in the output folder."""
         if self.args.save_strategy != "no" and (older := checkpoints_of(self.args.output_dir)):
             logger.warning(
-                f"{self.args.output_dir} holds {older[0].name} of an earlier run; this one starts anew and puts its "
-                "checkpoints beside it, and `resume_from_checkpoint=True` takes that of the highest number, whoever "
-                "wrote it. Resume the earlier run with `resume_from_checkpoint`, or choose another `output_dir`."
+                f"{self.args.output_dir} has {older[0].name} of an earlier run, but this run starts again "
+                "and saves its checkpoints to the same folder. `resume_from_checkpoint=True` uses the highest number "
+                "of any run. Resume the earlier run with `resume_from_checkpoint`, or choose another `output_dir`."
             )
 
     # Writing
 
     def make_room(self, folder: Path) -> AbstractContextManager[None]:
-        """Removes an older checkpoint of the same name, and explains a full disk while the new one is written."""
-        if self.args.should_save and folder.exists():  # else a kill would leave old and new files together
-            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # without it, it is not whole
+        """Deletes an existing checkpoint of the same name, and explains a full disk while the new one is written."""
+        if self.args.should_save and folder.exists():  # otherwise an interrupted run could mix old and new files
+            Path(folder, TRAINER_STATE_NAME).unlink(missing_ok=True)  # marks it as incomplete
             shutil.rmtree(folder)
         return full_disk_explained(folder)
 
     def write(self, folder: str, state: dict[str, Any], ref_model: nn.Module | None) -> None:
-        """Writes the state beside the weights; of a checkpoint, the reference that has moved, too."""
+        """Saves the state with the weights and, in a checkpoint, a reference that has changed."""
         write_state(folder, state)
         if ref_model is not None and self.args.sync_ref_model and self.is_whole_here:
             self.accelerator.unwrap_model(ref_model).save_pretrained(Path(folder, REFERENCE_FOLDER))
 
     def write_own(self, folder: str, updates: int, loss: Tensor, metrics: dict[str, Tensor]) -> None:
-        """Writes what each process has of its own: random state, and the log window: updates, loss and metrics."""
+        """Saves the random state and the log window (updates, loss and metrics) of each process."""
         self.epoch_start.save(folder)
         window = {"updates": updates, "loss": loss.cpu(), "metrics": metrics}
         torch.save(window, Path(folder, log_window_file(self.accelerator.process_index)))
-        # The main process writes `trainer_state.json` next, which says that the checkpoint is whole
+        # Then the main process writes `trainer_state.json`, which marks the checkpoint as complete
         self.accelerator.wait_for_everyone()
 
     def progress(self, lines: dict[str, int], rows: Any, token_columns: tuple[str, ...]) -> dict[str, Any]:
-        """What a resumed run asks of a checkpoint, of the run log's lines and the training rows, too."""
+        """Returns the state that a resumed run checks, including the lines of the run log and the training rows."""
         if self._rows is None:
             self._rows = _identity_of(rows, token_columns)
         return {
@@ -136,22 +136,22 @@ class Checkpoints:
         self, folder: str | Path, model: nn.Module, now: dict[str, Any], kind: str, weights_hash: str | None
     ) -> dict[str, Any]:
         """
-        Returns the state of a checkpoint that the run may resume from.
+        Returns the state of a checkpoint if the run may resume from it.
 
         Args:
             folder (`str` or `Path`):
-                The checkpoint.
+                Folder of the checkpoint.
             model ([`~torch.nn.Module`]):
                 Policy.
             now (`dict`):
                 State of this run, with its progress.
             kind (`str`):
-                Kind of its reference.
+                Kind of the reference.
             weights_hash (`str`, *optional*):
-                Hash of its reference's weights.
+                Hash of the weights of the reference.
 
         Raises:
-            ValueError: If it would not be the same run.
+            ValueError: If the run would not be the same.
         """
         check_is_checkpoint(folder, self.accelerator.process_index)
         check_same_weights(model, folder)
@@ -161,42 +161,42 @@ class Checkpoints:
         check_same_optimizer(state, now, folder)
         if kind == reference_policy.ADAPTER_COPY and not RESUMES_ADAPTER_COPY:
             raise ValueError(
-                "This version of transformers does not restore a trained adapter beside its frozen copy. Resume "
-                "with transformers>=5.23, or train from the adapter anew."
+                "This version of transformers does not restore a trained adapter that has a frozen copy. Resume with "
+                "transformers>=5.23, or start a new run from the adapter."
             )
         if self.args.sync_ref_model and not (self.is_whole_here and Path(folder, REFERENCE_FOLDER).is_dir()):
             raise ValueError(
-                f"The reference has moved since the run of {folder} began (`sync_ref_model=True`), and the checkpoint "
-                "does not hold it: DeepSpeed, FSDP and older versions of this package do not save it. Start the run "
-                "anew, or without `sync_ref_model`."
+                f"The reference has changed since the run of {folder} started (`sync_ref_model=True`), but the "
+                "checkpoint does not contain it: DeepSpeed, FSDP and older versions of this package do not save it. "
+                "Start the run again, or without `sync_ref_model`."
             )
         for difference in describe_other_options(state, now, folder):
             logger.warning(difference)
         return state
 
     def of_other_processes(self, folder: str | Path) -> bool:
-        """Whether another number of processes wrote a checkpoint."""
+        """Whether a checkpoint was saved by another number of processes."""
         here = self.accelerator.num_processes
         return read_state(folder).get("processes", here) != here
 
     def load_weights(self, folder: str, policy: Any, load: Callable[[], None]) -> None:
         """
-        Loads the policy's weights, and compares them with what the checkpoint holds.
+        Loads the weights of the policy, and compares them with the checkpoint.
 
         Args:
             folder (`str`):
-                The checkpoint.
+                Folder of the checkpoint.
             policy ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-                Policy, as accelerate has not wrapped it.
+                Policy, without accelerate's wrapper.
             load (`Callable`):
-                Loads them as transformers does.
+                Loads the weights as in transformers.
         """
         if not self.is_whole_here:
-            # Parts are loaded under the names and in the form that they are held in, and strictly; comparing them
-            # would gather the model
+            # Sharded weights are loaded strictly, under the names and in the form of the model. A comparison would
+            # gather the model
             load()
             return
-        with together():  # disks may differ
+        with together():  # the disks of machines may differ
             if not is_peft_model(policy) and is_converted(policy):
                 load_converted(policy, folder)
             else:
@@ -208,28 +208,28 @@ class Checkpoints:
         Checks that the weights of the best checkpoint can be loaded.
 
         Raises:
-            ValueError: If they cannot, with what is wrong.
+            ValueError: If they cannot be loaded. The message has the reason.
         """
         fault = fault_of_weights(folder)
         if fault is not None:
             raise ValueError(
-                f"{folder} was the best checkpoint and cannot be loaded: {fault}. The training has ended; take "
+                f"{folder} was the best checkpoint, but it cannot be loaded: {fault}. The training has ended. Use "
                 f"another checkpoint of {self.args.output_dir}."
             )
 
     def load_reference(self, folder: str | Path, ref_model: nn.Module) -> None:
-        """Loads the reference that had moved (`sync_ref_model`)."""
+        """Loads a reference that has changed (`sync_ref_model`)."""
         reference = self.accelerator.unwrap_model(ref_model)
         with together():
             load_converted(reference, Path(folder, REFERENCE_FOLDER))
             check_restored(reference, Path(folder, REFERENCE_FOLDER))
 
     def has_windows(self, folder: str | Path) -> bool:
-        """Whether each process finds its own log window in a checkpoint."""
+        """Whether each process finds its log window in a checkpoint."""
         return read_state(folder).get("save_only_model") is False and not self.of_other_processes(folder)
 
     def window(self, folder: str | Path) -> dict[str, Any]:
-        """This process's log window: the number of its `updates`, their `loss` and their `metrics`."""
+        """Returns the log window of this process: its number of `updates`, their `loss` and their `metrics`."""
         path = Path(folder, log_window_file(self.accelerator.process_index))
         window: dict[str, Any] = torch.load(path, weights_only=True)
         return window
@@ -247,28 +247,28 @@ class Checkpoints:
         load_random_state: Callable[[str], None],
     ) -> tuple[int, int]:
         """
-        Decides where in the data a resumed run goes on, and has that epoch draw the order of its rows again.
+        Returns where a resumed run continues in the data, and makes that epoch use the same order of rows.
 
         Args:
             folder (`str`):
-                The checkpoint.
+                Folder of the checkpoint.
             found (`tuple[int, int]`):
-                Epochs that are done and micro-batches to skip, as transformers finds them.
+                Number of finished epochs and of micro-batches to skip, according to transformers.
             updates_per_epoch (`int`):
-                Length of an epoch.
+                Number of updates of an epoch.
             num_epochs (`int`):
-                Length of the training, in epochs.
+                Number of epochs of the training.
             max_steps (`int`):
-                Length of the training, in updates.
+                Number of updates of the training.
             state ([`~transformers.TrainerState`]):
-                Where the checkpoint is.
+                State of the checkpoint.
             is_stream (`bool`):
                 Whether rows are streamed.
             load_random_state (`Callable`):
                 Loads the random state of a checkpoint.
 
         Returns:
-            `tuple[int, int]`: Epochs that are done, and micro-batches to skip.
+            `tuple[int, int]`: Number of finished epochs, and of micro-batches to skip.
         """
         epochs, batches = found
         written = read_state(folder)
@@ -279,13 +279,13 @@ class Checkpoints:
             return num_epochs, 0
         in_epoch = updates_per_epoch * self.args.gradient_accumulation_steps
         if is_stream and "schedule" in written:
-            # transformers takes the whole training for one pass, and counts passes as shares of it
+            # transformers treats the whole training as one pass, and counts passes as shares of it
             epochs = int(state.epoch)
             updates = round((state.epoch - epochs) * written["schedule"]["max_steps"])
             batches = updates * self.args.gradient_accumulation_steps
             if has_ended:
                 return epochs + 1, 0
-        if not has_ended and batches == 0:  # what follows an epoch's last update is still to be done
+        if not has_ended and batches == 0:  # the end of the epoch has not been processed yet
             epochs, batches = epochs - 1, in_epoch
         if 0 < batches < in_epoch:
             of_process = 0 if self.of_other_processes(folder) else None
@@ -296,7 +296,7 @@ class Checkpoints:
 
 
 def _identity_of(rows: Any, token_columns: tuple[str, ...]) -> str | None:
-    # In words; streams have no number
+    # As text; a streaming dataset has no number of rows
     if not isinstance(rows, Dataset):
         return None
     if not set(token_columns) <= set(rows.column_names):  # images

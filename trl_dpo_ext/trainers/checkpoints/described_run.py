@@ -1,4 +1,4 @@
-"""What a trainer says of its weights: what their rewards are measured against, and how they were trained."""
+"""Description of a run for its saved state and its model card: reference, objective and schedule."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from trl_dpo_ext.trainers.forward.precision import autocast_of
 
 __all__ = ["complete_card", "describe_run", "options_of"]
 
-# Options that shape a loss, for the model card
+# Options of the loss that are shown in the model card
 _OBJECTIVE = (
     "loss_type",
     "loss_weights",
@@ -28,7 +28,7 @@ _OBJECTIVE = (
     "loss_reduction",
 )
 
-# The rest of them, which the card leaves out
+# Other options of the loss
 _MORE_OF_THE_OBJECTIVE = (
     "ld_alpha",
     "f_divergence_type",
@@ -37,12 +37,12 @@ _MORE_OF_THE_OBJECTIVE = (
     "discopop_tau",
 )
 
-# Options of the learning rate, beside itself
+# Options of the learning rate, except the rate itself
 _SCHEDULE = ("optim", "lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs")
 
 
 def describe_run(trainer: Any) -> dict[str, Any]:
-    """Describes a trainer's run as far as its rewards and its objective go, for [`write_state`]."""
+    """Describes the rewards and the objective of a trainer for [`write_state`]."""
     args = trainer.args
     state = {
         "trainer": type(trainer).__name__,
@@ -58,23 +58,23 @@ def describe_run(trainer: Any) -> dict[str, Any]:
 
 
 def _reference(trainer: Any) -> dict[str, Any]:
-    # Described so that it can be found again
+    # Contains what is needed to load it again
     reference = trainer.reference
     described: dict[str, Any] = {"kind": reference.description, "hash": reference.hash_of(trainer.model)}
     if not reference.has_model:
         return described
-    if trainer.args.sync_ref_model:  # it has moved away from what it was loaded from
+    if trainer.args.sync_ref_model:  # it has changed since it was loaded
         return described | {"synced": True}
-    # DeepSpeed's engine has a `config` of its own
+    # DeepSpeed's engine has its own `config`
     model = trainer.accelerator.unwrap_model(trainer.model if trainer.ref_model is None else trainer.ref_model)
-    # The name of an adapter used as `ref_model` is not known, only that of its base model
+    # If an adapter is used as `ref_model`, only the name of its base model is known
     unnamed = reference.kind == EXPLICIT and is_peft_model(model)
     source = {} if unnamed else describe_source(model)
     return described | describe_weights(model) | source
 
 
 def complete_card(trainer: Any) -> None:
-    """Adds to the model card that TRL has written what was trained, and names folders as a reader knows them."""
+    """Adds the training to the model card of TRL, and replaces local paths."""
     args = trainer.args
     path = Path(args.output_dir, "README.md")
     card = path.read_text(encoding="utf-8")
@@ -85,13 +85,13 @@ def complete_card(trainer: Any) -> None:
 
 
 def options_of(args: BaseDPOConfig, *names: str) -> dict[str, Any]:
-    """The options of these names that a config has."""
+    """Returns those of the options that the config has."""
     return {name: getattr(args, name) for name in names if hasattr(args, name)}
 
 
 def _schedule(args: BaseDPOConfig, optimizer: torch.optim.Optimizer | None, lr_scheduler: Any) -> dict[str, Any]:
     rates: list[Any] = [args.learning_rate]
-    # A resumed scheduler has the rate of its checkpoint, and a passed optimizer its own
+    # A resumed scheduler has the rate of its checkpoint, and an optimizer from the user its own
     if lr_scheduler is not None:
         rates = getattr(lr_scheduler, "base_lrs", rates)
     elif optimizer is not None:

@@ -1,4 +1,4 @@
-"""A disk that is full while a checkpoint is written: an error in words, and no half checkpoint to resume from."""
+"""Handling of a full disk while a checkpoint is written: a clear error, and no partial checkpoint."""
 
 import errno
 import shutil
@@ -9,16 +9,16 @@ from pathlib import Path
 
 __all__ = ["full_disk_explained"]
 
-_ALMOST_NOTHING = 2**20  # bytes; torch and safetensors report a full disk in words of their own
+_ALMOST_NOTHING = 2**20  # bytes; torch and safetensors raise other errors if the disk is full
 
 
 @contextmanager
 def full_disk_explained(folder: str | Path) -> Iterator[None]:
     """
-    Writes a checkpoint `folder` whole or not at all.
+    Deletes the checkpoint `folder` if it cannot be written completely.
 
     Raises:
-        OSError: If the disk is full. The folder is removed, so that a resumed run starts from the one before.
+        OSError: If the disk is full.
     """
     folder = Path(folder)
     there_before = folder.exists()
@@ -32,6 +32,6 @@ def full_disk_explained(folder: str | Path) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
         raise OSError(
             errno.ENOSPC,
-            f"The disk is full: {folder} could not be written, and has been removed. Free space, or keep fewer "
-            "checkpoints (`save_total_limit`), and go on from the last one with `resume_from_checkpoint=True`",
+            f"The disk is full: {folder} could not be written and was deleted. Free space, or keep fewer checkpoints "
+            "(`save_total_limit`), and resume from the last one with `resume_from_checkpoint=True`",
         ) from error

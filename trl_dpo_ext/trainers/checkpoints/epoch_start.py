@@ -1,4 +1,4 @@
-"""The random state at the start of an epoch, from which the order of its rows is drawn."""
+"""Random state at the start of an epoch, which determines the order of its rows."""
 
 import random
 from collections.abc import Callable
@@ -17,13 +17,13 @@ __all__ = ["EpochStart"]
 
 class EpochStart(TrainerCallback):
     """
-    Keeps the random state at which an epoch began, and starts a resumed epoch from it.
+    Records the random state at the start of an epoch, and starts a resumed epoch with it.
 
-    A sampler draws the order of an epoch's rows when the epoch begins. A run that is resumed within the epoch must
-    draw the same order, and goes on with the random state of its checkpoint afterwards.
+    The order of an epoch's rows is drawn at its start. A run resumed within an epoch must draw the same order, and
+    then continues with the random state of the checkpoint.
 
     Args:
-        process (`int`): Number of this process, which has random numbers of its own.
+        process (`int`): Index of this process, which has its own random state.
     """
 
     def __init__(self, process: int):
@@ -33,24 +33,24 @@ class EpochStart(TrainerCallback):
         self._restores: list[Callable[[], None]] = []
 
     def save(self, checkpoint: str | Path) -> None:
-        """Writes the state, and that of now, into a checkpoint."""
+        """Saves this state and the current one in a checkpoint."""
         torch.save({"start": self._state, "now": _get()}, Path(checkpoint, epoch_start_file(self.process)))
 
     def load(self, checkpoint: str | Path, of_process: int | None = None, at: str = "start") -> None:
         """
-        Sets the state that a checkpoint holds, if it has one.
+        Restores a random state of a checkpoint, if it has one.
 
         Args:
-            checkpoint (`str` or `Path`): Its folder.
-            of_process (`int`, *optional*): Whose state; by default this process's own.
-            at (`str`): `"start"` of the epoch, or `"now"`, when the checkpoint was made.
+            checkpoint (`str` or `Path`): Folder of the checkpoint.
+            of_process (`int`, *optional*): Process whose state is restored. Default: this process.
+            at (`str`): `"start"` of the epoch, or `"now"` (when the checkpoint was saved).
         """
         path = Path(checkpoint, epoch_start_file(self.process if of_process is None else of_process))
         if path.is_file():
             _set(torch.load(path, weights_only=True)[at])
 
     def start_by(self, restore: Callable[[], None]) -> None:
-        """Has the next epoch start by `restore`, of the random state or of what transformers begins anew."""
+        """Calls `restore` at the start of the next epoch, to set the random state or what transformers resets."""
         self._restores.append(restore)
 
     def on_epoch_begin(
@@ -61,7 +61,7 @@ class EpochStart(TrainerCallback):
             restore()
         self._restores.clear()
         self._state = _get()
-        if state.global_step >= state.max_steps:  # resumed at its end
+        if state.global_step >= state.max_steps:  # resumed at the end of training
             control.should_training_stop = True
 
     def on_epoch_end(
@@ -72,11 +72,11 @@ class EpochStart(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._restores.clear()  # where no epoch was left to begin
+        self._restores.clear()  # if no epoch was left to start
 
 
 def _get() -> dict[str, Any]:
-    state: Any = np.random.get_state()  # noqa: NPY002 - the one that transformers seeds
+    state: Any = np.random.get_state()  # noqa: NPY002 - the generator that transformers seeds
     kind, keys, *rest = state
     return {
         "python": random.getstate(),

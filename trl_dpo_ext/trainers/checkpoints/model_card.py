@@ -1,4 +1,4 @@
-"""What a model card says of how the model was trained, beside TRL's template."""
+"""Section of a model card about training, in addition to TRL's template."""
 
 import os
 from pathlib import Path
@@ -14,19 +14,19 @@ def training_section(
     card: str, method: str, equation: str | None, objective: dict[str, Any], state: dict[str, Any]
 ) -> str:
     """
-    Adds to a model card the method, its equation, beta and the reference, and how to use the policy's rewards.
+    Adds the method, its equation, beta, the reference and the use of rewards to a model card.
 
     Args:
         card (`str`):
-            TRL's card.
+            TRL's model card.
         method (`str`):
             Name of the trainer.
         equation (`str`, *optional*):
-            Its loss, in LaTeX, where it has one of its own.
+            Loss in LaTeX, if there is one.
         objective (`dict`):
-            Options that shape the loss, by name.
+            Options of the loss, by name.
         state (`dict`):
-            What the trainer writes beside the weights.
+            State saved with the weights.
 
     Returns:
         `str`
@@ -53,15 +53,15 @@ def training_section(
 
 def named_locally(card: str, started_from: str, output_dir: str) -> str:
     """
-    Names what TRL's template, which knows names on the hub only, calls None.
+    Replaces None in TRL's template, which only supports names on the hub.
 
     Args:
         card (`str`):
-            TRL's card.
+            TRL's model card.
         started_from (`str`):
-            Folder that the model was loaded from; empty for one that was built in memory.
+            Folder that the model was loaded from, or empty for a model built in memory.
         output_dir (`str`):
-            The run's folder.
+            Folder of the run.
 
     Returns:
         `str`

@@ -1,4 +1,4 @@
-"""Whether a run may resume from a checkpoint: that it is whole, and of this run; what differs and is still allowed."""
+"""Checks that a run may resume from a checkpoint, and the differences that are allowed."""
 
 import json
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ __all__ = [
 _ADAPTER_FILE = "adapter_config.json"
 _SCHEDULE_FILE = "scheduler.pt"
 
-# Options of an adapter that shape its weights, or what they do
+# Options of an adapter that affect the shape or the effect of its weights
 _ADAPTER = (
     "peft_type",
     "r",
@@ -40,62 +40,62 @@ _ADAPTER = (
     "bias",
 )
 
-# What makes another training of the same weights, beside the options in "objective"
+# Options that affect the training of the same weights, in addition to those in "objective"
 _OBJECTIVE = ("trainer", *REWARD_OPTIONS)
 
-# Options that an optimizer's and a scheduler's state bring with them
+# Options that are restored with the state of the optimizer and the scheduler
 _RESTORED = {"learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon"}
 _OF_SCHEDULE = {"lr_scheduler_type", "warmup_steps", "max_steps", "num_train_epochs"}
 
 _PRECISION = ("mixed_precision", "dtype", "adapter_dtype")
 
 _FROM_THE_WEIGHTS = (
-    "To start a new run from its weights, make it the model (`model_name_or_path: {folder}`) and leave out "
+    "To start a new run from its weights, use it as the model (`model_name_or_path: {folder}`) and leave out "
     "`resume_from_checkpoint`."
 )
 
 
 def check_is_checkpoint(folder: str | Path, process: int = 0) -> None:
     """
-    Checks that `folder` holds a whole checkpoint.
+    Checks that `folder` is a complete checkpoint.
 
     Raises:
-        ValueError: If it does not; names those that are near.
+        ValueError: If it is not. The message names nearby checkpoints.
     """
     path = Path(folder)
     if not path.is_dir():
         beside = [other.name for other in reversed(checkpoints_of(path.parent))]
-        near = f"{path.parent} holds {', '.join(beside) if beside else 'no checkpoint'}."
+        near = f"{path.parent} has {', '.join(beside) if beside else 'no checkpoint'}."
         raise ValueError(f"There is no checkpoint {folder}. {near}")
     within = newest_whole_here(path, process)
     if within is not None:
-        raise ValueError(f"{folder} is no checkpoint: it has no {TRAINER_STATE_NAME}. Did you mean {within}?")
+        raise ValueError(f"{folder} is not a checkpoint: it has no {TRAINER_STATE_NAME}. Did you mean {within}?")
     fault = fault_of(path, process)
     if fault is None:
         return
     beside = newest_whole_here(path.parent, process) if path in checkpoints_of(path.parent) else None
     if beside is None:
-        raise ValueError(f"{folder} is no checkpoint: {fault}. {_FROM_THE_WEIGHTS.format(folder=folder)}")
+        raise ValueError(f"{folder} is not a checkpoint: {fault}. {_FROM_THE_WEIGHTS.format(folder=folder)}")
     raise ValueError(
-        f"{folder} is no whole checkpoint: {fault}. Resume from {beside}, the newest that is whole, as "
+        f"{folder} is not a complete checkpoint: {fault}. Resume from {beside}, the newest complete one, as "
         "`resume_from_checkpoint=True` does."
     )
 
 
 def check_same_weights(model: Any, folder: str | Path) -> None:
     """
-    Checks that a checkpoint holds what this run trains: all weights, or an adapter of the same shape.
+    Checks that a checkpoint contains what this run trains: all weights, or an adapter of the same shape.
 
     Raises:
-        ValueError: If it holds something else; says what each is.
+        ValueError: If it contains something else. The message describes both.
     """
     adapter = is_peft_model(model)
     file = Path(folder, _ADAPTER_FILE)
-    if adapter and not file.is_file():  # PEFT puts an adapter into the root only if it is called "default"
+    if adapter and not file.is_file():  # PEFT saves an adapter in the main folder only if its name is "default"
         file = Path(folder, str(model.active_adapter), _ADAPTER_FILE)
     saved = _adapter_options(json.loads(file.read_text())) if file.is_file() else None
     if saved is None and not Path(folder, CONFIG_NAME).is_file():
-        return  # shards, which do not say
+        return  # sharded weights, which are not described
     trained = _adapter_options(model.peft_config[model.active_adapter].to_dict()) if adapter else None
     if saved is None or trained is None:
         if saved is trained:
@@ -104,107 +104,107 @@ def check_same_weights(model: Any, folder: str | Path) -> None:
             "all weights" if options is None else _adapter(options, ("peft_type", "r", "target_modules"))
             for options in (saved, trained)
         )
-        fix = "leave out `peft_config` (`use_peft`)" if saved is None else "give that adapter as `peft_config`"
+        fix = "leave out `peft_config` (`use_peft`)" if saved is None else "pass that adapter as `peft_config`"
     else:
         differing = [name for name in saved if name in trained and saved[name] != trained[name]]
         if not differing:
             return
         holds, trains = (_adapter(options, differing) for options in (saved, trained))
-        fix = "give these options to the adapter (`peft_config`)"
+        fix = "use these options for the adapter (`peft_config`)"
     raise ValueError(
-        f"The checkpoint {folder} holds {holds}, and this run trains {trains}. To go on with that run, {fix}. "
+        f"The checkpoint {folder} contains {holds}, but this run trains {trains}. To continue that run, {fix}. "
         f"{_FROM_THE_WEIGHTS.format(folder=folder)}"
     )
 
 
 def check_same_objective(saved: dict[str, Any], now: dict[str, Any], folder: str | Path) -> None:
     """
-    Checks that a checkpoint was trained by this trainer, with the same beta, loss and truncation.
+    Checks that a checkpoint is from this trainer, with the same beta, loss and truncation.
 
     Args:
         saved (`dict`):
-            State of the checkpoint. What an older version did not write is not compared.
+            State of the checkpoint. Values that an older version did not save are not compared.
         now (`dict`):
-            State that this trainer would write.
+            State of this run.
         folder (`str` or `Path`):
             Folder of the checkpoint.
 
     Raises:
-        ValueError: If one of them differs, with the values of both.
+        ValueError: If values differ. The message has both values.
     """
     differing = _differences(saved, now, _OBJECTIVE)
     differing |= _differences(saved.get("objective", {}), now["objective"], now["objective"])
     if differing:
         found = "; ".join(f"`{name}` is {old!r} there and {new!r} here" for name, (old, new) in differing.items())
         raise ValueError(
-            f"The checkpoint {folder} is of a run with another objective: {found}. To go on with that run, give its "
+            f"The checkpoint {folder} is from a run with another objective: {found}. To continue that run, use its "
             f"options. {_FROM_THE_WEIGHTS.format(folder=folder)}"
         )
 
 
 def check_same_optimizer(saved: dict[str, Any], now: dict[str, Any], folder: str | Path) -> None:
     """
-    Checks that a checkpoint's optimizer is this run's. Arguments are those of [`check_same_objective`].
+    Checks that a checkpoint has the optimizer of this run. Arguments are the same as in [`check_same_objective`].
 
     Raises:
-        ValueError: If it is another one, which cannot go on from that state.
+        ValueError: If it has another optimizer, whose state cannot be used.
     """
     differing = _differences(saved.get("schedule", {}), now["schedule"], ["optim"])
     for there, here in differing.values():
-        # Fused or not, the state of a step is the same
+        # Fused and other optimizers have the same state
         if there.removesuffix("_fused") != here.removesuffix("_fused") and _has_schedule(folder):
             raise ValueError(
-                f"The checkpoint {folder} holds the state of another optimizer: `optim` is {there!r} there and "
-                f"{here!r} here. To go on with that run, set `optim: {there}`. "
+                f"The checkpoint {folder} has the state of another optimizer: `optim` is {there!r} there and "
+                f"{here!r} here. To continue that run, set `optim: {there}`. "
                 f"{_FROM_THE_WEIGHTS.format(folder=folder)}"
             )
 
 
 def describe_other_options(saved: dict[str, Any], now: dict[str, Any], folder: str | Path) -> list[str]:
     """
-    Compares what makes a resumed run another one than the run of its checkpoint, and is allowed.
+    Describes allowed differences between a resumed run and the run of its checkpoint.
 
-    That are the learning rate and its schedule, the batch, the seed, the precision and the rows, and an optimizer
-    without its state. Arguments are those of [`check_same_objective`].
+    These are the learning rate and its schedule, the batch, the seed, the precision, the rows, and a missing state of
+    the optimizer. Arguments are the same as in [`check_same_objective`].
 
     Returns:
-        `list[str]`: What differs and which of the values holds, for warnings.
+        `list[str]`: Warnings, which say what differs and which value is used.
     """
     there, here = (_flat(state) for state in (saved, now))
     names = set(here) - {"optim"}
-    if not _has_schedule(folder):  # it starts anew, from this run's options
+    if not _has_schedule(folder):  # it starts again, with the options of this run
         names -= _RESTORED | _OF_SCHEDULE
     if here["max_steps"] > 0 and there.get("max_steps", 0) > 0:
         names.discard("num_train_epochs")
     found = []
     for name, (old, new) in _differences(there, here, [name for name in here if name in names]).items():
-        # transformers restores the rates that a scheduler starts from, and not how they depend on the step
+        # transformers restores the initial rates of a scheduler, but not how they depend on the step
         whose = "the checkpoint's" if name in _RESTORED else "this run's"
-        found.append(f"`{name}` is {old!r} there and {new!r} here ({whose} holds)")
+        found.append(f"`{name}` is {old!r} there and {new!r} here ({whose} is used)")
     messages = []
     if found:
         messages.append(
-            f"The checkpoint {folder} is of a run with other options: {'; '.join(found)}. "
+            f"The checkpoint {folder} is from a run with other options: {'; '.join(found)}. "
             f"{_FROM_THE_WEIGHTS.format(folder=folder)}"
         )
     if not _has_optimizer(folder):
         messages.append(
-            f"The checkpoint {folder} holds no state of the optimizer (`save_only_model`): optimizer, schedule and "
-            "random numbers start anew, and the run will not end at the weights of an uninterrupted one. "
+            f"The checkpoint {folder} has no state of the optimizer (`save_only_model`): optimizer, schedule and "
+            "random numbers start again, and the run will not reach the weights of an uninterrupted one. "
             f"{_FROM_THE_WEIGHTS.format(folder=folder)}"
         )
     return messages
 
 
 def _flat(state: dict[str, Any]) -> dict[str, Any]:
-    # On another number of processes dropout draws other numbers, and the log window begins anew
+    # With another number of processes, dropout draws other numbers, and the log window starts again
     of_run = {name: state[name] for name in (*_PRECISION, "processes") if name in state}
     return state.get("schedule", {}) | of_run | state.get("training", {})
 
 
 def check_same_reference(state: dict[str, Any], reference_hash: str | None, folder: str | Path) -> None:
     """
-    Checks that a checkpoint was trained against the reference that this trainer has.
+    Checks that a checkpoint was trained with the reference of this trainer.
 
     Raises:
         ValueError: If the hashes differ.
@@ -212,20 +212,20 @@ def check_same_reference(state: dict[str, Any], reference_hash: str | None, fold
     saved = state.get("reference", {}).get("hash")
     if saved and reference_hash and saved != reference_hash:
         raise ValueError(
-            f"The checkpoint {folder} was trained against another reference policy (hash {saved}) than this trainer "
-            f"has (hash {reference_hash}). Build the trainer as in the interrupted run: its `model` is the policy "
-            "that training started from, not the checkpoint."
+            f"The checkpoint {folder} was trained with another reference policy (hash {saved}) than this trainer has "
+            f"(hash {reference_hash}). Build the trainer as in the interrupted run: its `model` is the policy that "
+            "training started from, not the checkpoint."
         )
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any], names: Iterable[str]) -> dict[str, tuple[Any, Any]]:
-    # As JSON gives it back: enumerations are text, tuples are lists
+    # As read from JSON: enumerations are text, tuples are lists
     now = json.loads(json.dumps({name: now[name] for name in names}))
     return {name: (saved[name], now[name]) for name in now if name in saved and saved[name] != now[name]}
 
 
 def _adapter_options(config: dict[str, Any]) -> dict[str, Any]:
-    # PEFT writes its sets in any order
+    # PEFT saves its sets in any order
     options = {name: config[name] for name in _ADAPTER if name in config}
     sets = (list, tuple, set)
     return {name: sorted(value) if isinstance(value, sets) else value for name, value in options.items()}
@@ -237,9 +237,9 @@ def _adapter(options: dict[str, Any], names: Iterable[str]) -> str:
 
 
 def _has_schedule(folder: str | Path) -> bool:
-    return Path(folder, _SCHEDULE_FILE).is_file()  # not with `save_only_model`
+    return Path(folder, _SCHEDULE_FILE).is_file()  # does not exist with `save_only_model`
 
 
 def _has_optimizer(folder: str | Path) -> bool:
-    # Alone, in parts, or within DeepSpeed's
+    # In one file, in parts, or in DeepSpeed's files
     return any(next(Path(folder).glob(name), None) is not None for name in ("optimizer*", "latest"))

@@ -1,6 +1,5 @@
 """
-The small JSON file that a trainer puts beside its weights: what the rewards of this policy are measured against, and
-how it was trained.
+The small JSON file that a trainer saves with its weights. It describes the reference of the rewards, and the training.
 """
 
 import json
@@ -30,7 +29,7 @@ __all__ = [
     "write_state",
 ]
 
-# What rewards depend on beside the weights
+# Options that rewards depend on, in addition to the weights
 REWARD_OPTIONS = (
     "beta",
     "tokenization",
@@ -71,7 +70,7 @@ def _is_one_of(*values: str) -> Callable[[Any], bool]:
 
 _WEIGHTS = {"dtype": _is_dtype, "adapter_dtype": _is_dtype, "quantization_config": _is_quantization}
 
-# What a trainer writes, each with a check of its value; `None` passes
+# What a trainer saves, with a check of each value. `None` is always valid
 _STATE: dict[str, Any] = {
     **_WEIGHTS,
     "trainer": _is_text,
@@ -96,16 +95,16 @@ _STATE: dict[str, Any] = {
 
 
 def write_state(folder: str | Path, state: dict[str, Any]) -> None:
-    """Writes `state` into `folder`."""
+    """Saves `state` in `folder`."""
     write_text(Path(folder, STATE), json.dumps(state, indent=2) + "\n")
 
 
 def read_state(folder: str | Path) -> dict[str, Any]:
     """
-    Reads the state from `folder`; empty if a trainer of another package wrote it.
+    Reads the state from `folder`. It is empty if the folder is from another package.
 
     Raises:
-        ValueError: If the file is not JSON, or a value in it is not what a trainer writes; names the file.
+        ValueError: If the file is not JSON, or has a value that no trainer saves. The message names the file.
     """
     path = Path(folder, STATE)
     if not path.exists():
@@ -113,7 +112,7 @@ def read_state(folder: str | Path) -> dict[str, Any]:
     try:
         state = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:  # also for bytes that are not text
-        raise ValueError(f"{path} is not JSON: {error}. Copy it again from where it was trained.") from None
+        raise ValueError(f"{path} is not JSON: {error}. Copy it again from the original folder.") from None
     _check_state(state, _STATE, path)
     return state
 
@@ -129,13 +128,13 @@ def _check_state(state: Any, expected: dict[str, Any], path: Path, within: str =
             _check_state(value, is_right, path, f"`{name}`")
         elif not is_right(value):
             where = f" in {within}" if within else ""
-            raise ValueError(f"{path}: `{name}={shown(value, name)}`{where} is no value of it. Copy the file again.")
+            raise ValueError(f"{path}: `{name}={shown(value, name)}`{where} is not valid. Copy the file again.")
 
 
 def describe_weights(model: PreTrainedModel) -> dict[str, Any]:
     """
-    How a model's weights are held, so that they can be loaded the same way: `dtype`, and where there is one the
-    `adapter_dtype` and the `quantization_config`.
+    Describes the weights of a model so that they can be loaded in the same way: `dtype` and, if they exist,
+    `adapter_dtype` and `quantization_config`.
     """
     described: dict[str, Any] = {"dtype": _name_of(model.dtype)}
     if is_peft_model(model):
@@ -148,7 +147,7 @@ def describe_weights(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """Parameters of a PEFT model's active adapter, without the magnitudes of DoRA, which TRL keeps in float32."""
+    """Parameters of a PEFT model's active adapter, except DoRA's magnitudes, which TRL keeps in float32."""
     of_adapter = re.compile(rf"\.{re.escape(str(model.active_adapter))}(\.|$)")
     found = [(name, parameter) for name, parameter in model.named_parameters() if of_adapter.search(name)]
     return [parameter for name, parameter in found if "magnitude" not in name]
@@ -156,8 +155,8 @@ def adapter_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 def describe_source(model: nn.Module) -> dict[str, str]:
     """
-    What a model's weights (of a PEFT model, its base weights) were loaded from: `model`, the absolute path of a folder
-    or the name of a hub repository with its `revision`. Empty for a model that was built in memory.
+    Describes where the weights of a model (of a PEFT model: its base weights) were loaded from: `model`, the absolute
+    path of a folder or the name of a hub repository with its `revision`. Empty for a model that was built in memory.
     """
     name = getattr(model.config, "_name_or_path", "")
     if name and os.path.isfile(os.path.join(name, "config.json")):

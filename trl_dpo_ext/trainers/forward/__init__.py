@@ -1,1 +1,1 @@
-"""What a step computes: forwards, the reference, and what must hold of an update."""
+"""Forward passes of a training step: policy, reference, and checks of an update."""

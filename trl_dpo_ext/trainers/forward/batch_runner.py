@@ -80,14 +80,14 @@ class BatchRunner:
                 model = model.get_base_model() if is_peft_model(model) else model
                 if hasattr(model, "config") and hasattr(model, "base_model"):
                     check_is_causal_lm(model)
-                    self._limits.append(Limits(model))
+                    limits = Limits(model)
+                    check_pad_token(tokenizer, limits)  # before the head's check, which pads
+                    self._limits.append(limits)
                     head = CheckedHead(model, known=is_tested(model) and is_ordinary(model))
                     if not is_sharded(accelerator):  # else when it first runs
                         head.check()
                     if options is not None:
                         self._grouped = GroupedForward(model, options, accelerator.device)
-        for limits in self._limits:
-            check_pad_token(tokenizer, limits)
         # One that is not to share, or may not because of noise, has been told so
         decides_itself = options is not None and options.share_prompt is None
         if decides_itself and self._grouped is not None and self._grouped.reason:
@@ -117,10 +117,9 @@ class BatchRunner:
         prompts, *completions = (name for name in token_columns if name.endswith("_ids"))
         for name, dataset in datasets.items():
             if isinstance(dataset, Dataset):
-                smallest, largest, longest = extent_of(dataset, prompts, completions)
-                longest = min(longest, self.args.max_length or longest)
+                extent = extent_of(dataset, prompts, completions)
                 for limits in self._limits:
-                    limits.check(smallest, largest, longest, f"The {name} dataset")
+                    limits.check_extent(extent, self.args.max_length, f"The {name} dataset")
 
     def run_policy(self, model: nn.Module, batch: Batch) -> CompletionLogps:
         """Runs the policy, as accelerate has wrapped it: what it says of the completions, `(B, K, ...)`."""

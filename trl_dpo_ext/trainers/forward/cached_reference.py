@@ -1,4 +1,4 @@
-"""Reference log-probabilities of a data set, computed once before training and kept in a file."""
+"""Reference log-probabilities of a dataset, computed once before training and stored in a file."""
 
 from typing import Any
 
@@ -18,20 +18,20 @@ __all__ = ["cached_ref_logps"]
 
 def cached_ref_logps(trainer: Any, dataset: Dataset, name: str, batch_size: int) -> Tensor:
     """
-    Returns a trainer's reference log-probabilities of all rows, from its cache as far as that goes.
+    Returns a trainer's reference log-probabilities of all rows, using its cache.
 
     Args:
         trainer ([`~trl_dpo_ext.trainers.base_trainer.BaseDPOTrainer`]):
-            Trainer, before it trains.
+            Trainer, before training.
         dataset (`Dataset`):
             Tokenized rows.
         name (`str`):
-            Name of the data set, for messages.
+            Name of the dataset in messages.
         batch_size (`int`):
-            Rows that a process takes at a time.
+            Rows per process and batch.
 
     Returns:
-        `torch.Tensor` of shape `(n, K)`, nats.
+        `torch.Tensor` of shape `(n, K)`, in nats.
     """
     accelerator = trainer.accelerator
     model = _model_before_training(trainer)
@@ -42,7 +42,7 @@ def cached_ref_logps(trainer: Any, dataset: Dataset, name: str, batch_size: int)
 
     def logps_of(collated: dict[str, Any]) -> Tensor:
         logps, _ = trainer.run_reference(model, trainer.read_batch(collated))
-        return F.pad(logps, (0, trainer.largest - logps.size(1)))  # one width for all batches
+        return F.pad(logps, (0, trainer.largest - logps.size(1)))  # same width for all batches
 
     training = model.training
     model.eval()
@@ -65,6 +65,6 @@ def _model_before_training(trainer: Any) -> nn.Module:
     if trainer.ref_model is not None:
         return trainer.ref_model
     if trainer.is_deepspeed_enabled and trainer._precompute_engine is None:
-        # As in TRL: before training the weights are still on the CPU, and in parts under ZeRO-3
+        # As in TRL: before training the weights are still on the CPU, and sharded with ZeRO-3
         trainer._precompute_engine = prepare_deepspeed(trainer.model, trainer.accelerator)
     return trainer.model if trainer._precompute_engine is None else trainer._precompute_engine

@@ -1,4 +1,4 @@
-"""Why the rewards of the first update are not 0, if they are not."""
+"""Explanation of rewards that are not 0 at the first update."""
 
 from typing import Any
 
@@ -18,19 +18,19 @@ def explain_first_rewards(
     trainer: Any, model: nn.Module, batch: Batch, result: BatchResult, tolerance: float
 ) -> tuple[bool, str]:
     """
-    Says whether rewards that are not 0 make training pointless, and why they are.
+    Explains why rewards are not 0 before the first update, and whether training must stop.
 
     Args:
         trainer ([`~trl_dpo_ext.trainers.base_trainer.BaseDPOTrainer`]):
             Trainer.
         model ([`~torch.nn.Module`]):
-            Policy, as accelerate has wrapped it.
+            Policy, as wrapped by accelerate.
         batch ([`~trl_dpo_ext.batches.Batch`]):
             A batch of the first update.
         result ([`~trl_dpo_ext.trainers.forward.batch_result.BatchResult`]):
-            What its forwards gave.
+            Result of its forward passes.
         tolerance (`float`):
-            Largest reward that rounding can make.
+            Largest reward that rounding can explain.
     """
 
     def gap_without_dropout() -> float:

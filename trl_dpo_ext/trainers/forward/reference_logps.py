@@ -1,4 +1,4 @@
-"""The reference policy of a trainer: what it is, and its log-probabilities, live, from columns or cached."""
+"""The reference policy of a trainer, and its log-probabilities: computed, from columns or cached."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,23 +21,23 @@ from trl_dpo_ext.trainers.forward.precision import compute_dtype
 
 __all__ = ["Reference"]
 
-# References that need not be where training starts
+# References that may differ from the policy at the start of training
 _MAY_DIFFER = (reference_policy.NONE, reference_policy.COLUMNS, reference_policy.EXPLICIT)
 
 
 class Reference:
     """
-    What rewards are measured against.
+    The reference policy of a trainer.
 
     Args:
         kind (`str`):
-            Kind of reference, in the words of [`~trl_dpo_ext.reference.policy`].
+            Kind of reference, one of [`~trl_dpo_ext.reference.policy`].
         columns (`tuple[str]`):
-            Columns that hold its log-probabilities in a data set that brings them.
+            Columns of a dataset with its log-probabilities.
         run (`Callable`):
-            Runs a model on a batch: log-probabilities `(B, K)`, and of each token `(B, K, T - 1)`; nats.
+            Runs a model on a batch. Returns log-probabilities `(B, K)`, and of each token `(B, K, T - 1)`, in nats.
         weights_hash (`str`, *optional*):
-            Hash of its weights, if it is a model of its own.
+            Hash of its weights, if it is a separate model.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Reference:
         columns: tuple[str, ...],
         run: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]],
     ) -> tuple["Reference", Any]:
-        """Decides what the reference is, from a trainer's arguments; also returns the `ref_model` that TRL takes."""
+        """Chooses the reference from the arguments of a trainer. Also returns the `ref_model` for TRL."""
         kind = choose_reference(model, ref_model, args, train_dataset, eval_dataset, peft_config, columns)
         own = ref_model is not None and ref_model is not model
         reference = cls(kind, columns, run, hash_weights(ref_model, with_adapters=True) if own else None)
@@ -78,44 +78,44 @@ class Reference:
 
     @property
     def has_model(self) -> bool:
-        """Whether there is a model that can be run, if only before training."""
+        """Whether there is a model to run, at least before training."""
         return self.kind not in (reference_policy.NONE, reference_policy.COLUMNS)
 
     @property
     def description(self) -> str:
-        """What the reference is, in words."""
+        """Description of the reference for messages."""
         return self.kind + (", cached" if self.is_cached else "")
 
     def hash_of(self, policy: nn.Module) -> str | None:
-        """Hash of the reference's weights, which the policy holds before training; `None` without a reference."""
+        """Hash of the reference's weights, which are in the policy before training. `None` without a reference."""
         if self._hash is None and self.kind not in _MAY_DIFFER:
             # Computed once, before training changes the weights or accelerate shards them
             self._hash = hash_weights(policy)
         return self._hash
 
     def is_start_of(self, policy: nn.Module, args: BaseDPOConfig) -> bool:
-        """Whether the reference is where training starts, so that the first rewards are 0."""
+        """Whether the reference is the policy at the start of training, so that the first rewards are 0."""
         prompt_learning = is_peft_model(policy) and any(
             config.is_prompt_learning for config in policy.peft_config.values()
         )
         return self.kind not in _MAY_DIFFER and not prompt_learning and args.neftune_noise_alpha is None
 
     def start_training(self) -> None:
-        """Has [`check_has_not_moved`] look at the training that begins."""
+        """Makes [`check_has_not_moved`] check the training that starts."""
         self._first = None
 
     def logps(
         self, batch: Batch, policy: nn.Module, ref_model: nn.Module | None
     ) -> tuple[Tensor | None, Tensor | None]:
         """
-        Log-probabilities of a batch: those that the batch brings, else live.
+        Returns the log-probabilities of a batch, from its columns or computed.
 
         Returns:
-            `tuple`: `(B, K)`, `None` without a reference; and those of each token `(B, K, T - 1)`, `None` where only
+            `tuple`: `(B, K)`, or `None` without a reference, and of each token `(B, K, T - 1)`, or `None` if only
             sums are known.
 
         Raises:
-            ValueError: If the batch brings none, and no reference model is in memory.
+            ValueError: If the batch has no such columns, and no reference model is in memory.
         """
         if self.kind == reference_policy.NONE:
             return None, None
@@ -124,8 +124,8 @@ class Reference:
         if self.kind == reference_policy.COLUMNS or (ref_model is None and not is_peft_model(policy)):
             raise ValueError(
                 f"The batch has no {' and '.join(f'`{name}`' for name in self.columns)}, and no reference model "
-                f"is in memory (reference: {self.description}). Bring these columns for every data set, and "
-                "let a `data_collator` of your own pass them on."
+                f"is in memory (reference: {self.description}). Add these columns to every dataset. A custom "
+                "`data_collator` must keep them."
             )
         found = self._run(policy if ref_model is None else ref_model, batch)
         if self._first is None and policy.training:
@@ -134,12 +134,12 @@ class Reference:
 
     def check_has_not_moved(self, policy: nn.Module, ref_model: nn.Module | None, accelerator: Accelerator) -> None:
         """
-        Computes a batch of the first update again.
+        Computes a batch of the first update again, and compares the log-probabilities.
 
         Raises:
-            ValueError: If its log-probabilities are others than then.
+            ValueError: If they have changed.
         """
-        # One forward, so that it works whatever the weights are sharded over. Noise of dropout would hide the answer
+        # One forward pass, which works with any sharding. Dropout is disabled, because its noise would hide changes
         if self._first is None or noise_in(policy) is not None:
             return
         model = policy if ref_model is None else ref_model
@@ -150,21 +150,21 @@ class Reference:
         gap, tolerance = worst_of_all_processes(accelerator, torch.stack(movement(before, after, is_float32)))
         if gap > tolerance:
             raise ValueError(
-                f"The reference policy has moved in training: its log-probabilities of the first batch differ by "
-                f"{gap:.3g} nats from those at the start, and rewards and gradients with them. Train nothing that the "
-                "reference is made of, or pass it as a model of its own: `ref_model=`."
+                f"The reference policy changed during training: its log-probabilities of the first batch differ by "
+                f"{gap:.3g} nats from those at the start, so rewards and gradients are wrong. Do not train weights of "
+                "the reference, or pass a separate model as `ref_model=`."
             )
 
     def check_is_in_memory(self, policy: nn.Module, ref_model: nn.Module | None, step: int) -> None:
         """
-        Checks that a cached reference can still be run, for new rows.
+        Checks that a cached reference can still be run for new rows.
 
         Raises:
-            ValueError: If it was the policy before training.
+            ValueError: If the reference was the policy before training.
         """
         if ref_model is None and not is_peft_model(policy) and step > 0:
             raise ValueError(
-                "`predict` cannot compute reference log-probabilities of new rows after training: with "
-                "`precompute_ref_log_probs=True` and no `ref_model` the reference was the policy before "
-                "training. Pass `ref_model`, or set `precompute_ref_log_probs=False`."
+                "`predict` cannot compute reference log-probabilities of new rows after training, because with "
+                "`precompute_ref_log_probs=True` and no `ref_model` the reference was the policy before training. "
+                "Pass `ref_model`, or set `precompute_ref_log_probs=False`."
             )

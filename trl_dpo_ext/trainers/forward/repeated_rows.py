@@ -1,4 +1,4 @@
-"""Which rows of a batch are real: accelerate repeats rows to give every process a full last batch."""
+"""Detection of repeated rows, which accelerate adds to give every process a full last batch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,18 +15,18 @@ __all__ = ["NUM_REAL", "count_real_examples", "end_of_stream", "num_real_example
 logger = get_logger(__name__)
 
 
-# Entry of a collated batch: how many of its examples are real. The others were repeated to fill the batch.
+# Entry of a collated batch: the number of its real examples. The others are repeated to fill the batch
 NUM_REAL = "num_real_examples"
 
 
 def _examples_left(accelerator: Accelerator) -> int | None:
-    # Examples of the data set in the current batch of all processes, `None` where none is repeated
+    # Examples of the dataset in the current batch of all processes, or `None` if none is repeated
     state = accelerator.gradient_state
     if not state.end_of_dataloader:
         return None
     if state.remainder >= 0:
         return state.remainder or None
-    # A resumed epoch: accelerate's `SkipBatchSampler` hides the batch size, and with it the remainder
+    # In a resumed epoch, accelerate's `SkipBatchSampler` hides the batch size and thus the remainder
     loader = state.active_dataloader
     shard = getattr(getattr(loader, "batch_sampler", None), "batch_sampler", None)
     if isinstance(shard, BatchSamplerShard) and not shard.drop_last:
@@ -37,15 +37,15 @@ def _examples_left(accelerator: Accelerator) -> int | None:
 
 def num_real_examples(accelerator: Accelerator, collated: Mapping[str, Any], is_last: bool = True) -> int:
     """
-    Returns how many of the first examples of this process's batch are real; accelerate has repeated the others.
+    Returns the number of real examples in the batch of this process. They come before the repeated ones.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]):
-            Accelerator whose data loader made the batch.
+            Accelerator whose data loader returned the batch.
         collated (`Mapping`):
-            The batch, as the collator made it.
+            Batch from the collator.
         is_last (`bool`, *optional*, defaults to `True`):
-            Whether it is the one the data loader gave out last.
+            Whether it is the last batch that the data loader has returned.
 
     Returns:
         `int`
@@ -58,7 +58,7 @@ def num_real_examples(accelerator: Accelerator, collated: Mapping[str, Any], is_
 
 
 def count_real_examples(accelerator: Accelerator, batches: Sequence[dict[str, Any]], data_parallel_ranks: int) -> int:
-    """Notes in each micro-batch of an update how many of its examples are real; returns those of all processes."""
+    """Stores the number of real examples in each micro-batch of an update. Returns their sum over all processes."""
     in_update = 0
     for number, collated in enumerate(batches, start=1):
         is_last = number == len(batches)
@@ -71,29 +71,29 @@ def count_real_examples(accelerator: Accelerator, batches: Sequence[dict[str, An
 
 def end_of_stream(batches: Sequence[Mapping[str, Any]], num_batches: int, updates: int) -> list[dict[str, Any]]:
     """
-    The micro-batches of an update that a stream has ended within: none.
+    Drops the micro-batches of an update that a streaming dataset does not fill.
 
-    transformers would carry their gradients into the next epoch, or loop for ever without an update.
+    transformers would keep their gradients for the next epoch, or loop forever without an update.
 
     Args:
         batches (`Sequence`):
-            Micro-batches that are there.
+            Micro-batches of the update.
         num_batches (`int`):
-            Micro-batches of an update.
+            Number of micro-batches of a full update.
         updates (`int`):
-            Updates so far.
+            Number of updates so far.
 
     Raises:
-        ValueError: If the stream has not lasted for one update.
+        ValueError: If the dataset ended before the first update.
     """
     if updates == 0:
         raise ValueError(
-            f"The streaming training set ended after {len(batches)} micro-batches; an update takes {num_batches}. "
+            f"The streaming training set ended after {len(batches)} micro-batches, but an update needs {num_batches}. "
             "Lower `global_batch_size` (or `gradient_accumulation_steps`), or stream more rows."
         )
     if batches:
         logger.warning(
-            f"The streaming training set ended within an update: its last {sum(map(num_examples, batches))} rows on "
-            "each process, fewer than an update takes, are left out."
+            f"The streaming training set ended within an update. Its last {sum(map(num_examples, batches))} rows on "
+            "each process are dropped."
         )
     return []

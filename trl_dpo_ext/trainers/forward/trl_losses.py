@@ -1,4 +1,4 @@
-"""TRL's other losses, computed by TRL's own code from stacked pairs."""
+"""TRL's other losses, computed from stacked pairs by TRL's own code."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -27,18 +27,18 @@ def trl_loss(
         trainer ([`trl.DPOTrainer`]):
             Trainer whose options choose the loss.
         model ([`~torch.nn.Module`]):
-            Policy, as accelerate has wrapped it.
+            Policy, as wrapped by accelerate.
         batch ([`~trl_dpo_ext.batches.Batch`]):
-            Pairs, the B first of them real.
+            Pairs. The first B of them are real.
         inputs (`Mapping`):
-            Its rows as the model takes them.
+            Rows of the batch as inputs of the model.
         ref_logps (`torch.Tensor` of shape `(B, 2)`):
-            Reference log-probabilities, nats.
+            Reference log-probabilities, in nats.
 
     Returns:
-        `tuple`: the mean loss `()`, with gradient, and what the policy says of the pairs, `(B, 2, ...)`.
+        `tuple`: Mean loss `()`, with gradient, and log-probabilities of the pairs under the policy, `(B, 2, ...)`.
     """
-    # A batch of text has only its real rows here. A batch with images is run whole, then reduced to them
+    # A batch of text has only real rows here. A batch with images is run completely, then reduced to them
     whole: dict[str, Tensor] = {}
     pairs = len(ref_logps)
     if pairs < batch.num_prompts:
@@ -57,10 +57,10 @@ def trl_loss(
         outputs.append(output)
         return output
 
-    # TRL reads the reference from the batch, where it would otherwise run its own
+    # TRL reads the reference log-probabilities from the batch instead of running its own reference
     inputs = dict(inputs) | {"ref_chosen_logps": ref_logps[:, 0], "ref_rejected_logps": ref_logps[:, 1]}
     cached, trainer.precompute_ref_logps = trainer.precompute_ref_logps, True
-    # TRL's metrics are means of batch means; the exact ones are computed from `outputs`
+    # TRL's metrics are means of batch means. Exact metrics are computed from `outputs`
     of_users, trainer._metrics = trainer._metrics, {mode: defaultdict(list) for mode in trainer._metrics}
     try:
         with _metrics_not_gathered(trainer.accelerator):
@@ -75,23 +75,23 @@ def trl_loss(
 
 def ld_logps(token_logps: Tensor, mask: Tensor, alpha: float) -> Tensor:
     """
-    Log-probabilities of pairs in which tokens beyond the length that a pair's completions share count `alpha` times
-    ([LD-DPO](https://huggingface.co/papers/2409.06411)).
+    Returns log-probabilities of pairs in which tokens beyond the length of the shorter completion have the weight
+    `alpha` ([LD-DPO](https://huggingface.co/papers/2409.06411)).
 
     Args:
         token_logps (`torch.Tensor` of shape `(B, 2, T - 1)`):
-            Log-probabilities of tokens, 0 outside `mask`; nats.
+            Log-probabilities of tokens, 0 outside `mask`, in nats.
         mask (`torch.Tensor` of shape `(B, 2, T - 1)`, bool):
             `True` at the tokens of completions.
         alpha (`float`):
-            Weight of the tokens beyond.
+            Weight of the tokens beyond the shared length.
 
     Returns:
         `torch.Tensor` of shape `(B, 2)`
     """
     shared = mask.sum(dim=2).amin(dim=1)[:, None, None]  # (B, 1, 1)
     tail = mask.cumsum(dim=2) > shared
-    # Added up as TRL's reference is, so that equal policies have equal sums to the last bit
+    # Summed like TRL's reference, so that equal policies have exactly equal sums
     return (token_logps * ~tail).sum(dim=2) + alpha * (token_logps * tail).sum(dim=2)
 
 

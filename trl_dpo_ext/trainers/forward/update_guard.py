@@ -1,4 +1,4 @@
-"""What must hold of an update: finite losses, rewards of 0 before the first one, and finite weights after the last."""
+"""Checks of an update: finite losses and weights, and rewards of 0 before the first update."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -25,15 +25,15 @@ _FIX = (
     "Lower `learning_rate` or `max_grad_norm`, train in float32 or bf16 instead of fp16, or look for a row that the "
     "model cannot score."
 )
-_MOST_SKIPPED = 40  # halves the first loss scale of fp16, 2^16, to fp16's smallest number, 2^-24
+_MOST_SKIPPED = 40  # halvings from fp16's first loss scale, 2^16, to its smallest number, 2^-24
 
 
 class UpdateGuard(TrainerCallback):
     """
-    Watches the micro-batches of an update and judges them at its one synchronization, on all processes alike.
+    Collects flags of the micro-batches of an update and checks them at its only synchronization, on all processes.
 
-    The gradient norm of an update is judged with the next one; of the last one, and with it the weights, when they are
-    saved and when training ends.
+    The gradient norm of an update is checked with the next update. The last one and the weights are checked when they
+    are saved and when training ends.
 
     Args:
         accelerator ([`~accelerate.Accelerator`]):
@@ -41,9 +41,9 @@ class UpdateGuard(TrainerCallback):
         beta (`float`):
             Strength of the KL constraint.
         compute_dtype (`torch.dtype`):
-            Dtype of the forward, for the rounding that rewards may show.
+            Dtype of the forward pass, for the rounding of rewards.
         checks_start (`bool`):
-            Whether the reference is the policy that training starts from, so that the first update's rewards are 0.
+            Whether the reference is the policy at the start of training, so that the first rewards are 0.
     """
 
     def __init__(self, accelerator: Accelerator, beta: float, compute_dtype: torch.dtype, checks_start: bool):
@@ -57,7 +57,7 @@ class UpdateGuard(TrainerCallback):
         self._norm: Tensor | None = None
         self._must_move = self._is_first = False
         self._keeps_gradients = True
-        self._skipped = self._skipped_last = 0  # updates, and those of them after the last that was made
+        self._skipped = self._skipped_last = 0  # updates, in total and since the last that was made
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -69,7 +69,7 @@ class UpdateGuard(TrainerCallback):
         optimizer = OptimizerNames(args.optim).value
         self._keeps_gradients = (
             self.accelerator.distributed_type != DistributedType.DEEPSPEED
-            and "lomo" not in optimizer  # it and the next use them up in the backward
+            and "lomo" not in optimizer  # these optimizers use the gradients during the backward pass
             and not optimizer.endswith("_layerwise")
         )
 
@@ -80,9 +80,9 @@ class UpdateGuard(TrainerCallback):
             held = [parameter for group in kwargs["optimizer"].param_groups for parameter in group["params"]]
             if all(parameter.grad is None for parameter in held):
                 raise ValueError(
-                    "The loss does not depend on any parameter that the optimizer holds, so that nothing is trained. "
-                    "Switch on the adapter that is to be trained with `model.set_adapter(name)`, or make the "
-                    "optimizer of the parameters that require gradients."
+                    "The loss does not depend on any parameter of the optimizer, so nothing is trained. Activate the "
+                    "adapter to train with `model.set_adapter(name)`, or build the optimizer from the parameters that "
+                    "require gradients."
                 )
         self._is_first = False
 
@@ -108,17 +108,17 @@ class UpdateGuard(TrainerCallback):
 
     @property
     def _scales_losses(self) -> bool:
-        # Then gradients may overflow: the update is skipped, and the scale lowered
+        # With loss scaling, gradients may overflow. Then the update is skipped and the scale lowered
         return self.accelerator.mixed_precision == "fp16" and self.accelerator.device.type != "cpu"
 
     def _skipped_message(self, update: int) -> str:
         return (
-            f"The last {self._skipped_last} updates up to {update} were skipped: gradients overflowed in fp16, and "
-            "nothing was trained. Set `bf16=True` in place of `fp16=True`, or train in float32."
+            f"The last {self._skipped_last} updates up to {update} were skipped because gradients overflowed in fp16. "
+            "Nothing was trained. Set `bf16=True` instead of `fp16=True`, or train in float32."
         )
 
     def add(self, result: BatchResult, divergence: Tensor | None = None) -> None:
-        """Adds a micro-batch, without synchronizing; one whose `divergence` is above 1 has run away."""
+        """Adds a micro-batch, without synchronizing. A `divergence` above 1 means that it has diverged."""
         logps, rewards = result.policy.logps.detach(), result.rewards
         ref_logps = torch.zeros_like(rewards) if result.ref_logps is None else result.ref_logps
         found = [(~values.isfinite().all()).float() for values in (logps, ref_logps, result.losses.detach())]
@@ -128,8 +128,8 @@ class UpdateGuard(TrainerCallback):
         self._worst = worst if self._worst is None else torch.maximum(self._worst, worst)
 
     def add_gradient_norm(self, norm: Tensor | float | None) -> None:
-        """Adds the gradient norm of the update that is being made, without synchronizing."""
-        if norm is None:  # not known yet under DeepSpeed
+        """Adds the gradient norm of the current update, without synchronizing."""
+        if norm is None:  # not known yet with DeepSpeed
             return
         norm = norm.full_tensor() if isinstance(norm, DTensor) else torch.as_tensor(norm)
         norm = norm.detach().float().to(self.accelerator.device)
@@ -140,7 +140,7 @@ class UpdateGuard(TrainerCallback):
 
     def check_made(self, update: int, model: nn.Module) -> None:
         """
-        Judges the weights that the last update made; all processes must call it where they hold parts of them.
+        Checks the weights after the last update. All processes must call it if the weights are sharded.
 
         Raises:
             ValueError: If they are not finite, or the last gradient norm was not.
@@ -155,35 +155,35 @@ class UpdateGuard(TrainerCallback):
         if broken:
             raise ValueError(
                 f"The weights are not finite after update {update}, and are not saved. {_FIX} An older checkpoint may "
-                "be whole."
+                "have finite weights."
             )
 
     def _judge_norm(self, update: int, overflows: float, stands_still: float) -> None:
         if overflows:
             raise ValueError(
-                f"The gradient norm of update {update} is not finite, so that it trained nothing or made weights that "
-                f"are not finite. {_FIX}"
+                f"The gradient norm of update {update} is not finite, so it trained nothing or made the weights "
+                f"non-finite. {_FIX}"
             )
         if stands_still:
             raise ValueError(
-                f"The gradient of update {update} is 0, so that nothing is trained: the loss does not change with the "
+                f"The gradient of update {update} is 0, so nothing is trained: the loss does not change with the "
                 "parameters that require gradients. An adapter may be scaled by 0 (`lora_alpha=0`)."
             )
 
     def finish(self, update: int, explain: Callable[[float], tuple[bool, str]], diverged: str = "") -> None:
         """
-        Judges the update that is about to be made.
+        Checks an update before it is made.
 
         Args:
             update (`int`):
-                Its number.
+                Index of the update.
             explain (`Callable`):
-                Given the tolerance, says whether rewards that are not 0 make training pointless, and why they are.
+                Explains rewards above the tolerance: returns whether training must stop, and the cause.
             diverged (`str`, *optional*):
-                What it means that a batch has run away, and what to do.
+                Message for a batch that has diverged, with the fix.
 
         Raises:
-            ValueError: If a loss is not finite, a batch has run away, or the reference is not where training starts.
+            ValueError: If a loss is not finite, a batch has diverged, or the reference is not the initial policy.
         """
         assert self._worst is not None, "`add` comes before `finish`"
         norm = self._worst.new_zeros(2) if self._norm is None else self._norm
@@ -194,11 +194,11 @@ class UpdateGuard(TrainerCallback):
         if any(nonfinite):
             which = ", ".join(name for name, bad in zip(_WATCHED, nonfinite, strict=True) if bad)
             raise ValueError(
-                f"Non-finite {which} in update {update}, which has not been made. {_FIX} The weights themselves may "
-                "not be finite, from the start or since the update before."
+                f"Non-finite {which} in update {update}, which was not made. {_FIX} The weights themselves may not be "
+                "finite, from the start or since the previous update."
             )
         if divergence > 1:
-            raise ValueError(f"Diverged in update {update}, which has not been made. {diverged}")
+            raise ValueError(f"Diverged in update {update}, which was not made. {diverged}")
         if self.checks_start:
             self.checks_start, self._must_move = False, True
             if largest > tolerance:
@@ -211,11 +211,11 @@ class UpdateGuard(TrainerCallback):
 
 def all_finite(parameters: Iterable[Any]) -> Tensor:
     """
-    Whether the trained weights are finite, without synchronizing; of sharded ones those of this process.
+    Whether the trained weights are finite, without synchronizing. Of sharded weights, only those of this process.
 
     Args:
         parameters (iterable of `nn.Parameter`):
-            Parameters, of which those count that require gradients.
+            Parameters. Only those that require gradients are checked.
 
     Returns:
         `torch.Tensor` of shape `()`, boolean.
@@ -223,12 +223,12 @@ def all_finite(parameters: Iterable[Any]) -> Tensor:
     held = []
     for parameter in parameters:
         if parameter.requires_grad:
-            # ZeRO-3 keeps a process's part here, and leaves an empty tensor in its place
+            # ZeRO-3 keeps the part of a process here, and an empty tensor in the parameter
             own = parameter.ds_tensor if hasattr(parameter, "ds_id") else parameter
             own = own.to_local() if isinstance(own, DTensor) else own
             if own.numel():
                 held.append(own.detach())
     if not held:
         return torch.tensor(True)
-    # The largest absolute value makes no copy of a tensor, and keeps NaN and infinity
+    # The largest absolute value needs no copy of a tensor, and keeps NaN and infinity
     return torch.nn.utils.get_total_norm(held, norm_type=float("inf")).isfinite()

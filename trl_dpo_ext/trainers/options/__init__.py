@@ -1,1 +1,1 @@
-"""Checks of options, before anything is loaded."""
+"""Checks of options before anything is loaded."""

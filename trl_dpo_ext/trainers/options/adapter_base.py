@@ -1,4 +1,4 @@
-"""The base model that an adapter's folder names."""
+"""Base model of an adapter, as named in its folder."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
     Reads the `adapter_config.json` in `folder`.
 
     Raises:
-        ValueError: If it is not a JSON mapping that names a kind of adapter.
+        ValueError: If the file is not a JSON mapping with a kind of adapter.
     """
     path = Path(folder, "adapter_config.json")
     try:
@@ -28,37 +28,37 @@ def read_adapter_config(folder: str | Path) -> dict[str, Any]:
         "base_model_name_or_path": isinstance(config.get("base_model_name_or_path"), (str, type(None))),
     }.items():
         if not is_right:
-            raise ValueError(f"{path} has no `{name}` that PEFT knows. Save the adapter again.")
+            raise ValueError(f"{path} has no `{name}` that PEFT supports. Save the adapter again.")
     return config
 
 
 def check_base(folder: str | Path, base: str | None) -> None:
     """
-    Checks that an adapter's base model is where its config says.
+    Checks that the base model of an adapter exists.
 
     Args:
         folder (`str` or `Path`):
             Folder of the adapter.
         base (`str`, *optional*):
-            Folder or hub name of its base model.
+            Folder or hub name of the base model.
 
     Raises:
-        ValueError: If there is none, or it is a path and no folder is there.
+        ValueError: If there is none, or it is a path that does not exist.
     """
     if not base:
         raise ValueError(
-            f"{folder} is an adapter, and neither its adapter_config.json nor its trainer says of which base model: "
-            "it was trained on one built in memory. Save that one, and write its folder as `base_model_name_or_path` "
-            "into adapter_config.json."
+            f"{folder} is an adapter, but neither its adapter_config.json nor its trainer recorded its base model, "
+            "which was built in memory. Save that model, and write its folder as `base_model_name_or_path` into "
+            "adapter_config.json."
         )
     if is_path(base) and not Path(base).is_dir():
         raise ValueError(
-            f"The adapter in {folder} was trained on the model in {base}, which is not there. Put it back, or write "
-            f"its folder as `base_model_name_or_path` into {Path(folder, 'adapter_config.json')}."
+            f"The adapter in {folder} was trained on the model in {base}, which does not exist here. Restore it, or "
+            f"write its folder as `base_model_name_or_path` into {Path(folder, 'adapter_config.json')}."
         )
 
 
 def is_path(name: str) -> bool:
-    """Whether a model's name can only be a path: names on the hub have one slash at most."""
+    """Whether a model name can only be a path, because hub names have at most one slash."""
     path = Path(name)
     return path.is_absolute() or len(path.parts) > 2 or name.startswith(".")

@@ -1,4 +1,4 @@
-"""Libraries that options need, looked for before anything is loaded."""
+"""Check of optional libraries before anything is loaded."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -10,10 +10,10 @@ from trl_dpo_ext.spelling import did_you_mean
 
 __all__ = ["check_installed", "check_package"]
 
-# Packages to install, where they are not called as the tracker is
+# Packages to install, if they have another name than the tracker
 _PACKAGES = {"azure_ml": "azureml-mlflow"}
 
-# Optimizers of other packages, by what their names hold: module and package. The first that fits
+# Optimizers of other packages, by a part of their names: module and package. The first match counts
 _OPTIMIZERS = {
     "adamw_torch_4bit": ("torchao", "torchao"),
     "adamw_torch_8bit": ("torchao", "torchao"),
@@ -34,15 +34,15 @@ _OPTIMIZERS = {
 
 def check_installed(args: Any) -> None:
     """
-    Checks that the trackers and libraries that a trainer's options name are installed.
+    Checks that the trackers and libraries named in the options of a trainer are installed.
 
     Args:
         args ([`trl.DPOConfig`]):
             Options of a trainer.
 
     Raises:
-        ValueError: If there is no such tracker.
-        ImportError: If one is not installed; names the option and the package.
+        ValueError: If a tracker does not exist.
+        ImportError: If a package is not installed. The message names the option and the package.
     """
     trackers = args.report_to or []
     for tracker in [trackers] if isinstance(trackers, str) else trackers:
@@ -52,10 +52,10 @@ def check_installed(args: Any) -> None:
             near = did_you_mean(tracker, INTEGRATION_TO_CALLBACK, repr)
             every = f" Choose one of {', '.join(map(repr, INTEGRATION_TO_CALLBACK))}, or 'none'."
             raise ValueError(f"`report_to={tracker!r}` does not exist.{near or every}")
-        if tracker not in (*get_available_reporting_integrations(), "flyte"):  # which has no such list
+        if tracker not in (*get_available_reporting_integrations(), "flyte"):  # not in the list of transformers
             package = _PACKAGES.get(tracker, tracker)
             raise ImportError(
-                f"`report_to={tracker!r}` needs a package that is not installed, or is switched off. Install it with "
+                f"`report_to={tracker!r}` needs a package that is not installed, or is disabled. Install it with "
                 f"`pip install {package}`, or leave it out."
             )
     optim = str(getattr(args.optim, "value", args.optim))
@@ -70,15 +70,15 @@ def check_installed(args: Any) -> None:
 
 def check_package(option: str, module: str, package: str) -> None:
     """
-    Checks that the package that an option needs is installed.
+    Checks that the package of an option is installed.
 
     Args:
-        option (`str`): The option, as it is given.
-        module (`str`): What is imported.
-        package (`str`): What is installed.
+        option (`str`): The option with its value.
+        module (`str`): Name of the module to import.
+        package (`str`): Name of the package to install.
 
     Raises:
-        ImportError: If it is not.
+        ImportError: If it is not installed.
     """
     if find_spec(module) is None:
         raise ImportError(

@@ -1,4 +1,4 @@
-"""Types, ranges and values of options, checked by name before anything is loaded."""
+"""Checks of the types, ranges and values of options before anything is loaded."""
 
 import inspect
 import json
@@ -29,7 +29,7 @@ __all__ = ["VALUES", "check_options"]
 class _Range(NamedTuple):
     least: float
     most: float
-    above: bool = False  # `least` itself is outside
+    above: bool = False  # whether `least` itself is excluded
 
     def problem_with(self, number: Any) -> str | None:
         if not isinstance(number, Integral) and not math.isfinite(number):
@@ -41,7 +41,7 @@ class _Range(NamedTuple):
         return f"must be at least {self.least:g}" if number < self.least else None
 
 
-# Of options that are in none of the lists below. float32 overflows where larger ones are multiplied
+# Ranges of options that are not in the lists below. Larger values overflow in float32
 _NUMBER = _Range(-1e8, 1e8)
 _INTEGER = _Range(0, 2**31 - 1)
 
@@ -113,7 +113,7 @@ _ENUMS: dict[str, type[Enum]] = {
     "save_strategy": SaveStrategy,
 }
 
-# Values of text options whose fields do not list them. TRL and transformers read some of them at the first update
+# Values of text options whose fields do not list them. TRL and transformers check some only at the first update
 VALUES: dict[str, tuple[str, ...]] = {
     **{name: tuple(member.value for member in enum) for name, enum in _ENUMS.items()},
     "bnb_4bit_quant_storage": ("uint8", "float16", "bfloat16", "float32", "float64"),
@@ -141,27 +141,27 @@ VALUES: dict[str, tuple[str, ...]] = {
     "torch_compile_mode": ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
 }
 
-# Mappings that may also be the path of a file
+# Mappings that may also be given as the path of a file
 _FILES = ("accelerator_config", "deepspeed", "fsdp_config")
 
-# What options take beside their annotation
+# Types that options accept in addition to their annotation
 _ALSO: dict[str, Any] = {
     "accelerator_config": AcceleratorConfig,
     "debug": type(None),
-    "fsdp": bool,  # the text is transformers' older way
+    "fsdp": bool,  # text is the older form in transformers
     "output_dir": os.PathLike,
     "ref_logps_cache_dir": os.PathLike,
     "resume_from_checkpoint": bool | os.PathLike,
 }
 
-# Options whose keys are the keyword arguments of these
+# Options whose keys are the keyword arguments of these functions
 _KEYWORDS_OF: dict[str, Callable[..., Any]] = {
     "accelerator_config": AcceleratorConfig,
     "activation_checkpointing_kwargs": checkpoint,
     "gradient_checkpointing_kwargs": checkpoint,
 }
 
-_FEW = 6  # choices that a message lists
+_FEW = 6  # number of choices listed in a message
 
 _PLAIN = {bool, int, float, str, list, type(None)}
 _IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "a mapping"}
@@ -169,17 +169,17 @@ _IN_WORDS = {bool: "true or false", int: "a whole number", float: "a number", st
 
 def check_options(options: Any) -> None:
     """
-    Checks the values of a config's fields: their types, that numbers are finite and in range, and that text is one of
-    the values that exist. Objects of a library's own, such as accelerate's, are left to it.
+    Checks the values of a config's fields: types, finite numbers in range, and text that exists. Objects of other
+    libraries, such as accelerate's, are not checked.
 
-    Whole numbers that are floats (`max_steps=10.0`) become integers.
+    Whole numbers given as floats (`max_steps=10.0`) are converted to integers.
 
     Args:
         options:
             A dataclass, before its values are used.
 
     Raises:
-        ValueError: Names the first option whose value is not of its kind, and what it takes.
+        ValueError: If a value is not valid. The message names the first such option and what it accepts.
     """
     hints = get_type_hints(type(options))
     for option in fields(options):
@@ -193,7 +193,7 @@ def check_options(options: Any) -> None:
         is_list = list in kinds and isinstance(value, list)
         for each in value if is_list else [value]:
             if int in kinds and isinstance(each, str) and each.isdecimal():
-                each = int(each)  # of an option that takes text, too
+                each = int(each)  # also for an option that accepts text
             _check_kind(name, each, kinds - {type(None), list} if is_list else kinds, choices)
             if isinstance(each, Real) and not isinstance(each, bool):
                 _check_number(name, each, kinds)
@@ -207,7 +207,7 @@ def check_options(options: Any) -> None:
 
 
 def _kinds(hint: Any) -> set[type]:
-    # The types in an annotation, those of a list's members among them
+    # The types in an annotation, including those of the members of a list
     origin = get_origin(hint)
     if origin is Literal:
         return {type(value) for value in get_args(hint)}
@@ -227,7 +227,7 @@ def _check_kind(name: str, value: Any, kinds: set[type], choices: Collection[Any
         text = dict not in kinds and str in kinds
         takes = " or ".join(_IN_WORDS[kind] for kind in _IN_WORDS if kind in kinds and (text or kind is not str))
         advice = " Write it in quotes." if text and isinstance(value, (bool, Real, date)) else ""
-        what = "a list of " * (list in kinds) + (takes or "what it takes")
+        what = "a list of " * (list in kinds) + (takes or "a valid value")
         raise ValueError(f"`{name}={shown(value, name)}` is not {what}.{advice}")
 
 
@@ -260,20 +260,20 @@ def _check_keywords(name: str, keywords: Mapping[str, Any], of: Callable[..., An
     for keyword in keywords:
         if keyword not in known:
             raise ValueError(
-                f"`{name}` holds {shown(keyword)}, which does not exist.{did_you_mean(str(keyword), known)}"
+                f"`{name}` has {shown(keyword)}, which does not exist.{did_you_mean(str(keyword), known)}"
             )
 
 
 def _check_pairs(name: str, text: str) -> None:
-    # As transformers divides it
+    # Split as in transformers
     for pair in text.replace(" ", "").split(","):
         key, equals, value = pair.partition("=")
         if not (key and equals and value) or "=" in value:
-            raise ValueError(f"`{name}={shown(text, name)}`: {shown(pair)} is not `name=value`. Put commas between.")
+            raise ValueError(f"`{name}={shown(text, name)}`: {shown(pair)} is not `name=value`. Separate by commas.")
 
 
 def _check_mapping(name: str, text: str) -> None:
-    # Text that stands for a mapping: JSON, which transformers reads, or a file
+    # Text that is a mapping in JSON, or the path of a file
     if not text.startswith("{"):
         if name in _FILES:
             if not os.path.isfile(text) and not (name == "fsdp_config" and not text):

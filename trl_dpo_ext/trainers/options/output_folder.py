@@ -1,4 +1,4 @@
-"""Folders that a run would write over: those that its model, its reference and its rows come from."""
+"""Check that a run does not overwrite its own model, reference or rows."""
 
 import os
 from collections.abc import Mapping
@@ -12,26 +12,26 @@ from trl_dpo_ext.run_files import RUN_LOG
 
 __all__ = ["check_output_dir", "check_overwrites_nothing"]
 
-# Subfolders that a run writes, replaces and deletes
+# Subfolders that a run writes or deletes
 _REWRITTEN = ("checkpoint-", "last-checkpoint", RUN_LOG)
 
-# Subfolders of a model that hold its reference
+# Subfolders of a model with its reference
 _REFERENCES = ("reference", "ref")
 
 
 def check_output_dir(output_dir: str | Path, sources: Mapping[str, str | Path | None]) -> None:
     """
-    Checks that a run writes over nothing that it reads.
+    Checks that a run overwrites nothing that it reads.
 
     Args:
         output_dir (`str` or `Path`):
-            Folder of the run, which need not exist.
+            Folder of the run. It may not exist yet.
         sources (`Mapping`):
-            What is read, by its name in the message: a path, a name on the hub, or `None`.
+            Sources of the run, by their names in messages: a path, a hub name or `None`.
 
     Raises:
-        ValueError: If a source is the folder itself, also by another name (a link, `..`), lies in a subfolder that the
-            run writes, or has its reference there.
+        ValueError: If a source is the folder itself (also under another name, such as a link), is in a subfolder that
+            the run writes, or has its reference there.
     """
     folder = Path(output_dir).resolve()
     for what, source in sources.items():
@@ -42,14 +42,14 @@ def check_output_dir(output_dir: str | Path, sources: Mapping[str, str | Path | 
         holds_reference = folder in [path / name for name in _REFERENCES]
         if (inside == () and path.is_dir()) or holds_reference or (inside and inside[0].startswith(_REWRITTEN)):
             raise ValueError(
-                f"`output_dir={str(output_dir)!r}`: the run would write over {what} ({source}). Choose another "
+                f"`output_dir={str(output_dir)!r}`: the run would overwrite {what} ({source}). Choose another "
                 "`output_dir`."
             )
 
 
 def check_overwrites_nothing(args: Any, model: Any, ref_model: Any, train_dataset: Any) -> None:
     """
-    The same for a trainer's arguments: models in memory by the folders that they were loaded from.
+    Same for the arguments of a trainer. Models in memory are checked by the folders that they were loaded from.
 
     Args:
         args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
@@ -59,10 +59,10 @@ def check_overwrites_nothing(args: Any, model: Any, ref_model: Any, train_datase
         ref_model ([`~transformers.PreTrainedModel`], *optional*):
             Reference.
         train_dataset (`Dataset` or `IterableDataset`):
-            Training rows.
+            Training dataset.
 
     Raises:
-        ValueError: See [`check_output_dir`].
+        ValueError: Same as in [`check_output_dir`].
     """
     files = train_dataset.cache_files if isinstance(train_dataset, Dataset) else []
     check_output_dir(

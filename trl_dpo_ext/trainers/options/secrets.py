@@ -1,4 +1,4 @@
-"""Tokens and passwords in options, which are neither shown nor saved."""
+"""Secrets in options (tokens and passwords), which are neither shown nor saved."""
 
 import re
 import reprlib
@@ -10,28 +10,28 @@ __all__ = ["MASK", "shown", "without_secrets"]
 
 MASK = "<secret>"
 
-# Options and keyword arguments that hold a secret. `pad_token` and the like hold a word of a model's
+# Options and keyword arguments with secrets. `pad_token` and the like are tokens of a model
 _NAME = re.compile(r"(^|_)(token|api_?key|secret|secret_key|access_key|authorization|passw(or)?d)$", re.IGNORECASE)
 _WORD_OF_A_MODEL = re.compile(r"(^|_)(pad|eos|bos|unk|sep|cls|mask|image|audio|video)_token$", re.IGNORECASE)
 
-# Tokens of Hugging Face, OpenAI and GitHub, and the user in an address
+# Tokens of Hugging Face, OpenAI and GitHub, and the user in a URL
 _TEXT = re.compile(r"\b(?:(?:hf|api_org|gh[pousr]|github_pat)_|sk-)\w[\w-]{7,}|(?<=://)[^/\s@]+(?=@)")
 
 
 def without_secrets(value: Any, name: str = "", *, mask: str | None = MASK) -> Any:
     """
-    A copy of an option's value, or of options by name, without what must not be read.
+    Returns a copy of an option's value, or of options by name, without secrets.
 
     Args:
         value:
-            Text, number, list or mapping, nested in any way.
+            Text, number, list or mapping, with any nesting.
         name (`str`, *optional*):
             Name of the option.
         mask (`str`, *optional*, defaults to `"<secret>"`):
-            What stands in the place of an option whose name says that it is a secret.
+            Replacement for a secret option.
 
     Returns:
-        The same without secrets, which are known by their names (`hub_token`, `api_key`) or by their form (`hf_...`).
+        The same value. Secrets are recognized by their names (`hub_token`, `api_key`) or their form (`hf_...`).
     """
     if isinstance(value, Mapping):
         return {key: without_secrets(inner, str(key), mask=mask) for key, inner in value.items()}
@@ -43,7 +43,7 @@ def without_secrets(value: Any, name: str = "", *, mask: str | None = MASK) -> A
 
 
 def shown(value: Any, name: str = "") -> str:
-    """An option's value in a message: without secrets, and short, however large or deeply nested it is."""
+    """Returns the value of an option for a message: without secrets, and short for any size or nesting."""
     if isinstance(value, int) and abs(value) >= 10**15:
         return f"<an integer of {value.bit_length()} bits>"
     return repr(MASK) if _is_secret(name) and isinstance(value, str) else _Short().repr(value)
