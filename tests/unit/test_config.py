@@ -476,10 +476,12 @@ class TestWarmUp:
         assert rates([0, 1, 2], optimizers=optimizers) == [0.5, 0.5, 0.5]
 
 
-@pytest.mark.parametrize("pins", [True, False])
-def test_batches_are_copied_while_a_gpu_computes(pins, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("options", "expected"), [({}, True), ({"dataloader_pin_memory": False}, False)], ids=str)
+def test_batches_are_copied_while_a_gpu_computes(options, expected, tmp_path, monkeypatch):
     """From pinned memory, that is; on a CPU nothing changes."""
     assert not DPOPaperConfig(str(tmp_path), use_cpu=True).accelerator_config.non_blocking
-    monkeypatch.setattr(DPOPaperConfig, "device", property(lambda self: torch.device("cuda")))
-    args = DPOPaperConfig(str(tmp_path), use_cpu=True, dataloader_pin_memory=pins)
-    assert args.accelerator_config.non_blocking is pins
+    args = DPOPaperConfig(str(tmp_path), bf16=False, **options)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(DPOPaperConfig, "world_size", 1)
+    args.__post_init__()
+    assert args.accelerator_config.non_blocking is expected

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 from trl import DPOConfig
@@ -189,7 +190,7 @@ class BaseDPOConfig(DPOConfig):
         self._check_layout()
         check_installed(self)
         super().__post_init__()
-        if self.dataloader_pin_memory and self.device.type == "cuda":
+        if self.dataloader_pin_memory and torch.cuda.is_available() and not self.use_cpu:
             self.accelerator_config.non_blocking = True  # batches are copied while the GPU computes
 
         announced = _announced_world_size()
@@ -353,8 +354,7 @@ class BaseDPOConfig(DPOConfig):
             )
 
     def _resolve_tokenization(self) -> None:
-        options = RowOptions(**{option.name: getattr(self, option.name) for option in fields(RowOptions)})
-        vars(self).update(vars(options))
+        vars(self).update(vars(RowOptions.of(self)))
 
 
 def _announced_world_size() -> int:

@@ -118,11 +118,10 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         # HF then divides by the micro-batches of an update, also a term added by an override of `compute_loss`
         self.model_accepts_loss_kwargs = False
         self.runner  # noqa: B018 - created now, unless the cache needed it
-        without_reference = not self.reference.has_model
-        if without_reference or (args.precompute_ref_log_probs and not explicit):
+        has_reference = self.reference.has_model
+        self.precompute_ref_logps = has_reference and self.precompute_ref_logps
+        if not has_reference or (args.precompute_ref_log_probs and not explicit):
             self.ref_model = None
-        if without_reference:
-            self.precompute_ref_logps = False
         self.reference.is_cached = self.precompute_ref_logps
         self.samples = SampleLog(self)
         datasets = datasets_by_name(self.train_dataset, self.eval_dataset)
