@@ -1,21 +1,25 @@
 """Every trainer on FlashAttention, torch's and the user's, imitated on a CPU: the run with separate rows."""
 
+from collections.abc import Callable
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from closeness import assert_within_rounding, in_float64
+from closeness import EXACT, assert_within_rounding, in_float64
 from flash_on_cpu import flash_attn_on_cpu, flash_on_cpu, use_flash_attention_2
 from integration.conftest import TINY, assert_same_run, updates
 from tiny import lora_config, preference_rows, ranking_rows, tiny_llama, tiny_mistral, tiny_tokenizer
 
 import trl_dpo_ext
 from trl_dpo_ext import ImplicitRewardModel
+from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+ADAPTER = lora_config(target_modules=["q_proj", "v_proj", "down_proj"])
 METHODS = ("DPOPaper", "RankingDPO", "Unlikelihood", "PreferredFT")
 PATHS = {"varlen": flash_on_cpu, "flash": flash_attn_on_cpu}
 DESCRIBED = {
@@ -48,16 +52,27 @@ def train(model: Any, folder: Any, method: str = "DPOPaper", **options: Any):
     return trainer
 
 
+@pytest.fixture(scope="module")
+def separate(tmp_path_factory) -> Callable[..., BaseDPOTrainer]:
+    """Trains `tiny_llama` on separate rows, once for each method, with an adapter or without."""
+
+    @cache
+    def run(method: str, adapter: bool = False) -> BaseDPOTrainer:
+        options = {"peft_config": ADAPTER} if adapter else {}
+        return train(tiny_llama(), tmp_path_factory.mktemp("separate"), method, share_prompt=False, **options)
+
+    return run
+
+
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_trainer(path, method, tmp_path):
-    separate = train(tiny_llama(), tmp_path, method, share_prompt=False)
+def test_every_trainer(path, method, separate, tmp_path):
     with on_path(path) as (model, calls):
         trainer = train(model, tmp_path, method, attention_path=path)
     assert str(trainer.runner) == DESCRIBED[path]
     # In every layer of both updates
     assert sum(calls.values()) >= 2 * model.config.num_hidden_layers
-    assert_same_run(trainer, separate)
+    assert_same_run(trainer, separate(method))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -73,22 +88,20 @@ def test_every_trainer(path, method, tmp_path):
         {"padding_free": False},
         {"max_tokens_per_row": 100},
         {"precompute_ref_log_probs": True},
-        {"peft_config": lora_config(target_modules=["q_proj", "v_proj", "down_proj"])},
+        {"peft_config": ADAPTER},
     ],
     ids=lambda options: (
         ", ".join(f"{name}={value}" for name, value in options.items() if name != "peft_config") or "lora"
     ),
 )
-def test_options(path, ranked, options, tmp_path):
+def test_options(path, ranked, options, separate, tmp_path):
     method = "RankingDPO" if ranked else "DPOPaper"
     if "precompute_ref_log_probs" in options:
         options = options | {"ref_logps_cache_dir": str(tmp_path / "cache")}
-    kept = {name: value for name, value in options.items() if name == "peft_config"}
-    separate = train(tiny_llama(), tmp_path, method, share_prompt=False, **kept)
     with on_path(path) as (model, calls):
         trainer = train(model, tmp_path, method, attention_path=path, **options)
     assert sum(calls.values())
-    assert_same_run(trainer, separate)
+    assert_same_run(trainer, separate(method, adapter="peft_config" in options))
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -116,8 +129,8 @@ def test_bf16(path, tmp_path):
     assert_within_rounding(ours, theirs, truth)
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_scores(path, tmp_path):
+def test_scores():
+    """The scorer, too, takes a model's FlashAttention in place."""
     rows = preference_rows(6)
     answers = [[row["chosen"], row["rejected"]] for row in rows]
 
@@ -128,8 +141,6 @@ def test_scores(path, tmp_path):
         scorer = ImplicitRewardModel(model, reference, tiny_tokenizer(), beta=0.1, progress=False)
         return torch.tensor(scorer.score(rows["prompt"], answers))
 
-    expected = scores(tiny_llama())
-    if path == "flash":  # it takes the model's attention as it is; torch's kernel is chosen on GPUs alone
-        with on_path(path) as (model, calls):
-            torch.testing.assert_close(scores(model), expected, rtol=1e-10, atol=1e-10)
-        assert calls["flash_attn"]
+    with on_path("flash") as (model, calls):
+        torch.testing.assert_close(scores(model), scores(tiny_llama()), rtol=EXACT, atol=EXACT)
+    assert calls["flash_attn"]
