@@ -52,7 +52,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Seconds and memory of optimizer steps.", prog="python -m benchmarks")
+    parser = argparse.ArgumentParser(
+        description="Seconds and memory of optimizer steps.",
+        prog="python -m benchmarks",
+        epilog="The check for GPUs is another command: python -m benchmarks gpu-check --help",
+    )
     parser.add_argument("--size", choices=SIZES, default="cpu")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, metavar="SHAPE", help=f"of {', '.join(SHAPES)}")
     parser.add_argument(

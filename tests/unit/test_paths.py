@@ -50,7 +50,7 @@ def chosen(monkeypatch: pytest.MonkeyPatch, facts: Facts, asked: str = "auto") -
         (Facts("sdpa", "cpu", FLOAT32, hands_on=False), "dense", None),
         (Facts("sdpa", "cpu", BF16, has_kernel=True), "segments", None),
         (Facts("eager", "cpu", FLOAT32), "dense", None),
-        (Facts("sdpa", "mps", FLOAT32), "dense", "does not compute in float32"),
+        (Facts("sdpa", "mps", FLOAT32), "dense", "no variable-length FlashAttention for 'mps'"),
         (Facts("another", "cpu", FLOAT32), None, "`attn_implementation='another'` has no mask"),
     ],
     ids=str,

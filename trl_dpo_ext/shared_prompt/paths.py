@@ -123,6 +123,9 @@ def why_not(path: str, facts: Facts) -> str | None:
         return f"it needs {needs}; this is `{attention!r}` on {facts.device!r}"
     if path in ("flash", "segments", "varlen") and not facts.hands_on:
         return "the layers of this model are not handed the arguments of its forward"
+    if path == "varlen" and not facts.has_kernel:
+        what = f"torch {facts.torch_version} has no variable-length FlashAttention for {facts.device!r}"
+        return f"{what}; 2.11 or later has, on GPUs of NVIDIA"
     if path in ("flash", "varlen") and facts.dtype not in HALF:
         name = str(facts.dtype).removeprefix("torch.")
         return f"FlashAttention does not compute in {name}; `bf16=True` makes it possible"
@@ -130,9 +133,6 @@ def why_not(path: str, facts: Facts) -> str | None:
 
 
 def _why_not_varlen(facts: Facts) -> str | None:
-    if not facts.has_kernel:
-        what = f"torch {facts.torch_version} has no variable-length FlashAttention for {facts.device!r}"
-        return f"{what}; 2.11 or later has, on GPUs of NVIDIA"
     if facts.capability is not None and facts.capability < _CAPABILITY:
         found, least = (".".join(map(str, capability)) for capability in (facts.capability, _CAPABILITY))
         return f"the GPU has compute capability {found}, and FlashAttention needs {least}"
