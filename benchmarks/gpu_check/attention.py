@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.gpu_check.cascade import cascade
 from benchmarks.gpu_check.layouts import Lengths, layout_of, states_of
 from benchmarks.gpu_check.machine import Machine
 from benchmarks.gpu_check.sections import Found
+from trl_dpo_ext.shared_prompt.cascade import cascade, cascade_of
 from trl_dpo_ext.shared_prompt.layout import Layout
 from trl_dpo_ext.shared_prompt.masks import block_mask, dense_mask
 from trl_dpo_ext.shared_prompt.segments import Segments, segments_of
@@ -47,18 +47,18 @@ def measure_attention(machine: Machine, found: Found) -> None:
 def _measure(machine: Machine, lengths: Lengths, found: Found) -> None:
     shared, apart = (layout_of(lengths, machine.device, shares) for shares in (True, False))
     found |= {"tokens": shared.tokens.numel(), "tokens_of_rows": apart.tokens.numel()}
-    segments = segments_of(shared)
+    segments, calls = segments_of(shared), cascade_of(shared)
 
     def plain_gather(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert segments.keys is not None
         k, v = (states.index_select(0, segments.keys) for states in (k, v))
-        return varlen(q, k, v, Segments(segments.cu_q, segments.cu_k, segments.max_q, segments.max_k, None))
+        return varlen(q, k, v, Segments(segments.cu_q, segments.cu_k, segments.max_q, segments.max_k, None, None))
 
     ways: dict[str, tuple[Layout, Callable[..., Tensor]]] = {
         "separate rows": (apart, lambda q, k, v: varlen(q, k, v, segments_of(apart))),
         "gathered keys": (shared, lambda q, k, v: varlen(q, k, v, segments)),
         "gathered keys, gradients summed in bf16": (shared, plain_gather),
-        "cascade": (shared, lambda q, k, v: cascade(q, k, v, shared)),
+        "cascade": (shared, lambda q, k, v: cascade(q, k, v, calls)),
         "dense mask": (shared, _by_row_masks(shared, len(lengths))),
     }
     for name, (layout, attend) in ways.items():

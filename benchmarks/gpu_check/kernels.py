@@ -6,10 +6,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_check.cascade import cascade
 from benchmarks.gpu_check.layouts import attend_by_mask, layout_of, states_of
 from benchmarks.gpu_check.machine import HALF, Machine
 from benchmarks.gpu_check.sections import Found
+from trl_dpo_ext.shared_prompt.cascade import cascade, cascade_of
 from trl_dpo_ext.shared_prompt.layout import Layout
 from trl_dpo_ext.shared_prompt.segments import segments_of
 from trl_dpo_ext.shared_prompt.varlen import varlen
@@ -33,6 +33,7 @@ def check_kernels(machine: Machine, found: Found) -> None:
     """Puts the relative errors of every case into `found`, those that are too large into `bad`, and `passed`."""
     lengths = _RAGGED[: machine.size(len(_RAGGED), 3)]
     layout, apart = (layout_of(lengths, machine.device, shares) for shares in (True, False))
+    calls = cascade_of(layout)
     cases: dict[str, dict[str, dict[str, float]]] = {}
     found["cases"] = cases
     for size in (64, 128):
@@ -42,7 +43,7 @@ def check_kernels(machine: Machine, found: Found) -> None:
                 name = f"gathered keys, {what}, window {window}"
                 cases[name] = errors_of(_by_segments(layout, window), layout, heads, key_heads, size, window)
             name = f"cascade, {what}"
-            cases[name] = errors_of(lambda q, k, v: cascade(q, k, v, layout), layout, heads, key_heads, size)
+            cases[name] = errors_of(lambda q, k, v: cascade(q, k, v, calls), layout, heads, key_heads, size)
         cases[f"separate rows, heads of {size}"] = errors_of(_by_segments(apart), apart, 8, 2, size)
     found["strided"] = _takes_strides(layout)
     found["repeats"] = _repeats(layout)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from flash_on_cpu import flash_on_cpu
 
-from benchmarks.gpu_check.cascade import cascade
 from benchmarks.gpu_check.device_tests import read_report
 from benchmarks.gpu_check.kernels import check_kernels, errors_of
 from benchmarks.gpu_check.layouts import layout_of
@@ -22,6 +21,7 @@ from benchmarks.gpu_check.sections import Section, run_sections
 from benchmarks.gpu_check.steps import PLAN
 from benchmarks.gpu_check.verdicts import answer
 from benchmarks.readme_table import table
+from trl_dpo_ext.shared_prompt.cascade import cascade, cascade_of
 from trl_dpo_ext.shared_prompt.segments import segments_of
 from trl_dpo_ext.shared_prompt.varlen import varlen
 
@@ -88,7 +88,7 @@ def test_two_merged_calls_are_exact():
     ]
     weights = torch.randn(tokens, 4, 8, dtype=torch.float64, generator=generator)
     with flash_on_cpu():
-        one, other = cascade(*states, layout), varlen(*states, segments_of(layout))
+        one, other = cascade(*states, cascade_of(layout)), varlen(*states, segments_of(layout))
         gradients = [torch.autograd.grad((out * weights).sum(), states) for out in (one, other)]
     torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
     for ours, expected in zip(*gradients, strict=True):

@@ -163,6 +163,30 @@ def test_varlen_attention(name):
     assert str(grouped) == "computed once (FlashAttention of torch, packed)"
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3", "granite", "gpt2"])
+def test_many_completions_of_a_long_prompt(name):
+    """No key is copied: two merged calls in layers without a window. `gemma3` has both kinds, `granite` its own scale."""
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(3, 97, (2, 6, 40), generator=generator)
+    ids[..., :32] = ids[:, :1, :32]
+    ends = torch.tensor([[40, 37, 33, 40, 34, 36], [35, 40, 38, 39, 33, 0]])[..., None]
+    places, exists = torch.arange(40), ends[..., 0] > 0
+    batch = {
+        "input_ids": ids * (places < ends),
+        "attention_mask": (places < ends).long(),
+        "completion_mask": ((places >= 32) & (places < ends)).long(),
+        "rank_mask": exists,
+        "ranks": torch.where(exists, torch.arange(6), -1),
+    }
+    model = build(name, "sdpa")
+    with flash_on_cpu() as calls:
+        GroupedForward(model, LayoutOptions(attention_path="varlen"), CPU)
+        assert_same(model, batch, separate=build(name, "sdpa"))
+    layers = model.config.num_hidden_layers
+    with_window = 2 if name == "gemma3" else 0
+    assert calls["backward"] == 2 * layers - with_window
+
+
 # transformers cannot tell the dtype of `gpt2`, which has no linear layer, in these dtypes
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in ("gpt2", "qwen2_moe", "stablelm")])
 def test_flash_attention_of_the_user(name):

@@ -7,6 +7,7 @@ from torch import Tensor
 from unit.test_layouts import batch_of, random_batch
 
 from trl_dpo_ext.batches import Batch
+from trl_dpo_ext.shared_prompt.cascade import cascade, cascade_of
 from trl_dpo_ext.shared_prompt.layout import Layout, lay_out
 from trl_dpo_ext.shared_prompt.masks import dense_mask, window_mark, window_of
 from trl_dpo_ext.shared_prompt.segmented import segmented
@@ -106,6 +107,32 @@ def test_attention_and_gradients(window, heads, seed):
     rows, width = layout.tokens.shape
     q, k, v = (values.unflatten(0, (rows, width)).transpose(1, 2) for values in states)
     torch.testing.assert_close(segmented(q, k, v, layout, window).flatten(0, 1), found, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)], ids=str)
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("seed", range(4))
+def test_two_calls_without_copied_keys(heads, scale, seed):
+    """Merged by their log-sum-exp, they are the one call on gathered keys, and so are the gradients."""
+    layout = layout_of(seed, budget=25 if seed % 2 else None)
+    states = states_of(layout, *heads)
+    weights = torch.randn(layout.tokens.numel(), heads[0], 8, dtype=torch.float64)
+    with flash_on_cpu() as calls:
+        found, expected = (
+            cascade(*states, cascade_of(layout), scale),
+            varlen(*states, segments_of(layout), scale=scale),
+        )
+        ours, theirs = (torch.autograd.grad((output * weights).sum(), states) for output in (found, expected))
+    assert calls == {"forward": 3, "backward": 3}
+    for one, other in zip((found, *ours), (expected, *theirs), strict=True):
+        torch.testing.assert_close(one, other, rtol=EXACT, atol=EXACT)
+
+
+def test_two_calls_where_many_keys_would_be_copied():
+    """At 1024/128 tokens with K = 8 it is 4.5 keys a token; pairs never have as many."""
+    for prompt, completion, k, expected in ((64, 8, 8, True), (30, 30, 4, False), (64, 8, 2, False)):
+        groups = Batch.of(batch_of((list(range(1, prompt + 1)), [list(range(completion))] * k))).groups
+        assert (segments_of(lay_out(groups, None, CPU)).cascade is not None) is expected
 
 
 @pytest.mark.parametrize("fault", [{"upper_left": True}, {"window_shift": 1}], ids=str)

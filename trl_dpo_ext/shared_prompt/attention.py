@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -12,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from trl_dpo_ext.shared_prompt.cascade import cascade
 from trl_dpo_ext.shared_prompt.layout import Layout
 from trl_dpo_ext.shared_prompt.masks import window_of
 from trl_dpo_ext.shared_prompt.segmented import segmented
@@ -39,7 +41,11 @@ def _by_varlen(
     assert not dropout, "see `why_not`"
     rows, _, width, _ = query.shape
     query, key, value = half(*(states.transpose(1, 2).flatten(0, 1) for states in (query, key, value)))
-    output = varlen(query, key, value, plan, window=window_of(mark), scale=scale)
+    window = window_of(mark)
+    if plan.cascade is not None and window is None and not torch.compiler.is_compiling():
+        output = cascade(query, key, value, plan.cascade, scale=scale)
+    else:
+        output = varlen(query, key, value, plan, window=window, scale=scale)
     return output.unflatten(0, (rows, width))
 
 

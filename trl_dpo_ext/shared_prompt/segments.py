@@ -5,10 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trl_dpo_ext.shared_prompt.cascade import Cascade, cascade_of
 from trl_dpo_ext.shared_prompt.layout import Layout, to_device
 
 
 __all__ = ["Segments", "segments_of"]
+
+# Keys for each token from which two calls without copies are taken: long prompts with four completions or more
+_MANY_KEYS = 2
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Segments:
             Tokens of the longest segment.
         keys (`torch.Tensor` of shape `(cu_k[-1],)`, *optional*):
             Places of the keys among the tokens; `None` where keys are the tokens as they lie.
+        cascade ([`~trl_dpo_ext.shared_prompt.cascade.Cascade`], *optional*):
+            The two calls that copy no key, where many would be copied.
     """
 
     cu_q: Tensor
@@ -34,6 +40,7 @@ class Segments:
     max_q: int
     max_k: int
     keys: Tensor | None
+    cascade: Cascade | None
 
 
 def segments_of(layout: Layout) -> Segments:
@@ -64,6 +71,7 @@ def _segments_of(layout: Layout) -> Segments:
     # 0, 1, 2, ... from the start of every range
     keys = torch.arange(int(length.sum())) + torch.repeat_interleave(start - (length.cumsum(0) - length), length)
     device = layout.tokens.device
+    copies_many = len(keys) >= _MANY_KEYS * int(num_queries.sum())
 
     def starts(lengths: Tensor) -> Tensor:
         return to_device(torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(), device)
@@ -74,4 +82,5 @@ def _segments_of(layout: Layout) -> Segments:
         max_q=int(num_queries.max()),
         max_k=int(num_keys.max()),
         keys=None if torch.equal(num_queries, num_keys) else to_device(keys, device),
+        cascade=cascade_of(layout) if copies_many else None,
     )
