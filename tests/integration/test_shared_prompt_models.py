@@ -165,7 +165,7 @@ def test_varlen_attention(name):
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "granite", "gpt2"])
 def test_many_completions_of_a_long_prompt(name):
-    """No key is copied: two merged calls in layers without a window. `gemma3` has both kinds, `granite` its own scale."""
+    """No key is copied in layers without a window: two calls, merged. `gemma3` has both kinds, `granite` a scale."""
     generator = torch.Generator().manual_seed(2)
     ids = torch.randint(3, 97, (2, 6, 40), generator=generator)
     ids[..., :32] = ids[:, :1, :32]
