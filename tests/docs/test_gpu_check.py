@@ -37,7 +37,7 @@ def test_sections_run_to_their_end(tmp_path: Path):
     sections = ["environment", "kernels", "small model", "masks", "attention", "fixed costs", "steps", "profile"]
     words = ["-m", "benchmarks", "gpu-check", "--dry", "--output", str(tmp_path), "--only", *sections]
     program = forked.start(words, tmp_path / "log", cwd=ROOT)
-    assert program.wait(200) == 1, program.output[-3000:]  # without the tests it is not shown to be correct
+    assert program.wait(600) == 1, program.output[-3000:]  # without the tests it is not shown to be correct
     assert "Not shown to be correct: device tests." in program.output
     found = json.loads((tmp_path / "gpu-check-dry-run.json").read_text())
     assert found["dry"] and not found["passed"]
