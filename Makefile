@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # A file is one worker's, since its tests share what they train and launch; the longest files are in the first folders
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart benchmark test test-fast test-instruction-sets lint clean
+.PHONY: help quickstart benchmark gpu-check test test-fast test-instruction-sets lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,8 +21,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 quickstart: $(INSTALLED)  ## train and evaluate a small DPO policy on film reviews (about 3 minutes on two CPU cores)
 	$(VENV)/bin/python examples/quickstart.py
 
-benchmark: $(INSTALLED)  ## measure steps and memory against TRL (about two hours on two CPU cores, nearly all of it TRL at K = 8 and 16)
+benchmark: $(INSTALLED)  ## measure steps against TRL's on this machine's CPU
 	$(VENV)/bin/python -m benchmarks --size cpu
+
+gpu-check: $(INSTALLED)  ## check and measure all that needs a GPU, in at most eight minutes (see benchmarks/README.md)
+	$(VENV)/bin/python -m benchmarks gpu-check
 
 test: $(INSTALLED)  ## run all the tests
 	$(PYTEST)

@@ -8,8 +8,9 @@ from peft import get_peft_model
 from torch import Tensor, nn
 
 from benchmarks.contender import Contender, Task
+from benchmarks.flops import padded_work
 from benchmarks.models import lora
-from benchmarks.shapes import Group
+from benchmarks.shapes import Group, num_tokens
 
 
 __all__ = ["floor_contender"]
@@ -19,8 +20,11 @@ def floor_contender(task: Task) -> Contender:
     """The model's own loss on one row a group, its prompt with all of its answers behind each other."""
     copied = copy.deepcopy(task.model)
     model: nn.Module = get_peft_model(copied, lora()) if task.lora else copied
-    batches = [_collate(batch, task.tokenizer.pad_token_id) for batch in task.batches]
-    mask = torch.cat([batch["attention_mask"].flatten() for batch in batches])
+    size = task.micro_batch_size(_padded_tokens)
+    batches = [
+        [_collate(batch[first : first + size], task.tokenizer.pad_token_id) for first in range(0, len(batch), size)]
+        for batch in task.batches
+    ]
 
     def loss_of(batch: dict[str, Tensor]) -> Tensor:
         with torch.autocast(task.device, torch.bfloat16, enabled=task.bf16):
@@ -30,9 +34,14 @@ def floor_contender(task: Task) -> Contender:
         model=model,
         ref_model=None,
         loss_of=loss_of,
-        batches=[[batch] for batch in batches],
-        padding_share=1 - mask.float().mean().item(),
+        batches=batches,
+        work_of=lambda number, shapes: padded_work(shapes, num_tokens(task.batches[number])),
+        path="padded rows, sdpa",
     )
+
+
+def _padded_tokens(groups: list[Group]) -> int:
+    return len(groups) * max(num_tokens([group]) for group in groups)
 
 
 def _collate(batch: list[Group], pad_token_id: int) -> dict[str, Tensor]:

@@ -5,72 +5,48 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 
 __all__ = ["MODELS", "build_model", "build_tokenizer", "lora"]
 
-_SPECIAL_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+_SPECIAL_IDS: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
 _SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-_QWEN2: dict[str, Any] = {"vocab_size": 151_936, "num_key_value_heads": 2, "tie_word_embeddings": True}
 
-MODELS = {
-    "llama-tiny": (
-        LlamaConfig,
-        {
-            "vocab_size": 512,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-        },
-    ),
-    "llama-58m": (
-        LlamaConfig,
-        {
-            "vocab_size": 32_000,
-            "hidden_size": 512,
-            "intermediate_size": 1376,
-            "num_hidden_layers": 8,
-            "num_attention_heads": 8,
-        },
-    ),
-    "qwen2-0.5b": (
-        Qwen2Config,
-        {
-            **_QWEN2,
-            "hidden_size": 896,
-            "intermediate_size": 4864,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 14,
-        },
-    ),
-    "qwen2-1.5b": (
-        Qwen2Config,
-        {
-            **_QWEN2,
-            "hidden_size": 1536,
-            "intermediate_size": 8960,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 12,
-        },
-    ),
+MODELS: dict[str, dict[str, Any]] = {
+    "llama-tiny": {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    },
+    "llama-58m": {
+        "vocab_size": 32_000,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+    },
+    # The shape of Llama 3.2 1B
+    "llama-1b": {
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+    },
 }
 
 
-def build_model(name: str, attention: str, device: str) -> PreTrainedModel:
-    """A model of `MODELS` in float32, with the same random weights on every call; it has no dropout."""
-    config_class, values = MODELS[name]
-    config = config_class(**values, max_position_embeddings=4096, **_SPECIAL_IDS)
+def build_model(name: str, device: str) -> PreTrainedModel:
+    """A Llama of `MODELS` in float32, with the same random weights on every call; it has no dropout."""
+    config = LlamaConfig(**MODELS[name], max_position_embeddings=32_768, **_SPECIAL_IDS)
     torch.manual_seed(0)
     with torch.device(device):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:

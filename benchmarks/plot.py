@@ -15,7 +15,7 @@ __all__ = ["draw"]
 
 _COLORS = {"trl": "#718096", "trl cached": "#a0aec0", "floor": "#2d3748"}
 _OURS = "#2b6cb0"
-_COLUMNS = 3
+_COLUMNS = 2
 
 
 def draw(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
@@ -31,7 +31,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
     if not fields:
         return
     lines = -(-len(fields) // _COLUMNS)
-    figure, axes = plt.subplots(lines, _COLUMNS, figsize=(14, 2.4 * lines + 0.7), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(lines, _COLUMNS, figsize=(14, 3.2 * lines + 0.7), layout="constrained", squeeze=False)
     for axis in axes.flat[len(fields) :]:
         axis.set_visible(False)
     for axis, ((tuning, shape), bars) in zip(axes.flat, fields.items(), strict=False):
@@ -44,7 +44,7 @@ def draw(path: Path, rows: Sequence[Mapping[str, str]]) -> None:
         first = bars[0]
         axis.set_title(
             f"{shape}{' (LoRA)' if tuning == 'lora' else ''}: {first['groups']} x ({first['prompt_tokens']} + "
-            f"{first['completions']} x {first['answer_tokens']}) tokens",
+            f"{first['completions']} x {first['answer_tokens']}) tokens, {first['lengths']}",
             fontsize=9,
         )
         axis.set_xlim(0, 1.4 * max(values))

@@ -1,5 +1,6 @@
 """How long prompts and answers are, how many answers a prompt has, and random token ids of that shape."""
 
+import math
 import random
 from dataclasses import dataclass, replace
 
@@ -17,10 +18,10 @@ class Shape:
 
     Args:
         name (`str`): Name on the command line and in results.
-        prompt, answer (`int`): Tokens of a prompt and of each of its answers; their means if `ragged`.
+        prompt, answer (`int`): Tokens of a prompt and of each of its answers; their medians where lengths differ.
         completions (`int`): Answers of a prompt, K; even.
         cpu_groups, gpu_groups (`int`): Prompts of a micro-batch.
-        ragged (`bool`): Whether lengths are drawn from 0.25 to 1.75 times these, each by itself.
+        sigma (`float`): Standard deviation of the logarithm of a length; 0: all are equally long.
     """
 
     name: str
@@ -29,22 +30,23 @@ class Shape:
     completions: int
     cpu_groups: int
     gpu_groups: int
-    ragged: bool = False
+    sigma: float = 0.0
+
+    @property
+    def lengths(self) -> str:
+        """Distribution of the lengths, in words."""
+        return f"lognormal, sigma {self.sigma:g}" if self.sigma else "equal"
 
 
 SHAPES = {
     shape.name: shape
     for shape in (
-        Shape("hh-like", 160, 80, 2, cpu_groups=4, gpu_groups=16),
-        Shape("hh-like-ragged", 160, 80, 2, cpu_groups=4, gpu_groups=16, ragged=True),
+        Shape("hh", 160, 80, 2, cpu_groups=4, gpu_groups=32, sigma=0.7),
+        Shape("ultrafeedback", 300, 300, 4, cpu_groups=1, gpu_groups=8, sigma=0.7),
+        Shape("long-eight", 1024, 128, 8, cpu_groups=1, gpu_groups=4),
+        Shape("very-long", 4096, 512, 2, cpu_groups=1, gpu_groups=2),
+        Shape("hh-like", 160, 80, 2, cpu_groups=4, gpu_groups=32),
         Shape("tldr-like", 400, 40, 2, cpu_groups=4, gpu_groups=16),
-        Shape("pairs", 300, 150, 2, cpu_groups=2, gpu_groups=16),
-        Shape("ultrafeedback-like", 300, 300, 4, cpu_groups=1, gpu_groups=8),
-        Shape("four-short", 300, 100, 4, cpu_groups=2, gpu_groups=8),
-        Shape("eight", 300, 150, 8, cpu_groups=1, gpu_groups=4),
-        Shape("long-two", 1024, 128, 2, cpu_groups=1, gpu_groups=8),
-        Shape("long-four", 1024, 128, 4, cpu_groups=1, gpu_groups=4),
-        Shape("long-eight", 1024, 128, 8, cpu_groups=1, gpu_groups=2),
         Shape("sixteen", 160, 80, 16, cpu_groups=1, gpu_groups=4),
     )
 }
@@ -60,15 +62,15 @@ class Group:
 
 def scale_down(shape: Shape) -> Shape:
     """The same kind of data with rows short enough for a test."""
-    return replace(shape, prompt=shape.prompt // 16, answer=max(shape.answer // 16, 3), cpu_groups=2)
+    return replace(shape, prompt=shape.prompt // 16, answer=max(shape.answer // 16, 3), cpu_groups=2, gpu_groups=2)
 
 
 def draw_batches(shape: Shape, num_groups: int, vocab_size: int, num_batches: int) -> list[list[Group]]:
     """Micro-batches of random tokens, the same on every call and for every contender."""
     rng = random.Random(f"{shape.name} {vocab_size}")
 
-    def draw(mean: int) -> list[int]:
-        length = max(round(mean * rng.uniform(0.25, 1.75)), 1) if shape.ragged else mean
+    def draw(median: int) -> list[int]:
+        length = max(round(rng.lognormvariate(math.log(median), shape.sigma)), 2) if shape.sigma else median
         return rng.choices(range(_FIRST_ID, vocab_size), k=length)
 
     def draw_group() -> Group:

@@ -1,7 +1,8 @@
-"""How large a benchmark is: which model, on which device, how often."""
+"""How large a benchmark is: which model, on which device, on which data, how often."""
 
 import os
 import platform
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from benchmarks.shapes import SHAPES, Shape, scale_down
 
 
-__all__ = ["SIZES", "Size", "machine_name"]
+__all__ = ["SIZES", "Size", "file_name", "machine_name", "processor_name"]
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,18 @@ class Size:
         name (`str`): Name on the command line.
         model (`str`): Name of the model.
         device (`str`): `"cpu"` or `"cuda"`.
-        tunings (`tuple[str, ...]`): What is trained, unless told: `"full"`, `"lora"`.
+        shapes (`tuple[str, ...]`): Names of the shapes that are measured, unless told.
         repeats (`int`): Timed steps of each contender.
-        repeats_of_many (`int`): The same where a prompt has eight answers or more, which takes TRL minutes on a CPU.
+        most_tokens (`int`, *optional*): Most tokens of a forward with gradient. A contender that computes more takes
+            several micro-batches. On a GPU 18,000 tokens of the model's activations fit beside it into 80 GB.
     """
 
     name: str
     model: str
     device: str
-    tunings: tuple[str, ...]
+    shapes: tuple[str, ...]
     repeats: int
-    repeats_of_many: int
+    most_tokens: int | None = None
 
     def shape(self, name: str) -> Shape:
         """A shape by its name, at this size."""
@@ -42,28 +44,48 @@ class Size:
         """Groups of a micro-batch."""
         return shape.cpu_groups if self.device == "cpu" else shape.gpu_groups
 
-    def num_repeats(self, shape: Shape) -> int:
-        """Timed steps of each contender."""
-        return self.repeats if shape.completions < 8 else self.repeats_of_many
 
+_REAL = ("hh", "ultrafeedback", "long-eight", "very-long")
+_CPU = ("hh", "ultrafeedback", "long-eight", "hh-like", "tldr-like", "sixteen")
 
 SIZES = {
     size.name: size
     for size in (
-        Size("tiny", "llama-tiny", "cpu", ("full",), repeats=1, repeats_of_many=1),
-        Size("cpu", "llama-58m", "cpu", ("full",), repeats=5, repeats_of_many=3),
-        Size("gpu", "qwen2-0.5b", "cuda", ("full", "lora"), repeats=5, repeats_of_many=5),
+        Size("tiny", "llama-tiny", "cpu", _REAL, repeats=1),
+        Size("cpu", "llama-58m", "cpu", _CPU, repeats=5),
+        Size("gpu", "llama-1b", "cuda", _REAL, repeats=5, most_tokens=18_000),
     )
 }
 
 
-def machine_name(device: str) -> str:
-    """Model of the GPU, or of the CPU with the number of threads that torch uses."""
+def processor_name(device: str) -> str:
+    """Model of the GPU or of the CPU."""
     if device == "cuda":
         return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def machine_name(device: str) -> str:
+    """Model of the GPU, or of the CPU with the number of threads that torch uses."""
+    name = processor_name(device)
+    return name if device == "cuda" else f"{name}, {torch.get_num_threads()} threads of {os.cpu_count()}"
+
+
+def file_name(size: str, processor: str) -> str:
+    """
+    Name of the results of a size on a processor, without its ending.
+
+    Example:
+    ```python
+    >>> from benchmarks.sizes import file_name
+
+    >>> file_name("cpu", "Intel(R) Xeon(R) Processor")
+    'cpu-intel-xeon-processor'
+
+    ```
+    """
+    words = re.sub(r"\((r|tm)\)", " ", processor.lower())
+    return "-".join([size, *re.findall(r"[a-z0-9.]+", words)])

@@ -1,15 +1,20 @@
 """`trl.DPOTrainer` on all the pairs of every group."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.backends import cuda
 from trl import DPOConfig, DPOTrainer
 
 from benchmarks.contender import Contender, Task
+from benchmarks.flops import Work, padded_work, row_work
 from benchmarks.models import lora
 from benchmarks.shapes import Group
 
@@ -17,15 +22,26 @@ from benchmarks.shapes import Group
 __all__ = ["trl_contender"]
 
 
-def trl_contender(task: Task, cached: bool) -> Contender:
+def trl_contender(task: Task, cached: bool, attention: str = "sdpa", cudnn: bool = True) -> Contender:
     """
-    TRL as it comes. A step is all the pairs of the groups, in micro-batches of as many pairs as there are groups.
+    TRL as it comes. A step is all the pairs of the groups, in micro-batches of as many pairs as there are groups, or
+    of as many as fit into memory.
 
-    With `cached` the batches bring the reference's log-probabilities, as with `precompute_ref_log_probs=True`.
+    Args:
+        task ([`~benchmarks.contender.Task`]):
+            Model and batches.
+        cached (`bool`):
+            Whether the batches have the reference's log-probabilities, as with `precompute_ref_log_probs=True`.
+        attention (`str`, *optional*, defaults to `"sdpa"`):
+            `attn_implementation` of the model.
+        cudnn (`bool`, *optional*, defaults to `True`):
+            Whether `sdpa` may use cuDNN, which takes masks before other kernels do, and plans for each new shape.
     """
+    model = copy.deepcopy(task.model)
+    model.set_attn_implementation(attention)
     trainer = DPOTrainer(
-        model=copy.deepcopy(task.model),
-        ref_model=None if task.lora else copy.deepcopy(task.model),
+        model=model,
+        ref_model=None if task.lora else copy.deepcopy(model),
         args=DPOConfig(**task.config),
         # TRL takes no token ids here: the rows that are timed go straight to its collator
         train_dataset=Dataset.from_list([{"prompt": "good", "chosen": " good", "rejected": " bad"}]),
@@ -35,20 +51,48 @@ def trl_contender(task: Task, cached: bool) -> Contender:
     steps = [_pairs(batch, _ref_logps(trainer, batch) if cached else None) for batch in task.batches]
     if cached:
         trainer.precompute_ref_logps, trainer.ref_model = True, None
-    size = len(task.batches[0])
-    batches = [
-        [trainer.data_collator(rows[first : first + size]) for first in range(0, len(rows), size)] for rows in steps
-    ]
-    mask = torch.cat([batch["attention_mask"].flatten() for step in batches for batch in step])
+    size = task.micro_batch_size(_tokens_of_pairs)
     # As `train` does before its first step: the forward then runs under autocast
     model = trainer.accelerator.prepare_model(trainer.model)
+
+    def loss_of(batch: dict[str, Any]) -> Tensor:
+        with nullcontext() if cudnn else _without_cudnn():
+            return trainer.compute_loss(model, batch)
+
+    def work_of(number: int, shapes: list[tuple[int, int]]) -> Work:
+        batch = task.batches[number]
+        rows = sum([row_work(batch)] * (len(batch[0].answers) - 1), Work())  # each answer in its pairs
+        # On a CPU TRL's fused head computes all tokens. FlashAttention leaves padding and later keys out
+        work = padded_work(shapes, rows.tokens, scored=None if task.device == "cpu" else rows.scored)
+        return work if attention == "sdpa" else replace(work, pairs=rows.pairs)
+
     return Contender(
         model=model,
         ref_model=trainer.ref_model,
-        loss_of=lambda batch: trainer.compute_loss(model, batch),
-        batches=batches,
-        padding_share=1 - mask.float().mean().item(),
+        loss_of=loss_of,
+        batches=[
+            [trainer.data_collator(rows[first : first + size]) for first in range(0, len(rows), size)]
+            for rows in steps
+        ],
+        work_of=work_of,
+        path=f"padded rows, {attention}" + ("" if cudnn else " without cuDNN"),
     )
+
+
+def _tokens_of_pairs(groups: list[Group]) -> int:
+    # Of as many pairs as there are groups, the longest ones
+    longest = max(len(group.prompt) + max(map(len, group.answers)) for group in groups)
+    return 2 * len(groups) * longest
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    before = cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        cuda.enable_cudnn_sdp(before)
 
 
 def _pairs(batch: list[Group], ref_logps: Tensor | None) -> list[dict[str, Any]]:

@@ -9,13 +9,13 @@ from datasets import Dataset, IterableDataset
 from tiny import EOS_TOKEN, tiny_tokenizer
 
 from trl_dpo_ext.data.checks import check_columns
-from trl_dpo_ext.data.dataset_preparation import prepare_pairs
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
 from trl_dpo_ext.data.doctor.examination import examine
 from trl_dpo_ext.data.doctor.prepared_row import RowPreparation
-from trl_dpo_ext.data.pair_preparation import prepare_pair
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
-from trl_dpo_ext.data.rankings.ranking_preparation import prepare_ranking, prepare_row
-from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
+from trl_dpo_ext.data.rankings.order import as_ranking
+from trl_dpo_ext.data.row_preparation import prepare_row
+from trl_dpo_ext.data.tokenization import Truncation
+from trl_dpo_ext.reward_model.batching import tokenize_row
 from trl_dpo_ext.reward_model.reward_columns import completions_of
 
 
@@ -142,15 +142,15 @@ def broken(kind: str, draw: random.Random) -> list[dict[str, Any]]:
 
 
 def _pairs(rows: Any, tokenizer: Any, cut: dict[str, Any]) -> Any:
-    return prepare_pairs(rows, tokenizer, cut=Cut.of(**cut, leading_ids=leading_special_ids(tokenizer)))
+    return prepare_dataset(rows, tokenizer, as_pairs=True, **cut)
 
 
 def _rankings(rows: Any, tokenizer: Any, cut: dict[str, Any]) -> Any:
-    return prepare_rankings(rows, tokenizer, **cut)
+    return prepare_dataset(rows, tokenizer, **cut)
 
 
 def _best(rows: Any, tokenizer: Any, cut: dict[str, Any]) -> Any:
-    return prepare_rankings(rows, tokenizer, alone=True, **cut)
+    return prepare_dataset(rows, tokenizer, alone=True, **cut)
 
 
 def _outcome(run: Callable[[], Any]) -> tuple[str, Any]:
@@ -192,14 +192,14 @@ def verdicts(kind: str, draw: random.Random) -> list[tuple[str, Any]]:
         return []
     options: dict[str, Any] = {
         "dataset_name": "train",
-        "cut": Cut.of(**cut, leading_ids=leading_special_ids(tokenizer)),
+        "processing_class": tokenizer,
+        "truncation": Truncation.of(tokenizer, **cut),
         "repeats": draw.random() < 0.3,
     }
-    by_turn = cut["tokenization"] == "separate"
     doctor = RowPreparation(tokenizer, columns, "train", repeats=options["repeats"], **cut)
     ways: dict[str, Callable[[Any], Any]] = {
-        "pairs": lambda row: prepare_pair(row, index, processing_class=tokenizer, **options),
-        "rankings": lambda row: prepare_ranking(row, index, tokenizer=tokenizer, by_turn=by_turn, **options),
+        "pairs": lambda row: prepare_row(row, index, **options),
+        "rankings": lambda row: prepare_row(as_ranking(row), index, **options),
         "doctor": lambda row: doctor(row, index),
     }
     found: dict[str, Any] = {}
@@ -259,8 +259,7 @@ def faults(kind: str, draw: random.Random) -> list[tuple[str, Any]]:
             found.append(("disagree on counts", (str(result), str(report.preparation))))
     for index, row in enumerate(rows):
         try:
-            options = {"leading_ids": leading_special_ids(tokenizer), "dataset_name": "scored", **cut}
-            prepare_row(completions_of(row, "scored"), index, tokenizer, **options)
+            tokenize_row(completions_of(row, "scored"), index, tokenizer, Truncation.of(tokenizer, **cut), "scored")
         except ValueError as error:
             if "`" not in str(error) and "token ids" not in str(error):
                 found.append(("scorer without a column", str(error)))

@@ -24,6 +24,8 @@ NUMERIC = [
     "tests/unit/test_layouts.py",
     "tests/unit/test_logps.py",
     "tests/unit/test_batch_metrics.py",
+    "tests/unit/test_varlen.py",
+    "tests/integration/test_flash_paths.py",
     "tests/integration/test_metrics_log.py",
     "tests/integration/test_implicit_reward_model.py",
     "tests/integration/test_preferred_ft.py",

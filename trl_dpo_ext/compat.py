@@ -36,6 +36,7 @@ __all__ = [
     "check_seams",
     "create_model_from_path",
     "get_config_model_id",
+    "lm_head_on_every_token",
     "lm_head_tiles_for",
     "loading_models_by",
     "prepare_deepspeed",
@@ -64,6 +65,7 @@ SEAMS = {
         "quantization_config",
         "peft_config",
     ),
+    "_get_dataloader": ("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"),
     "_get_eval_sampler": ("eval_dataset",),
     "_init_training_state": (
         "max_steps",
@@ -84,6 +86,7 @@ SEAMS = {
     "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
     "compute_ref_log_probs": ("model", "inputs"),
     "create_model_card": ("model_name", "dataset_name", "tags"),
+    "create_accelerator_and_postprocess": (),
     "create_scheduler": ("num_training_steps", "optimizer"),
     "evaluate": ("eval_dataset", "ignore_keys", "metric_key_prefix"),
     "evaluation_loop": ("dataloader", "description", "prediction_loss_only", "ignore_keys", "metric_key_prefix"),
@@ -135,6 +138,21 @@ def lm_head_tiles_for(device: torch.device) -> Iterator[None]:
         yield
     finally:
         trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE = given
+
+
+@contextmanager
+def lm_head_on_every_token() -> Iterator[None]:
+    """
+    Has TRL's fused LM head score all tokens that it is given, and not pick those with a label first.
+
+    To pick them waits for a GPU several times, in the forward and in the backward. The numbers are the same.
+    """
+    given = trl_utils._use_triton  # read there for this choice alone
+    trl_utils._use_triton = lambda device: False
+    try:
+        yield
+    finally:
+        trl_utils._use_triton = given
 
 
 @contextmanager

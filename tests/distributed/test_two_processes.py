@@ -325,6 +325,14 @@ def test_sharded_rankings_in_parts(both: Both) -> None:
     assert_same_training(both.one, "ranks", both.two, "sharded_ranks")
 
 
+@pytest.mark.parametrize("name", ["ranks_varlen", "sharded_varlen"])
+def test_flash_attention(both: Both, name: str) -> None:
+    result = both.two.result(name)
+    assert result["uses_kernel"]
+    assert "computed once (FlashAttention of torch, packed)" in str(result)
+    assert_same_training(both.one, "ranks", both.two, name)
+
+
 def test_parts_are_the_whole(both: Both) -> None:
     assert_same_training(both.one, "ranks", both.one, "ranks_in_parts")
 

@@ -1,19 +1,20 @@
 """
-No step of a training mixes tensors of the host with those of an accelerator, tried without one.
+No step of a training mixes tensors of the host with those of an accelerator, or waits for it, tried without one.
 
 Weights and batches are on a device whose tensors have shapes and no values, and every operation checks devices as on a
-GPU: torch's `FakeTensorMode`, on the device type `lazy`, which no backend claims. What is computed on the host, the
-layout of a batch, is computed with values.
+GPU: torch's `FakeTensorMode`, on the device type `lazy`, which no backend claims. To read one of them, as `.item()`,
+`nonzero` and a boolean index do, is an error. What is computed on the host, the layout of a batch, is computed with
+values.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import accelerate
 import pytest
 import torch
+import trl
 from integration.conftest import TINY
 from peft import LoraConfig
 from tiny import preference_rows, ranking_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_tokenizer
@@ -23,13 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 import trl_dpo_ext
-from trl_dpo_ext.objectives import plackett_luce
+from trl_dpo_ext.batches import with_groups
 from trl_dpo_ext.shared_prompt import forward
-from trl_dpo_ext.shared_prompt.groups import PromptGroups
-from trl_dpo_ext.shared_prompt.support import how_to_attend
+from trl_dpo_ext.shared_prompt.paths import choose_path
 
 
 DEVICE = "lazy"
+GPU = torch.device("cuda")
 
 
 class Accelerator(TorchDispatchMode):
@@ -94,14 +95,27 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[], PreTrainedModel]]] = {
 }
 
 
+def as_on_a_gpu(path: str) -> Callable[..., tuple[str | None, str]]:
+    """The path of a GPU, which is another than a CPU's; `"varlen"` where the model takes it."""
+
+    def choose(model: PreTrainedModel, device: torch.device, *options: Any, **others: Any) -> tuple[str | None, str]:
+        found = choose_path(model, GPU, *options, **others)
+        return (path, "") if found[0] == "dense" and model.config._attn_implementation == "sdpa" else found
+
+    return choose
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("path", ["dense", "varlen"])
 @pytest.mark.parametrize(
     ("name", "adapter"), [(name, False) for name in CASES] + [("pairs", True), ("rankings in parts", True)]
 )
-def test_loss_and_metrics(name: str, adapter: bool, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_and_metrics(name: str, adapter: bool, path: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     method, options, make = CASES[name]
-    # As on a GPU; the attention of CPUs is another
-    monkeypatch.setattr(forward, "how_to_attend", lambda model, device: how_to_attend(model, torch.device("cuda")))
+    monkeypatch.setattr(forward, "choose_path", as_on_a_gpu(path))
+    if options.get("share_prompt") is not False:
+        # As on a GPU, where TRL's head picks the tokens that have a label, which waits for it
+        monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: True)
     # Its comparison of two ways to run the model reads values
     monkeypatch.setattr(forward.GroupedForward, "_check", lambda grouped: None)
     model = make()
@@ -112,11 +126,8 @@ def test_loss_and_metrics(name: str, adapter: bool, tmp_path, monkeypatch: pytes
         processing_class=tiny_tokenizer(),
         peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM") if adapter else None,
     )
-    inputs = trainer.data_collator([trainer.train_dataset[i] for i in range(3)])
-    groups = trainer.read_batch(inputs).groups
-    # What is read from the device, once each: where completions begin and end, the largest tie, and at an update's end
-    # whether its losses are finite
-    monkeypatch.setattr(plackett_luce, "_largest_tie", lambda exist, ranks, sizes: 1)
+    inputs = with_groups(trainer.data_collator([trainer.train_dataset[i] for i in range(3)]), trainer.largest)
+    # What is read from the device: at an update's end, whether its losses are finite
     trainer.accelerator.gradient_state._set_sync_gradients(False)
     monkeypatch.setattr(accelerate.Accelerator, "device", torch.device(DEVICE))
     with accelerator(monkeypatch) as mode:
@@ -124,9 +135,6 @@ def test_loss_and_metrics(name: str, adapter: bool, tmp_path, monkeypatch: pytes
             if part is not None:
                 mode.put_model(part)
         there = {key: mode.put(value) if isinstance(value, torch.Tensor) else value for key, value in inputs.items()}
-        if groups.places is not None:
-            groups = replace(groups, places=mode.put(groups.places))
-        monkeypatch.setattr(PromptGroups, "find", classmethod(lambda cls, **batch: groups))
         trainer.model.train()
         loss = trainer.compute_loss(trainer.model, there)
         loss.backward()

@@ -88,7 +88,7 @@ every_command = pytest.mark.parametrize("command", OPTIONS)
         ("nothing", "cannot be read: The directory at"),
         (
             "saevd",
-            "is no file and no folder, and as the name of a data set: Couldn't reach 'saevd' on the Hub "
+            "is no file and no folder, and as the name of a dataset: Couldn't reach 'saevd' on the Hub "
             "(OfflineModeIsEnabled). Did you mean saved?",
         ),
     ],

@@ -324,13 +324,13 @@ def test_other_settings_are_refused(score, model, interrupted, capsys, scored_pa
         return capsys.readouterr().err
 
     one = ("--rows_per_part", "1")
-    assert "with other settings: `beta` was 0.1, is 0.2. Repeat" in refused(*one, "--beta", "0.2")
+    assert "with other settings: `beta` was 0.1, is 0.2. To resume that run" in refused(*one, "--beta", "0.2")
     assert "`rows_per_part` was 1, is 512" in refused()
     assert "`max_length` was 512, is 100; `max_prompt_length` was 256, is 50" in refused(*one, "--max_length", "100")
     assert "`policy` changed; `reference` changed" in refused(*one, "--dtype", "bfloat16")
     other = save_tiny(tiny_llama(2), tiny_tokenizer(bos=True), tmp_path / "other")
     assert main(["score", other, *model[1:], "rows.jsonl", "--output", interrupted, *one]) == 2
-    assert "`policy` changed; `tokenizer` changed. Repeat" in capsys.readouterr().err
+    assert "`policy` changed; `tokenizer` changed. To resume that run" in capsys.readouterr().err
     write_lines("other.jsonl", [{"prompt": "Q ", "completion": "a"}])
     assert score("other.jsonl", interrupted, *one) == 2
     assert "`rows` changed." in capsys.readouterr().err
@@ -356,7 +356,7 @@ def test_an_adapter_and_its_options(llama_folder, tmp_path, monkeypatch, capsys)
     Path("other").symlink_to("adapter")
     Path("adapter/adapter_config.json").write_text(json.dumps(adapter | {"lora_alpha": 9}))
     assert main([*words, "--overwrite_columns"]) == 2
-    assert "with other settings: `policy` changed. Repeat" in capsys.readouterr().err
+    assert "with other settings: `policy` changed. To resume that run" in capsys.readouterr().err
     Path("adapter/adapter_config.json").write_text(json.dumps(adapter))
     words[1] = "other"  # another name of the same
     assert main([*words, "--overwrite_columns"]) == 0
@@ -459,7 +459,7 @@ def test_a_process_that_fails_ends_both(score, model):
         (["garbage.parquet"], "garbage.parquet cannot be read: Parquet file size is 1 bytes"),
         (["notes.txt"], "`ROWS`: notes.txt is not a .jsonl, .json, .parquet, .csv or .arrow file."),
         (["folder"], "`ROWS`: folder has no rows."),
-        (["no/data-set"], "no/data-set is no file and no folder, and as the name of a data set: "),
+        (["no/data-set"], "no/data-set is no file and no folder, and as the name of a dataset: "),
         (["rows.jsonl", "--split", "test"], "`split`: rows.jsonl has no split `test`, only train."),
         (["rows.jsonl", "--dataset_config", "x"], "`dataset_config='x'` has no effect on rows.jsonl."),
         (["rows.jsonl", "--rows_per_prat", "3"], "there is no option --rows_per_prat. Did you mean --rows_per_part?"),
@@ -467,7 +467,7 @@ def test_a_process_that_fails_ends_both(score, model):
         (["rows.jsonl", "--output", "out.csv"], "argument --output: out.csv must end in .jsonl or .parquet"),
         (["rows.jsonl", "--beta", "-1"], "argument --beta: -1 is not a finite number above 0"),
         (["rows.jsonl", "--beta", "nan"], "argument --beta: nan is not a finite number above 0"),
-        (["rows.jsonl", "--beta", "1e300"], "argument --beta: 1e300 is not a finite number above 0, and at most 1e8"),
+        (["rows.jsonl", "--beta", "1e300"], "argument --beta: 1e300 is not a finite number above 0 and at most 1e8"),
         (["rows.jsonl", "--max_length", "9" * 5000], "is not a whole number above 0 and at most 2147483647"),
     ],
 )

@@ -1,6 +1,7 @@
 """The prompt computed once, rows packed, completions in parts: every run is the run with separate rows."""
 
 import copy
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -25,9 +26,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer
-from trl_dpo_ext.shared_prompt.attention import SEGMENTED
+from trl_dpo_ext.shared_prompt.attention import SDPA
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
-from trl_dpo_ext.shared_prompt.support import BLOCK_MASK, DENSE_MASK, SEGMENTS
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -225,6 +225,18 @@ class TestWork:
         assert saved(8, completions_per_forward=2) < saved(2) / 4
 
 
+def test_gradients_of_parts_are_added_in_place(run):
+    """Each part adds to them when it is done: a sum over the parts would be a second copy of all of them."""
+    added = Counter()
+    model = tiny_llama()
+    for name, weight in model.named_parameters():
+        weight.register_post_accumulate_grad_hook(lambda _, name=name: added.update([name]))
+    run(model, ranked=True, completions_per_forward=2, per_device_train_batch_size=4)
+    # 2, 5, 3 and 4 completions, so three parts
+    assert set(added) == {name for name, _ in model.named_parameters()}
+    assert set(added.values()) == {3}
+
+
 class TestWhereItIsNotExact:
     """Separate rows with a logged reason; an error where the option asks for the other."""
 
@@ -376,25 +388,26 @@ class TestUntestedModels:
 
 class TestHowModelsAttend:
     def test_by_segments_on_the_cpu_and_by_mask_on_a_gpu(self):
-        for device, expected in ((CPU, SEGMENTS), (GPU, DENSE_MASK)):
+        for device, expected in ((CPU, "segments"), (GPU, "dense")):
             model = tiny_llama()
             add_fused_lm_head(model)
-            assert GroupedForward(model, LayoutOptions(), device).attention == expected
-            assert model.config._attn_implementation == (SEGMENTED if device == CPU else "sdpa")
+            assert GroupedForward(model, LayoutOptions(), device).path == expected
+            assert model.config._attn_implementation == SDPA[expected]
 
     def test_flex_attention(self):
         model = tiny_llama()
         model.set_attn_implementation("flex_attention")
         add_fused_lm_head(model)
-        assert GroupedForward(model, LayoutOptions(), CPU).attention == BLOCK_MASK
+        assert GroupedForward(model, LayoutOptions(), CPU).path == "flex"
 
-    def test_flash_attention_has_no_such_mask(self):
+    @pytest.mark.float32
+    def test_flash_attention_is_for_half_precision(self):
         model = tiny_llama()
         model.config._attn_implementation_internal = "flash_attention_2"
         add_fused_lm_head(model)
         grouped = GroupedForward(model, LayoutOptions(), GPU)
-        assert str(grouped).startswith("with every completion (`attn_implementation='flash_attention_2'` has no mask")
-        with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: `attn_implementation='flash_"):
+        assert "does not compute in float32; `bf16=True`" in str(grouped)
+        with pytest.raises(ValueError, match="`share_prompt=True` is not exact here: .*`bf16=True`"):
             GroupedForward(model, LayoutOptions(share_prompt=True), GPU)
 
     def test_the_saved_model_knows_nothing_of_it(self, run, tmp_path):
@@ -402,7 +415,7 @@ class TestHowModelsAttend:
         trainer.save_model(str(tmp_path / "saved"))
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
         assert loaded.config._attn_implementation == "sdpa"
-        assert SEGMENTED not in (tmp_path / "saved" / "config.json").read_text()
+        assert SDPA["segments"] not in (tmp_path / "saved" / "config.json").read_text()
 
     def test_it_generates_as_before(self, run):
         trainer = run(learning_rate=1e-9)

@@ -12,7 +12,7 @@ from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_toke
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, ImplicitRewardModel
 from trl_dpo_ext.shared_prompt.forward import GroupedForward
-from trl_dpo_ext.shared_prompt.support import DENSE_MASK, is_ordinary, windows_of
+from trl_dpo_ext.shared_prompt.support import is_ordinary, windows_of
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -166,7 +166,7 @@ def test_a_hook_is_found(tmp_path):
 def test_the_dense_mask_of_a_gpu_has_no_window_either(tmp_path, monkeypatch):
     model = tiny_llama()
     model.config.sliding_window = 8
-    monkeypatch.setattr("trl_dpo_ext.shared_prompt.forward.how_to_attend", lambda model, device: (DENSE_MASK, ""))
+    monkeypatch.setattr("trl_dpo_ext.shared_prompt.forward.choose_path", lambda *_, **__: ("dense", ""))
     trainer = trainer_of(tmp_path, model)
     assert isinstance(trainer.runner._grouped, GroupedForward)
     found, expected = logps(trainer)

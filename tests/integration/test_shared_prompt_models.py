@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 from closeness import EXACT, assert_within_rounding, drawn_in_float32, in_float64
+from flash_on_cpu import flash_attn_on_cpu, flash_on_cpu, use_flash_attention_2
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_dpo_ext.batches import Batch
 from trl_dpo_ext.logps import completion_logps
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
-from trl_dpo_ext.shared_prompt.support import BLOCK_MASK, DENSE_MASK, TESTED
+from trl_dpo_ext.shared_prompt.support import TESTED, is_ordinary
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -119,9 +121,11 @@ def run(model: PreTrainedModel, batch: dict[str, torch.Tensor], with_groups: boo
     return scored, gradients
 
 
-def assert_same(model: PreTrainedModel, batch: dict[str, torch.Tensor]) -> None:
-    """Runs a model both ways, in float64."""
-    expected, expected_gradients = run(model, batch, with_groups=False)
+def assert_same(
+    model: PreTrainedModel, batch: dict[str, torch.Tensor], separate: PreTrainedModel | None = None
+) -> None:
+    """Runs a model both ways, in float64; `separate`: another to run on separate rows."""
+    expected, expected_gradients = run(separate or model, batch, with_groups=False)
     found, gradients = run(model, batch, with_groups=True)
     assert torch.equal(found.mask, expected.mask)
     for name in ("logps", "entropy", "mean_logits"):
@@ -146,12 +150,82 @@ def test_architecture(name, attention):
     assert grouped.shares
 
 
+# `gemma2` caps its scores, which torch's kernel does not; layers of `stablelm` get no arguments of the model's forward
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("gemma2", "stablelm")])
+def test_varlen_attention(name):
+    model = build(name, "sdpa")
+    with flash_on_cpu() as calls:
+        grouped = GroupedForward(model, LayoutOptions(attention_path="varlen"), CPU)
+        assert_same(model, ragged_batch(), separate=build(name, "sdpa"))
+    # One whose config is not ordinary is compared first
+    layers, compared = model.config.num_hidden_layers, not is_ordinary(model)
+    assert calls == {"forward": layers * (1 + compared), "backward": layers}
+    assert str(grouped) == "computed once (FlashAttention of torch, packed)"
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "granite", "gpt2"])
+def test_many_completions_of_a_long_prompt(name):
+    """No key is copied in layers without a window: two calls, merged. `gemma3` has both kinds, `granite` a scale."""
+    generator = torch.Generator().manual_seed(2)
+    ids = torch.randint(3, 97, (2, 6, 40), generator=generator)
+    ids[..., :32] = ids[:, :1, :32]
+    ends = torch.tensor([[40, 37, 33, 40, 34, 36], [35, 40, 38, 39, 33, 0]])[..., None]
+    places, exists = torch.arange(40), ends[..., 0] > 0
+    batch = {
+        "input_ids": ids * (places < ends),
+        "attention_mask": (places < ends).long(),
+        "completion_mask": ((places >= 32) & (places < ends)).long(),
+        "rank_mask": exists,
+        "ranks": torch.where(exists, torch.arange(6), -1),
+    }
+    model = build(name, "sdpa")
+    with flash_on_cpu() as calls:
+        GroupedForward(model, LayoutOptions(attention_path="varlen"), CPU)
+        assert_same(model, batch, separate=build(name, "sdpa"))
+    layers = model.config.num_hidden_layers
+    with_window = 2 if name == "gemma3" else 0
+    assert calls["backward"] == 2 * layers - with_window
+
+
+# transformers cannot tell the dtype of `gpt2`, which has no linear layer, in these dtypes
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in ("gpt2", "qwen2_moe", "stablelm")])
+def test_flash_attention_of_the_user(name):
+    """In place: softcaps and windows are the kernel's."""
+    model = build(name, "eager")
+    use_flash_attention_2(model)
+    with flash_attn_on_cpu() as calls:
+        grouped = GroupedForward(model, LayoutOptions(), CPU)
+        assert_same(model, ragged_batch(), separate=build(name, "eager"))
+        assert calls == {"flash_attn": model.config.num_hidden_layers * (1 if is_ordinary(model) else 3)}
+        assert str(grouped) == "computed once (the model's FlashAttention, packed)"
+
+
+def test_a_window_that_layers_do_not_tell_flash_attention(caplog):
+    """Those of `qwen2_moe` (transformers 5.23) do not, so that separate rows have none: the comparison finds it."""
+    PartialState()
+    model = build("qwen2_moe", "eager")
+    use_flash_attention_2(model)
+    with flash_attn_on_cpu():
+        grouped = GroupedForward(model, LayoutOptions(), CPU)
+        assert_same(model, ragged_batch())
+    assert grouped.path is None
+    assert "its log-probabilities differ" in grouped.reason
+
+
+@pytest.mark.parametrize("fault", [{"upper_left": True}, {"window_shift": 1}], ids=str)
+def test_a_wrong_kernel_is_seen(fault):
+    model = build("mistral_window", "sdpa")
+    with flash_on_cpu(**fault), pytest.raises(AssertionError):
+        GroupedForward(model, LayoutOptions(attention_path="varlen"), CPU)
+        assert_same(model, ragged_batch(), separate=build("mistral_window", "sdpa"))
+
+
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma3", "qwen2_moe", "gpt2"])
 @pytest.mark.parametrize("packs", [True, False], ids=["packed", "a row each"])
 def test_dense_mask_of_sdpa_as_on_a_gpu(name, packs):
     model = build(name, "sdpa")
     grouped = GroupedForward(model, LayoutOptions(padding_free=packs), torch.device("cuda"))
-    assert grouped.attention == DENSE_MASK
+    assert grouped.path == "dense"
     assert_same(model, ragged_batch())
 
 
@@ -211,7 +285,7 @@ def test_a_difference_is_seen(weight, precision, monkeypatch):
 def test_forward_of_flex_attention(name):
     """Its backward needs a GPU (torch 2.13). What a token sees is tested in `unit/test_layouts.py`."""
     model, flex = build(name, "eager" if name == "gemma2" else "sdpa"), build(name, "flex_attention")
-    assert GroupedForward(flex, LayoutOptions(share_prompt=True), CPU).attention == BLOCK_MASK
+    assert GroupedForward(flex, LayoutOptions(share_prompt=True), CPU).path == "flex"
     batch = ragged_batch()
     read = Batch.of(batch)
     groups, rows = read.groups, read.rows

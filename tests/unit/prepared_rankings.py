@@ -5,8 +5,8 @@ from typing import NamedTuple
 from datasets import Dataset, IterableDataset
 from tiny import EOS_TOKEN, tiny_tokenizer
 
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
-from trl_dpo_ext.data.rankings.ranking_report import RankingReport
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
+from trl_dpo_ext.data.preparation_report import RankingReport
 
 
 TOKENIZER = tiny_tokenizer()
@@ -36,5 +36,5 @@ class Prepared(NamedTuple):
 
 def prepare(rows, tokenizer=TOKENIZER, **options) -> Prepared:
     dataset = Dataset.from_list(rows) if isinstance(rows, list) else rows
-    dataset, report = prepare_rankings(dataset, tokenizer, **options)
+    dataset, report = prepare_dataset(dataset, tokenizer, **options)
     return Prepared([{name: row[name] for name in IDS} for row in dataset], report, dataset)

@@ -11,9 +11,7 @@ from tiny import preference_rows, tiny_tokenizer
 import trl_dpo_ext.data.dataset_preparation
 from trl_dpo_ext.data.conversion.from_pairs import pairs_to_rankings
 from trl_dpo_ext.data.conversion.to_pairs import all_pairs
-from trl_dpo_ext.data.dataset_preparation import prepare_pairs
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
-from trl_dpo_ext.data.tokenization import Cut
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
 
 
 TOKENIZER = tiny_tokenizer()
@@ -21,9 +19,9 @@ IDS = ("prompt_ids", "chosen_ids", "rejected_ids", "completion_ids", "ranks")
 PAIR, RANKING = KINDS["text"], KINDS["ranking"]
 
 PREPARATIONS = {
-    "pairs": lambda rows: prepare_pairs(rows, TOKENIZER, cut=Cut()),
-    "rankings": lambda rows: prepare_rankings(rows, TOKENIZER),
-    "best": lambda rows: prepare_rankings(rows, TOKENIZER, alone=True),
+    "pairs": lambda rows: prepare_dataset(rows, TOKENIZER, as_pairs=True),
+    "rankings": lambda rows: prepare_dataset(rows, TOKENIZER),
+    "best": lambda rows: prepare_dataset(rows, TOKENIZER, alone=True),
 }
 
 

@@ -6,6 +6,7 @@ import pickle
 import re
 
 import pytest
+import torch
 import trl
 from accelerate.parallelism_config import ParallelismConfig
 from integration.conftest import TINY
@@ -473,3 +474,14 @@ class TestWarmUp:
         optimizer = SGD(tiny_llama().parameters(), lr=1.0)
         optimizers = (optimizer, ConstantLR(optimizer, factor=0.5, total_iters=100))
         assert rates([0, 1, 2], optimizers=optimizers) == [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(("options", "expected"), [({}, True), ({"dataloader_pin_memory": False}, False)], ids=str)
+def test_batches_are_copied_while_a_gpu_computes(options, expected, tmp_path, monkeypatch):
+    """From pinned memory, that is; on a CPU nothing changes."""
+    assert not DPOPaperConfig(str(tmp_path), use_cpu=True).accelerator_config.non_blocking
+    args = DPOPaperConfig(str(tmp_path), bf16=False, **options)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(DPOPaperConfig, "world_size", 1)
+    args.__post_init__()
+    assert args.accelerator_config.non_blocking is expected

@@ -14,7 +14,7 @@ from unit.conftest import GOOD, SAME
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
 from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.data.prompts import split_prompt
-from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
+from trl_dpo_ext.data.tokenization import Truncation, leading_special_ids
 
 
 IDS = ("prompt_ids", "chosen_ids", "rejected_ids")
@@ -197,7 +197,7 @@ class TestAuthorsCut:
         assert prepared.lengths() == [(10, 256, 2)]  # 266 tokens, although 512 were allowed
         row = prepared.rows[0]
         assert EOS not in row["chosen_ids"] and row["rejected_ids"][-1] == EOS
-        assert prepared.report == DataReport(rows=1, prompts_cut=0, answers_cut=1)
+        assert prepared.report == DataReport(rows=1, prompts_truncated=0, answers_truncated=1)
 
     @pytest.mark.parametrize(
         ("row", "max_prompt_length"), [(texts(300, 100), 256), (texts(400, 101), 128), (texts(500, 12), None)]
@@ -214,13 +214,13 @@ class TestAuthorsCut:
         prepared = prepare([texts(400, 200)])
         assert prepared.lengths() == [(256, 200, 2)]
         assert prepared.rows[0]["chosen_ids"][-1] == EOS
-        assert prepared.report == DataReport(rows=1, prompts_cut=1, answers_cut=0)
+        assert prepared.report == DataReport(rows=1, prompts_truncated=1, answers_truncated=0)
 
     @pytest.mark.parametrize(("chosen", "rejected"), [(600, 300), (300, 600), (600, 100)])
     def test_the_longer_answer_decides_for_both(self, prepare, chosen, rejected):
         prepared = prepare([texts(300, chosen, rejected)])
         assert prepared.lengths() == [(256, min(chosen, 256), min(rejected, 256))]
-        assert prepared.report == DataReport(rows=1, prompts_cut=1, answers_cut=1)
+        assert prepared.report == DataReport(rows=1, prompts_truncated=1, answers_truncated=1)
 
     @pytest.mark.parametrize(("mode", "kept"), [("keep_start", slice(0, 8)), ("keep_end", slice(-8, None))])
     def test_end_of_the_prompt_that_is_kept(self, prepare, mode, kept):
@@ -259,14 +259,14 @@ class TestAuthorsCut:
             max_length = draw.randint(2, 60)
             max_prompt_length = draw.randint(1, max_length - 1)
             expected = authors_cut(row, max_length, max_prompt_length, mode)
-            result = Cut(False, max_length, max_prompt_length, mode == "keep_end")(
+            result = Truncation(False, max_length, max_prompt_length, mode == "keep_end")(
                 row["prompt_ids"], [row[name] for name in IDS[1:]]
             )
             cut = dict(zip(IDS, (result.prompt_ids, *result.completion_ids), strict=True))
             assert cut == expected
-            assert result.prompt_cut == (cut["prompt_ids"] != row["prompt_ids"])
-            assert result.completions_cut == any(cut[name] != row[name] for name in IDS[1:])
-            seen.add((result.prompt_cut, result.completions_cut))
+            assert result.prompt_truncated == (cut["prompt_ids"] != row["prompt_ids"])
+            assert result.completions_truncated == any(cut[name] != row[name] for name in IDS[1:])
+            seen.add((result.prompt_truncated, result.completions_truncated))
         assert len(seen) == 4  # every way of cutting was met
 
 
@@ -346,7 +346,7 @@ class TestTokensThatTheUserBrings:
         rows = [{"prompt_ids": list(range(3, 23)), "chosen_ids": [7] * 3 + [EOS], "rejected_ids": [8, EOS]}]
         prepared = prepare(rows, max_length=16, max_prompt_length=6)
         assert prepared.rows[0]["prompt_ids"] == list(range(17, 23))
-        assert prepared.report == DataReport(rows=1, prompts_cut=1)
+        assert prepared.report == DataReport(rows=1, prompts_truncated=1)
 
     def test_identical_answers_are_dropped_and_counted(self, prepare):
         prepared = prepare([self.ROW, self.ROW | {"chosen_ids": [8, 9, EOS]}])
@@ -392,9 +392,14 @@ class TestStreaming:
     def test_nothing_is_counted(self, prepare):
         report = prepare(Dataset.from_list([GOOD, SAME]).to_iterable_dataset()).report
         assert str(report) == "streaming, not counted"
-        assert report.share_cut == 0.0
+        assert report.share_truncated == 0.0
         # A count of 0 would be a claim
-        assert (report.rows, report.dropped, report.prompts_cut, report.answers_cut) == (None, None, None, None)
+        assert (report.rows, report.dropped, report.prompts_truncated, report.answers_truncated) == (
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 class TestCounts:
@@ -402,9 +407,13 @@ class TestCounts:
         rows = [GOOD, SAME, texts(400, 200), EMPTY, texts(10, 600), texts(300, 600), GOOD]
         prepared = prepare(rows)
         assert prepared.report == DataReport(
-            rows=5, dropped=2, first_dropped="row 1, both answers are the same", prompts_cut=2, answers_cut=2
+            rows=5,
+            dropped=2,
+            first_dropped="row 1, both answers are the same",
+            prompts_truncated=2,
+            answers_truncated=2,
         )
-        assert prepared.report.share_cut == 0.8
+        assert prepared.report.share_truncated == 0.8
         assert str(prepared.report) == "5 rows (2 dropped), 2 prompts and 2 answers truncated"
         assert "2 rows of the train dataset are left out (first: row 1, both answers are the same)" in caplog.text
         assert len(prepared.rows) == 5
@@ -450,7 +459,7 @@ class TestCounts:
         prepared = prepare(
             [GOOD, texts(10, 100), texts(10, 4, 100), texts(10, 30)], tokenization="joint", max_length=40
         )
-        assert prepared.report == DataReport(rows=4, answers_cut=2)
+        assert prepared.report == DataReport(rows=4, answers_truncated=2)
         assert prepared.lengths()[1] == (10, 100, 2)  # at collation
 
     def test_joint_counts_what_trl_drops(self, prepare, caplog):
@@ -469,7 +478,7 @@ class TestCounts:
         assert trainer.data_reports == {
             "train": DataReport(rows=1),
             "a": DataReport(rows=1, dropped=1, first_dropped="row 1, both answers are the same"),
-            "b": DataReport(rows=2, answers_cut=1),
+            "b": DataReport(rows=2, answers_truncated=1),
         }
 
 

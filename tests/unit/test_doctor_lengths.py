@@ -11,9 +11,9 @@ from unit.conftest import GOOD
 from unit.doctor_rows import MALFORMED_PAIRS, OVERLONG, RANKED, TOKENIZER, found, look, names
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
 from trl_dpo_ext.data.doctor.length_checks import Quantiles, fitting_length
 from trl_dpo_ext.data.preparation_report import DataReport
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
 
 
 class TestCuts:
@@ -25,7 +25,7 @@ class TestCuts:
         assert found(report, "preferred-answer-loses-eos").rows == [4]
         assert found(report, "answers-truncated").example == "60 + 61 tokens"
         assert found(report, "prompt-fills-max-length").rows == [3]
-        assert report.preparation == DataReport(rows=5, prompts_cut=3, answers_cut=2)
+        assert report.preparation == DataReport(rows=5, prompts_truncated=3, answers_truncated=2)
 
     def test_joint(self):
         report = look(OVERLONG, max_length=100, tokenization="joint")
@@ -81,7 +81,7 @@ class TestAgreesWithTheTrainers:
         assert report.preparation == trainer.data_reports["train"]
         if kind == "mixed":
             assert report.preparation.dropped == (4 if tokenization == "joint" else 3)
-            assert report.preparation.answers_cut
+            assert report.preparation.answers_truncated
 
     @pytest.mark.parametrize("tokenization", ["separate", "joint"])
     def test_rankings(self, tokenization):
@@ -95,7 +95,7 @@ class TestAgreesWithTheTrainers:
             RANKED | {"ranks": [0, 0, 1]},
         ]
         options = {"tokenization": tokenization, "max_length": 50}
-        _, expected = prepare_rankings(Dataset.from_list(rows), TOKENIZER, **options)
+        _, expected = prepare_dataset(Dataset.from_list(rows), TOKENIZER, **options)
         assert look(rows, **options).preparation == expected
         assert (expected.completions_dropped, expected.tied) == (1, 1)
 

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from trl_dpo_ext.batches import Batch
-from trl_dpo_ext.shared_prompt.attention import block_mask, dense_mask
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 from trl_dpo_ext.shared_prompt.layout import Layout, lay_out, pack
+from trl_dpo_ext.shared_prompt.masks import block_mask, dense_mask
 
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ class TestGroups:
         assert groups.shared == [2, 1]
         assert groups.starts == [2, 2, 1, 1, 1]
         assert groups.lengths == [4, 3, 4, 2, 3]
-        assert groups.places.tolist() == [0, 1, 3, 4, 5]  # the third of the first group does not exist
+        assert groups.places == [0, 1, 3, 4, 5]  # the third of the first group does not exist
         assert groups.padded_right
         assert groups.sizes == [2 + 1 + 0, 1 + 2 + 0 + 1]
 
@@ -77,11 +77,11 @@ class TestGroups:
         batch["attention_mask"][0, 1] = torch.tensor([0, 1, 1, 1])
         assert not Batch.of(batch).groups.padded_right
 
-    def test_chunks(self):
+    def test_parts(self):
         groups = Batch.of(batch_of(([1], [[2], [3], [4]]), ([5], [[6], [7]]))).groups
-        assert [part.members for part in groups.chunks(2)] == [[[0, 1], [3, 4]], [[2]]]
-        assert groups.chunks(3) == [groups]
-        assert groups.chunks(None) == [groups]
+        assert [part.members for part in groups.parts(2)] == [[[0, 1], [3, 4]], [[2]]]
+        assert groups.parts(3) == [groups]
+        assert groups.parts(None) == [groups]
 
     def test_apart(self):
         apart = Batch.of(batch_of(([1, 2], [[3], [4, 5]]))).groups.apart()

@@ -24,8 +24,7 @@ from trl_dpo_ext import (
     UnlikelihoodTrainer,
 )
 from trl_dpo_ext.data.doctor.examination import examine
-from trl_dpo_ext.data.pair_preparation import prepare_pair
-from trl_dpo_ext.data.rankings.ranking_preparation import prepare_ranking
+from trl_dpo_ext.data.row_preparation import prepare_row
 from trl_dpo_ext.reward_model.batching import tokenize_rows
 from trl_dpo_ext.reward_model.files.row_sources import open_rows
 from trl_dpo_ext.reward_model.files.score_file import score_file
@@ -42,7 +41,7 @@ def with_mark(prepare: Callable[..., Any]) -> Callable[..., Any]:
     def marked(*args: Any, **kwargs: Any) -> Any:
         row = prepare(*args, **kwargs)
         row.prompt_ids = [*row.prompt_ids, MARK]
-        row.cut_ids[0] = [*row.cut_ids[0], MARK]
+        row.truncated_ids[0] = [*row.truncated_ids[0], MARK]
         return row
 
     return marked
@@ -99,7 +98,7 @@ ROWS = {
 @pytest.mark.parametrize("trainer_class", [DPOPaperTrainer, UnlikelihoodTrainer])
 def test_trainers_on_pairs(monkeypatch, tmp_path, trainer_class, kind):
     plain = prompts_of(trainer_class, ROWS[kind](), tmp_path)
-    replace_everywhere(monkeypatch, prepare_pair, with_mark(prepare_pair))
+    replace_everywhere(monkeypatch, prepare_row, with_mark(prepare_row))
     assert prompts_of(trainer_class, ROWS[kind](), tmp_path) == [[*ids, MARK] for ids in plain]
 
 
@@ -108,15 +107,14 @@ def test_trainers_on_pairs(monkeypatch, tmp_path, trainer_class, kind):
 def test_trainers_on_rankings(monkeypatch, tmp_path, trainer_class, kind):
     """Which take pairs, too, as rankings of two."""
     plain = prompts_of(trainer_class, ROWS[kind](), tmp_path)
-    replace_everywhere(monkeypatch, prepare_ranking, with_mark(prepare_ranking))
+    replace_everywhere(monkeypatch, prepare_row, with_mark(prepare_row))
     assert prompts_of(trainer_class, ROWS[kind](), tmp_path) == [[*ids, MARK] for ids in plain]
 
 
 @pytest.mark.parametrize("kind", ROWS)
 def test_doctor(monkeypatch, kind):
     plain = longest_prompt(ROWS[kind]())
-    function = prepare_ranking if kind == "rankings" else prepare_pair
-    replace_everywhere(monkeypatch, function, with_mark(function))
+    replace_everywhere(monkeypatch, prepare_row, with_mark(prepare_row))
     assert longest_prompt(ROWS[kind]()) == plain + 1
 
 
@@ -125,5 +123,5 @@ def test_doctor(monkeypatch, kind):
 def test_reward_model(monkeypatch, tmp_path, door, kind):
     """Pairs too are scored as two completions of one prompt."""
     plain, expected = door(ROWS[kind](), tmp_path), scores_with_mark(ROWS[kind]())
-    replace_everywhere(monkeypatch, prepare_ranking, with_mark(prepare_ranking))
+    replace_everywhere(monkeypatch, prepare_row, with_mark(prepare_row))
     assert door(ROWS[kind](), tmp_path) == expected != plain

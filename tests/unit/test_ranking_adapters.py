@@ -12,7 +12,7 @@ from trl_dpo_ext.data.conversion.public_datasets import (
     from_ultrafeedback,
 )
 from trl_dpo_ext.data.conversion.to_pairs import all_pairs
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
 
 
 TOKENIZER = tiny_tokenizer()
@@ -25,7 +25,7 @@ def adapt(rows, adapter, **options):
 
 def read_back(dataset) -> list[tuple[str, list[str], list[int]]]:
     """Prompt, completions and ranks as prepared, decoded."""
-    prepared, _ = prepare_rankings(dataset, TOKENIZER)
+    prepared, _ = prepare_dataset(dataset, TOKENIZER)
     return [
         (
             TOKENIZER.decode(row["prompt_ids"]),
@@ -99,17 +99,17 @@ class TestUltraFeedback:
 
     def test_a_row_with_one_completion_is_counted(self):
         rows = [self.ROW, self.ROW | {"completions": self.ROW["completions"][:1]}, self.ROW | {"completions": []}]
-        _, report = prepare_rankings(adapt(rows, from_ultrafeedback), TOKENIZER)
+        _, report = prepare_dataset(adapt(rows, from_ultrafeedback), TOKENIZER)
         assert (report.rows, report.dropped, report.first_dropped) == (1, 2, "row 1, one completion")
 
     def test_a_score_that_is_missing_is_named(self):
         rows = [self.ROW, self.ROW | {"completions": [self.ROW["completions"][0] | {"overall_score": None}] * 2}]
         with pytest.raises(ValueError, match=r"`scores\[0\]` in row 1 of the train dataset is None"):
-            prepare_rankings(adapt(rows, from_ultrafeedback), TOKENIZER)
+            prepare_dataset(adapt(rows, from_ultrafeedback), TOKENIZER)
 
     def test_raw_rows_are_told_where_the_adapters_are(self):
         with pytest.raises(ValueError, match=r"`completions\[0\]` in row 0 .*from_ultrafeedback"):
-            prepare_rankings(Dataset.from_list([self.ROW]), TOKENIZER)
+            prepare_dataset(Dataset.from_list([self.ROW]), TOKENIZER)
 
 
 class TestNectar:
@@ -152,7 +152,7 @@ class TestNectar:
     def test_a_rank_that_is_no_whole_number_is_named(self):
         answers = [answer | {"rank": answer["rank"] + 0.5} for answer in self.ROW["answers"]]
         with pytest.raises(ValueError, match=r"`ranks\[0\]` in row 0 of the train dataset is 3.5"):
-            prepare_rankings(adapt([self.ROW | {"answers": answers}], from_nectar), TOKENIZER)
+            prepare_dataset(adapt([self.ROW | {"answers": answers}], from_nectar), TOKENIZER)
 
 
 class TestStackExchange:

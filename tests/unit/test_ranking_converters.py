@@ -9,7 +9,7 @@ from tiny import tiny_tokenizer
 
 from trl_dpo_ext.data.conversion.from_pairs import pairs_to_rankings
 from trl_dpo_ext.data.conversion.to_pairs import all_pairs, best_random_pairs, best_worst_pairs, scores_to_ranking
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
 
 
 def ranking(completions: str, ranks: list | None = None, prompt: str = "q") -> dict:
@@ -41,8 +41,8 @@ class TestScoresToRanking:
 
     def test_it_prepares_to_the_same_rows(self):
         dataset, tokenizer = Dataset.from_list([self.ROW]), tiny_tokenizer()
-        prepared, _ = prepare_rankings(dataset, tokenizer)
-        converted, _ = prepare_rankings(dataset.map(scores_to_ranking), tokenizer)
+        prepared, _ = prepare_dataset(dataset, tokenizer)
+        converted, _ = prepare_dataset(dataset.map(scores_to_ranking), tokenizer)
         assert converted.to_list() == prepared.to_list()
 
     @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ class TestRankingToPairs:
         ]
 
     def test_prepared_rankings_give_pairs_of_text(self):
-        prepared, _ = prepare_rankings(Dataset.from_list([ranking("ab", [1, 0])]), tiny_tokenizer())
+        prepared, _ = prepare_dataset(Dataset.from_list([ranking("ab", [1, 0])]), tiny_tokenizer())
         assert all_pairs(prepared).to_list() == [{"prompt": "q", "chosen": "b", "rejected": "a"}]
 
     def test_messages_and_implicit_prompts(self):
@@ -205,7 +205,7 @@ class TestPairsToRankings:
             for i in range(6)
         ]
         rows = [row for row in rows if len(set(row["ranks"])) > 1]
-        prepared, _ = prepare_rankings(Dataset.from_list(rows), tiny_tokenizer())
+        prepared, _ = prepare_dataset(Dataset.from_list(rows), tiny_tokenizer())
         pairs = all_pairs(Dataset.from_list(rows)).shuffle(seed=0)
         rankings, report = pairs_to_rankings(pairs)
         assert report.rankings == len(rows)
@@ -223,7 +223,7 @@ class TestPairsToRankings:
         rows = [{"prompt": chat("q", "user"), "chosen": chat(a), "rejected": chat(b)} for a, b in ("bc", "ab")]
         rankings, _ = pairs_to_rankings(Dataset.from_list(rows))
         assert rankings[0]["completions"] == [chat("a"), chat("b"), chat("c")]
-        assert prepare_rankings(rankings, tiny_tokenizer())[1].completions == 3
+        assert prepare_dataset(rankings, tiny_tokenizer())[1].completions == 3
 
     def test_pairs_that_say_nothing_are_counted(self, caplog):
         caplog.set_level("WARNING")

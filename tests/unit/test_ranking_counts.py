@@ -5,8 +5,7 @@ from datasets import Dataset
 from tiny import EOS_TOKEN, preference_rows
 from unit.prepared_rankings import GOOD, TOKENIZER, ids, prepare
 
-from trl_dpo_ext.data.preparation_report import DataReport
-from trl_dpo_ext.data.rankings.ranking_report import RankingReport
+from trl_dpo_ext.data.preparation_report import DataReport, RankingReport
 
 
 class TestCounts:
@@ -132,7 +131,7 @@ class TestCounts:
             "3 rows of 2 to 3 completions (1 rows and 1 single completions dropped), 0 rows with ties, 1 prompts and "
             "0 answers truncated"
         )
-        assert report.share_cut == pytest.approx(1 / 3)
+        assert report.share_truncated == pytest.approx(1 / 3)
         assert isinstance(report, DataReport)
         assert "2 rows of 2 completions" in str(prepare([{"prompt": "q", "completions": ["a", "b"]}] * 2).report)
 

@@ -11,7 +11,7 @@ from transformers.utils.logging import warning_once
 from unit.prepared_rankings import GOOD, IDS, TOKENIZER, ids, prepare
 
 from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
-from trl_dpo_ext.data.tokenization import cut_completions, leading_special_ids, tokenize_apart
+from trl_dpo_ext.data.tokenization import leading_special_ids, tokenize_apart, truncate_completions
 
 
 EOS = TOKENIZER.eos_token_id
@@ -243,17 +243,17 @@ class TestCut:
         prepared = prepare([row], max_length=512)
         assert prepared.lengths() == [(256, 2, 256, 50)]
         assert [completion[-1] == EOS for completion in prepared.rows[0]["completion_ids"]] == [True, False, True]
-        assert (prepared.report.prompts_cut, prepared.report.answers_cut) == (1, 1)
+        assert (prepared.report.prompts_truncated, prepared.report.answers_truncated) == (1, 1)
 
     @pytest.mark.parametrize(
-        ("prompt", "longest", "expected", "prompts_cut", "answers_cut"),
+        ("prompt", "longest", "expected", "num_prompts", "num_answers"),
         [(500, 12, (500, 12), 0, 0), (500, 13, (256, 13), 1, 0), (10, 600, (10, 256), 0, 1)],
     )
-    def test_borders(self, prompt, longest, expected, prompts_cut, answers_cut):
+    def test_borders(self, prompt, longest, expected, num_prompts, num_answers):
         rows = [{"prompt": "z" * prompt, "completions": [tokens(2, "q"), tokens(3, "x"), tokens(longest)]}]
         prepared = prepare(rows, max_length=512)
         assert prepared.lengths() == [(expected[0], 2, 3, expected[1])]
-        assert (prepared.report.prompts_cut, prepared.report.answers_cut) == (prompts_cut, answers_cut)
+        assert (prepared.report.prompts_truncated, prepared.report.answers_truncated) == (num_prompts, num_answers)
 
     @pytest.mark.parametrize(("mode", "kept"), [("keep_start", slice(0, 6)), ("keep_end", slice(-6, None))])
     @pytest.mark.parametrize("bos", [False, True], ids=["without", "with_bos"])
@@ -275,10 +275,10 @@ class TestCut:
             max_length = draw.randint(2, 60)
             options = {"max_length": max_length, "max_prompt_length": draw.randint(1, max_length - 1)}
             options |= {"keep_end": keep_end, "leading_ids": []}
-            cut = cut_completions(prompt, [chosen, rejected], **options)
+            cut = truncate_completions(prompt, [chosen, rejected], **options)
             # A third completion, no longer than the others, changes nothing for them
             third = draw.choice([chosen, rejected])[: draw.randint(1, 40)]
-            assert cut_completions(prompt, [chosen, rejected, third], **options)[1][:2] == cut[1]
+            assert truncate_completions(prompt, [chosen, rejected, third], **options)[1][:2] == cut[1]
 
     @pytest.mark.parametrize(("max_length", "left"), [(37, 4), (50, 6)])
     def test_joint_leaves_the_cut_to_the_collator_as_trl_does(self, max_length, left):
@@ -287,14 +287,14 @@ class TestCut:
         assert prepared.rows == prepared_by_trl(pairs, max_length=max_length)
         assert (prepared.report.rows, prepared.report.dropped) == (left, 6 - left)
         longest = [prompt + max(completions) for prompt, *completions in prepared.lengths()]
-        assert prepared.report.answers_cut == sum(length > max_length for length in longest) > 0
+        assert prepared.report.answers_truncated == sum(length > max_length for length in longest) > 0
         batch = DataCollatorForRanking(0, max_length=max_length)(prepared.rows)
         assert batch["input_ids"].shape[2] == max_length
         assert batch["completion_mask"].sum(-1).min() > 0
 
     def test_joint_that_keeps_the_end_drops_nothing(self):
         prepared = prepare(preference_rows(6), tokenization="joint", max_length=36, truncation_mode="keep_end")
-        assert (prepared.report.rows, prepared.report.answers_cut) == (6, 6)
+        assert (prepared.report.rows, prepared.report.answers_truncated) == (6, 6)
 
 
 class TestPreparedAgain:
@@ -334,7 +334,7 @@ class TestTokensThatTheUserBrings:
         row = self.ROW | {"prompt_ids": list(range(3, 23))}
         prepared = prepare([row], max_length=16, max_prompt_length=6)
         assert prepared.rows[0]["prompt_ids"] == list(range(17, 23))
-        assert prepared.report.prompts_cut == 1
+        assert prepared.report.prompts_truncated == 1
 
     def test_pairs_with_their_reference(self):
         pair = {"prompt_ids": [5], "chosen_ids": [7], "rejected_ids": [8, 9]}
@@ -427,12 +427,12 @@ class TestStreaming:
         rows = [GOOD, GOOD | {"completions": ["a"]}, GOOD | {"completions": ["a", "a", "b"]}]
         prepared = prepare(Dataset.from_list(rows).to_iterable_dataset(), dataset_name="streamed")
         assert prepared.texts() == [GOOD["completions"], ["a", "b"]]
-        assert caplog.text.count("Rows of the streamed stream that say nothing are left out") == 1
+        assert caplog.text.count("Rows of the streamed stream that carry no preference are left out") == 1
 
     def test_nothing_is_counted(self):
         report = prepare(Dataset.from_list([GOOD]).to_iterable_dataset()).report
         assert str(report) == "streaming, not counted"
-        assert report.share_cut == 0.0
+        assert report.share_truncated == 0.0
         # A count of 0 would be a claim
         assert {value for value in vars(report).values() if value != ""} == {None}
 

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 from tiny import tiny_tokenizer
 
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
 from trl_dpo_ext.data.rankings.checks import check_ranking, check_ranking_columns
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
 from trl_dpo_ext.data.rankings.order import (
     dense_ranks,
     ranks_from_scores,
@@ -204,7 +204,7 @@ def test_bad_values(change, message):
 def test_bad_values_reach_the_user_from_a_dataset(change, message, stream):
     dataset = Dataset.from_dict({name: [value] * 2 for name, value in GOOD.items()} | change)
     with pytest.raises(ValueError, match=message):
-        list(prepare_rankings(dataset.to_iterable_dataset() if stream else dataset, tiny_tokenizer())[0])
+        list(prepare_dataset(dataset.to_iterable_dataset() if stream else dataset, tiny_tokenizer())[0])
 
 
 class TestRanksAndScores:
@@ -257,7 +257,7 @@ class TestColumns:
                 ["prompt", "completions", "chosen", "rejected"],
                 "`completions` of a ranking and `chosen` and `rejected`",
             ),
-            (["prompt", "chosen"], "no column `rejected`. A preference data set needs"),
+            (["prompt", "chosen"], "no column `rejected`. A preference dataset needs"),
             (["prompt", "chosen", "rejectd"], "Is it `rejectd`?"),
             (["prompt_ids", "chosen_ids"], "has token ids .* but no column `rejected_ids`"),
             (["completion_ids", "ranks"], "has the column `completion_ids` but not `prompt_ids`"),
@@ -297,7 +297,7 @@ class TestOptions:
     )
     def test_bad(self, options, message):
         with pytest.raises(ValueError, match=message):
-            prepare_rankings(Dataset.from_list([GOOD]), tiny_tokenizer(), **options)
+            prepare_dataset(Dataset.from_list([GOOD]), tiny_tokenizer(), **options)
 
 
 def test_completions_left_out_do_not_change_the_probability_of_the_others():

@@ -7,11 +7,9 @@ from tiny import EOS_TOKEN, preference_rows, tiny_tokenizer
 from unit.conftest import stream
 
 from trl_dpo_ext.data.columns import opened
-from trl_dpo_ext.data.dataset_preparation import prepare_pairs
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
 from trl_dpo_ext.data.doctor.examination import examine
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
 from trl_dpo_ext.data.token_ids import check_ids, suspects
-from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
 from trl_dpo_ext.reward_model.reward_columns import completions_of
 
 
@@ -23,9 +21,11 @@ CHAT = {"prompt": [USER], "chosen": [YES], "rejected": [NO]}
 ROW_1 = "row 1 of the train dataset"
 
 
-def pairs(rows, tokenizer=TOKENIZER, **cut):
+def pairs(rows, tokenizer=TOKENIZER, joint=False, keep_end=True, **options):
     rows = Dataset.from_list(rows) if isinstance(rows, list) else rows
-    dataset, report = prepare_pairs(rows, tokenizer, cut=Cut(leading_ids=tuple(leading_special_ids(tokenizer)), **cut))
+    options |= {"tokenization": "joint" if joint else "separate"}
+    options |= {"truncation_mode" if joint else "prompt_truncation_mode": "keep_end" if keep_end else "keep_start"}
+    dataset, report = prepare_dataset(rows, tokenizer, as_pairs=True, **options)
     return [{name: row[name] for name in IDS} for row in dataset], report
 
 
@@ -53,10 +53,10 @@ class TestPromptOnce:
     def test_rankings_and_the_best_of_them(self):
         row = {"prompt": "Is it good?", "completions": [[USER, YES], [USER, NO]], "ranks": [0, 1]}
         rows, expected = Dataset.from_list([row]), pairs([CHAT])[0][0]
-        dataset, report = prepare_rankings(rows, TOKENIZER)
+        dataset, report = prepare_dataset(rows, TOKENIZER)
         assert dataset[0]["completion_ids"] == [expected["chosen_ids"], expected["rejected_ids"]]
         assert dataset[0]["prompt_ids"] == expected["prompt_ids"] and report.prompts_repeated == 1
-        best, report = prepare_rankings(rows, TOKENIZER, alone=True)
+        best, report = prepare_dataset(rows, TOKENIZER, alone=True)
         assert best[0]["completion_ids"] == [expected["chosen_ids"]] and best[0]["completions"] == [[YES]]
         assert best[0]["prompt_ids"] == expected["prompt_ids"] and report.prompts_repeated == 1
 
@@ -97,7 +97,7 @@ class TestCut:
 
     def test_a_copy_after_the_cut_leaves_a_ranking(self):
         row = {"prompt": "zz", "completions": ["q", "zzzzzzzzzq", "zzzzzzzzzx"], "ranks": [0, 1, 1]}
-        dataset, report = prepare_rankings(Dataset.from_list([row]), TOKENIZER, max_length=8)
+        dataset, report = prepare_dataset(Dataset.from_list([row]), TOKENIZER, max_length=8)
         assert len(dataset[0]["completion_ids"]) == 2
         assert report.first_completion_dropped == "row 0, completion 2 is a copy of completion 1 after truncation"
 
@@ -200,7 +200,7 @@ class TestOtherKinds:
     )
     def test_they_are_named(self, columns, what):
         rows = Dataset.from_list([dict.fromkeys(columns, "a")])
-        for prepare in (pairs, lambda rows: prepare_rankings(rows, TOKENIZER)):
+        for prepare in (pairs, lambda rows: prepare_dataset(rows, TOKENIZER)):
             with pytest.raises(ValueError, match=what):
                 prepare(rows)
         assert what in str(examine(rows, TOKENIZER, progress=False))
@@ -208,7 +208,7 @@ class TestOtherKinds:
     def test_pairs_with_completions(self):
         rows = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c", "completions": ["b", "c"]}])
         match = "`completions` of a ranking and `chosen` and `rejected` of a preference pair"
-        for prepare in (pairs, lambda rows: prepare_rankings(rows, TOKENIZER)):
+        for prepare in (pairs, lambda rows: prepare_dataset(rows, TOKENIZER)):
             with pytest.raises(ValueError, match=match):
                 prepare(rows)
         assert "`completions` of a ranking" in str(examine(rows, TOKENIZER, progress=False))

@@ -8,11 +8,9 @@ from tiny import tiny_tokenizer
 
 from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.columns import is_image
-from trl_dpo_ext.data.dataset_preparation import prepare_pairs
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
 from trl_dpo_ext.data.doctor.examination import examine
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
-from trl_dpo_ext.data.tokenization import Cut
 from trl_dpo_ext.reward_model.reward_columns import completions_of, reward_columns
 
 
@@ -23,11 +21,11 @@ PAIR = {"prompt": "Is it good?", "chosen": " Yes.", "rejected": " No."}
 
 
 def pairs(rows):
-    return prepare_pairs(rows, TOKENIZER, cut=Cut())
+    return prepare_dataset(rows, TOKENIZER, as_pairs=True)
 
 
 def rankings(rows):
-    return prepare_rankings(rows, TOKENIZER)
+    return prepare_dataset(rows, TOKENIZER)
 
 
 def refusals(rows):
@@ -69,17 +67,48 @@ class TestColumns:
         assert found == [True, True, False, False, False, False, False]
 
 
+class TestPairsInATrainerOfRankings:
+    """A pair is the same pair, whichever trainer reads it."""
+
+    @pytest.mark.parametrize("tokenization", ["separate", "joint"])
+    def test_the_same_tokens_of_an_implicit_prompt(self, tokenization):
+        start = "\n\nHuman: Is it?\n\nAssistant:"
+        rows = Dataset.from_list([{"chosen": f"{start} It is.", "rejected": f"{start} It was not."}])
+        (pair,), (ranking,), (best,) = (
+            prepare_dataset(rows, TOKENIZER, tokenization=tokenization, **options)[0]
+            for options in ({"as_pairs": True}, {}, {"alone": True})
+        )
+        assert [ranking["prompt_ids"], *ranking["completion_ids"]] == [
+            pair[name] for name in ("prompt_ids", "chosen_ids", "rejected_ids")
+        ]
+        assert (best["prompt_ids"], best["completion_ids"]) == (pair["prompt_ids"], [pair["chosen_ids"]])
+
+    @pytest.mark.parametrize(
+        ("row", "why"),
+        [
+            (PAIR | {"chosen": ""}, "an answer is empty"),
+            (PAIR | {"chosen": " No."}, "both answers are the same"),
+            (PAIR | {"chosen": " No." + TOKENIZER.eos_token}, "have the same tokens"),
+        ],
+    )
+    def test_the_same_reason(self, row, why):
+        rows = Dataset.from_list([PAIR, row])
+        for prepare in (pairs, rankings):
+            report = prepare(rows)[1]
+            assert (report.rows, report.dropped) == (1, 1) and why in report.first_dropped
+
+
 class TestEmptyAnswers:
     def test_preferred_ft_counts_them(self):
         answers = [[YES], [], [{"role": "assistant", "content": ""}], [YES]]
         rows = [{"prompt": [USER], "chosen": answer, "rejected": [NO]} for answer in answers]
-        left, report = prepare_rankings(Dataset.from_list(rows), TOKENIZER, alone=True)
+        left, report = prepare_dataset(Dataset.from_list(rows), TOKENIZER, alone=True)
         assert (report.rows, report.dropped, len(left)) == (2, 2, 2)
         assert report.first_dropped == "row 1, its best completion is empty"
 
     def test_a_ranking_of_none(self):
         rows = Dataset.from_list([{"prompt": "a", "completions": texts} for texts in (["b"], [], ["", "c"], ["d"])])
-        _, report = prepare_rankings(rows, TOKENIZER, alone=True)
+        _, report = prepare_dataset(rows, TOKENIZER, alone=True)
         assert (report.rows, report.dropped, report.first_dropped) == (2, 2, "row 1, its best completion is empty")
 
     def test_two_empty_conversations_beside_a_text_prompt(self):
@@ -126,9 +155,9 @@ class TestRepeatedPrompts:
         stream = IterableDataset.from_generator(lambda: iter([row]))
         options = {"dataset_name": name}
         if prepare is pairs:
-            (left,) = prepare_pairs(stream, TOKENIZER, cut=Cut(), **options)[0]
+            (left,) = prepare_dataset(stream, TOKENIZER, as_pairs=True, **options)[0]
         else:
-            (left,) = prepare_rankings(stream, TOKENIZER, **options)[0]
+            (left,) = prepare_dataset(stream, TOKENIZER, **options)[0]
         assert left["prompt_ids"] == TOKENIZER("Q: a?")["input_ids"]
         assert f"Answers of the {name} stream begin with their prompt" in caplog.text
 

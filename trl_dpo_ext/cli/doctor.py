@@ -24,13 +24,7 @@ def run(argv: list[str]) -> int:
     from trl_dpo_ext.models.limits import check_pad_token, limits_of
 
     try:
-        row_options = RowOptions(
-            tokenization=options.tokenization,
-            max_length=options.max_length,
-            max_prompt_length=options.max_prompt_length,
-            prompt_truncation_mode=options.prompt_truncation_mode,
-            truncation_mode=options.truncation_mode,
-        )
+        row_options = RowOptions.of(options)
         splits = load_splits(options.rows, option="ROWS", dataset_config=options.dataset_config)
         dataset = split_of(splits, options.rows, options.split, option="split")
         held_out = None

@@ -12,12 +12,11 @@ from trl_dpo_ext.cli.memory import estimate_memory
 from trl_dpo_ext.cli.recipe import Recipe
 from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.doctor.examination import examine
-from trl_dpo_ext.data.options import RowOptions
+from trl_dpo_ext.data.options import preparation_options
 from trl_dpo_ext.models.limits import Limits, check_pad_token, limits_of
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.options.adapter_base import read_adapter_config
 from trl_dpo_ext.trainers.options.secrets import without_secrets
-from trl_dpo_ext.trainers.preferred_ft_config import PreferredFTConfig
 
 
 __all__ = ["dry_run"]
@@ -53,10 +52,7 @@ def dry_run(recipe: Recipe, train: Dataset | IterableDataset) -> int:
     limits = _limits(recipe)
     tokens, adapter = _tokens(args, train), recipe.stage.adapter
     print(f"Memory: {estimate_memory(args, model, _reference_in_memory(recipe), tokens, adapter)}.\n")
-    options = {option.name: getattr(args, option.name) for option in fields(RowOptions)}
-    more = ("score_tie_gap", "max_completions")
-    options |= {name: getattr(args, name) for name in more if hasattr(args, name)}
-    options["alone"] = isinstance(args, PreferredFTConfig)
+    options = preparation_options(args)
     if "score_tie_gap" not in options and {"completions", "completion_ids"}.intersection(train.column_names):
         check_columns(train.column_names, "train")  # a trainer of pairs
     tokenizer = AutoTokenizer.from_pretrained(model.model_name_or_path, trust_remote_code=args.trust_remote_code)

@@ -1,5 +1,5 @@
 """
-Data sets of preferences and rankings: collator, conversions, and rows of public data sets.
+Datasets of preferences and rankings: collator, conversions, and rows of public datasets.
 """
 
 from typing import TYPE_CHECKING

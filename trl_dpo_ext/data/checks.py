@@ -1,4 +1,4 @@
-"""Checks of raw rows: one error that names the row and the fix, and the rows that carry no preference."""
+"""Checks of raw rows and of their columns. Errors name the row, the column and a fix."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,17 @@ from trl_dpo_ext.spelling import likely_column, misspelt_column
 
 
 __all__ = [
-    "COMPLETIONS_CUT",
+    "COMPLETIONS_TRUNCATED",
     "COUNTED",
-    "DROPPED",
     "EMPTY_ANSWER",
-    "IDENTICAL",
+    "LEFT_OUT",
     "PREFERENCE_COLUMNS",
     "PROBLEM",
-    "PROMPT_CUT",
     "PROMPT_NAMES",
     "PROMPT_REPEATED",
+    "PROMPT_TRUNCATED",
     "TOKENIZED_COLUMNS",
-    "WHY_DROPPED",
+    "WHY_LEFT_OUT",
     "check_columns",
     "check_number",
     "check_one_kind",
@@ -40,20 +39,20 @@ PREFERENCE_COLUMNS = ("prompt", "chosen", "rejected")  # `prompt` may be left ou
 TOKENIZED_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 # Columns of a prepared row that are only counted. A user's cannot have these names.
-PROBLEM, DROPPED, WHY_DROPPED = "__problem", "__dropped", "__why_dropped"
-PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED = "__prompt_cut", "__completions_cut", "__prompt_repeated"
-COUNTED = (PROBLEM, DROPPED, WHY_DROPPED, PROMPT_CUT, COMPLETIONS_CUT, PROMPT_REPEATED)
+PROBLEM, LEFT_OUT, WHY_LEFT_OUT = "__problem", "__left_out", "__why_left_out"
+PROMPT_TRUNCATED, COMPLETIONS_TRUNCATED = "__prompt_truncated", "__completions_truncated"
+PROMPT_REPEATED = "__prompt_repeated"
+COUNTED = (PROBLEM, LEFT_OUT, WHY_LEFT_OUT, PROMPT_TRUNCATED, COMPLETIONS_TRUNCATED, PROMPT_REPEATED)
 
-# Columns that hold the prompt in data sets without `prompt`
+# Columns that hold the prompt in datasets without `prompt`
 PROMPT_NAMES = ("question", "instruction", "query", "problem", "input")
 
 EMPTY_ANSWER = "an answer is empty"
-IDENTICAL = "both answers are the same"
 
 
 def check_columns(columns: Sequence[str], dataset_name: str) -> None:
     """
-    Checks that the columns of a preference data set are there.
+    Checks that a preference dataset has its columns.
 
     Args:
         columns (`Sequence[str]`):
@@ -62,8 +61,8 @@ def check_columns(columns: Sequence[str], dataset_name: str) -> None:
             Name used in messages.
 
     Raises:
-        ValueError: If `chosen` or `rejected` is missing, only one of the two reference columns is there, or the data
-            set is a preference and a ranking data set at once.
+        ValueError: If `chosen` or `rejected` is missing, only one of the two reference columns is present, or the
+            dataset is both a preference and a ranking dataset.
     """
     check_one_kind(columns, dataset_name)
     tokens = [name for name in TOKENIZED_COLUMNS if name in columns]
@@ -82,7 +81,7 @@ def check_columns(columns: Sequence[str], dataset_name: str) -> None:
                 hint = f" Is it `{similar}`? Rename it with `dataset.rename_column`." if similar else ""
                 hint += f" {kind}" if kind else ""
                 raise ValueError(
-                    f"The {dataset_name} dataset has no column `{name}`. A preference data set needs `chosen`, "
+                    f"The {dataset_name} dataset has no column `{name}`. A preference dataset needs `chosen`, "
                     f"`rejected` and, unless both start with it, `prompt`; found {', '.join(columns)}.{hint}"
                 )
         if "prompt" not in columns:
@@ -103,10 +102,10 @@ def check_columns(columns: Sequence[str], dataset_name: str) -> None:
 
 def check_one_kind(columns: Sequence[str], dataset_name: str) -> None:
     """
-    Checks that columns are those of pairs or of rankings, and have no name that preparation uses itself.
+    Checks that columns are not both those of pairs and of rankings, and have no name that preparation uses itself.
 
     Raises:
-        ValueError: If they are both.
+        ValueError: If they are, or have.
     """
     if taken := [name for name in COUNTED if name in columns]:
         raise ValueError(
@@ -150,7 +149,7 @@ def preference_problem(row: Mapping[str, Any], index: int, dataset_name: str) ->
     if is_empty(row["chosen"]) or is_empty(row["rejected"]):
         return EMPTY_ANSWER
     if row["chosen"] == row["rejected"]:
-        return IDENTICAL
+        return "both answers are the same"
     return None
 
 
@@ -162,7 +161,7 @@ def settle_prompt(
 
     Args:
         prompt (`str` or `list`, *optional*):
-            Prompt; `None` of a row without one.
+            Prompt; `None` if the row has none.
         completions (`Mapping[str, Any]`):
             Completions, by their columns.
         where (`str`):
@@ -224,10 +223,10 @@ def check_split_prompt(row: Mapping[str, Any], prompt: Any, where: str, dataset_
         where (`str`):
             The row's name, for messages.
         dataset_name (`str`):
-            That of the data set.
+            The dataset's name, for messages.
 
     Raises:
-        ValueError: If there is none, or another column seems to hold it.
+        ValueError: If it is empty, or another column seems to hold the prompt.
     """
     text = text_of(prompt)
     for name, value in row.items():
@@ -247,7 +246,7 @@ def check_split_prompt(row: Mapping[str, Any], prompt: Any, where: str, dataset_
 
 
 def check_present(row: Mapping[str, Any], names: Sequence[str], where: str) -> None:
-    """Raises a `ValueError` if a row lacks a column, which rows of a stream can."""
+    """Raises a `ValueError` if a row lacks a column. Rows of a stream can."""
     for name in names:
         if name not in row:
             raise ValueError(f"`{name}` in {where} is missing; it has {', '.join(map(str, row))}. Fill it in.")
@@ -255,10 +254,11 @@ def check_present(row: Mapping[str, Any], names: Sequence[str], where: str) -> N
 
 def check_ref_logps(row: Mapping[str, Any], where: str, size: int = 2, of: str = "a pair") -> None:
     """
-    Checks the reference log-probabilities that a row brings, `size` of them in `ref_logps`: as many as `of` has.
+    Checks the reference log-probabilities that a row contains. `ref_logps` has `size` of them, as many as `of` has
+    completions.
 
     Raises:
-        ValueError: If one is no finite number, or one is missing.
+        ValueError: If one is missing or not a finite number.
     """
     pair = REF_LOGPS_COLUMNS if set(REF_LOGPS_COLUMNS) <= row.keys() else ()
     values = {name: row[name] for name in pair}
@@ -276,7 +276,7 @@ def check_ref_logps(row: Mapping[str, Any], where: str, size: int = 2, of: str =
 
 
 def check_number(value: Any, name: str, where: str, advice: str) -> None:
-    """Raises a `ValueError` if a value is no finite number."""
+    """Raises a `ValueError` if a value is not a finite number."""
     if not isinstance(value, Real) or isinstance(value, bool) or not _is_finite(value):
         found = repr(value)
         raise ValueError(f"`{name}` in {where} is {found if len(found) <= 60 else f'{found[:57]}...'}. {advice}")

@@ -1,4 +1,4 @@
-"""The columns of a data set as preparation sees them: names, types, without a format, and whether any holds images."""
+"""Columns of a dataset: names, types, formats, and images."""
 
 import mimetypes
 import os.path
@@ -28,17 +28,17 @@ logger = logging.get_logger(__name__)
 
 
 def columns_of(dataset: Dataset | IterableDataset) -> list[str]:
-    """Column names, looked up in the first row where a streaming data set does not know them."""
+    """Column names, looked up in the first row where a streaming dataset does not know them."""
     return dataset.column_names or list(next(iter(dataset), {}))
 
 
 def columns_of_rows(dataset: Any, dataset_name: str) -> list[str]:
     """
-    Column names of a data set, which must be one and have a row.
+    Column names of a dataset that has at least one row.
 
     Raises:
-        TypeError: If it is none.
-        ValueError: If it has no row.
+        TypeError: If it is not a dataset.
+        ValueError: If it has no rows.
     """
     if not isinstance(dataset, (Dataset, IterableDataset)):
         hint = " Pass one of its splits." if isinstance(dataset, dict) else ""
@@ -53,15 +53,16 @@ def columns_of_rows(dataset: Any, dataset_name: str) -> list[str]:
 
 def type_of_both(one: Any, other: Any) -> Any:
     """
-    The type of a column that takes the values of two. Where they differ it is JSON, which takes messages of any keys.
+    The type of a column that holds the values of two columns. If they differ it is JSON, which holds messages with any
+    keys.
     """
     return one if one == other else Json()
 
 
 def typed(dataset: Dataset | IterableDataset, made: Mapping[str, Any], removed: Sequence[str] = ()) -> dict[str, Any]:
     """
-    Arguments of `map` for a function that makes columns: their types, so that `datasets` takes these neither from a
-    column of the same name nor from the first thousand rows. A stream has no types to keep.
+    Arguments of `map` for a function that makes columns. They give the types of these columns, so that `datasets` does
+    not infer them from a column of the same name or from the first thousand rows. A stream has no types to keep.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -69,7 +70,7 @@ def typed(dataset: Dataset | IterableDataset, made: Mapping[str, Any], removed: 
         made (`Mapping[str, Any]`):
             Types of the columns that are made.
         removed (`Sequence[str]`, *optional*):
-            Columns of the data set to leave out, where it has them.
+            Columns to remove, if the dataset has them.
     """
     names = [name for name in columns_of(dataset) if name in removed]
     if isinstance(dataset, IterableDataset):
@@ -80,7 +81,7 @@ def typed(dataset: Dataset | IterableDataset, made: Mapping[str, Any], removed: 
 
 def plain(dataset: Any, dataset_name: str) -> Any:
     """
-    A data set whose rows are Python values, whatever format it has.
+    A dataset without a format, whose rows are Python values.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):
@@ -111,7 +112,7 @@ def plain(dataset: Any, dataset_name: str) -> Any:
 
 
 def opened(dataset: Any, dataset_name: str) -> Any:
-    """As [`plain`], without the columns `image` and `images` if they hold no image: TRL goes by their names."""
+    """Same as [`plain`], without the columns `image` and `images` if they hold no image: TRL goes by their names."""
     dataset = plain(dataset, dataset_name)
     if not isinstance(dataset, (Dataset, IterableDataset)):
         return dataset

@@ -1,4 +1,4 @@
-"""The smallest and largest token id and the longest row of a tokenized dataset, read by Arrow."""
+"""Smallest and largest token id and longest row of a tokenized dataset."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _BATCH = 10_000  # rows
 
 class Extent(NamedTuple):
     """
-    What the rows of a dataset span.
+    Smallest and largest token id and longest row of a dataset.
 
     Args:
         smallest_id, largest_id (`int`):
@@ -28,8 +28,8 @@ class Extent(NamedTuple):
     largest_id: int
     longest: int
 
-    def with_row(self, prompt_ids: Sequence[int], completion_ids: Sequence[Sequence[int]]) -> "Extent":
-        """The extent with one more row. Without any, all of it is 0."""
+    def with_row(self, prompt_ids: Sequence[int], *completion_ids: Sequence[int]) -> "Extent":
+        """Returns the extent with one more row. Without rows, all of it is 0."""
         ids = [self.smallest_id, self.largest_id] if self.longest else []
         ids += [token for part in (prompt_ids, *completion_ids) for token in part]
         longest = len(prompt_ids) + max(map(len, completion_ids))

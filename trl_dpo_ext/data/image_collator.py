@@ -1,4 +1,4 @@
-"""Batches of pairs with images, with a check that truncation leaves each of them an answer."""
+"""Data collator for pairs with images. It checks that truncation leaves every pair an answer."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""JSON files as users write them: checked before a faster reader gets them, and the line of what is wrong."""
+"""Checks and parsing of JSON files. Errors name the line."""
 
 import bz2
 import gzip

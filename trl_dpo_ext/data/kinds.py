@@ -1,4 +1,4 @@
-"""What a data set is, by its columns, where it holds no pairs and no rankings, and how pairs are made of it."""
+"""Kinds of datasets that are neither pairs nor rankings, recognized by their columns."""
 
 from collections.abc import Sequence
 
@@ -71,7 +71,7 @@ _KINDS: tuple[tuple[tuple[str, ...], str, str], ...] = (
 
 def other_kind(columns: Sequence[str]) -> str:
     """
-    What a data set of another kind is and what to do with it, in two sentences; empty where its columns do not tell.
+    What a dataset of another kind is, and what to do with it, in two sentences. Empty if its columns do not tell.
 
     Example:
     ```python

@@ -1,4 +1,4 @@
-"""How long a row is: what samplers need that put rows of one length together."""
+"""Lengths of rows, for samplers that group rows of similar length."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Checks of text, messages and what a chat template is given beside them: one error with the row and the column."""
+"""Checks of text, messages and arguments of a chat template. Errors name the row and the column."""
 
 import inspect
 import json
@@ -33,7 +33,7 @@ def check_text(value: Any, name: str, where: str, hint: str = "") -> None:
         where (`str`):
             Its row, for the message.
         hint (`str`, *optional*):
-            What else a list may have been meant to be.
+            What the user may have intended with another kind of list.
 
     Raises:
         ValueError: If it is something else.
@@ -72,7 +72,7 @@ def text_of(value: str | Sequence[Mapping[str, Any]]) -> str:
 
 def template_arguments(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     """
-    What the chat template is given beside a row's messages: its `tools`, and its `chat_template_kwargs`.
+    Arguments of the chat template for a row: its `tools` and its `chat_template_kwargs`.
 
     Args:
         row (`Mapping`):
@@ -81,8 +81,8 @@ def template_arguments(row: Mapping[str, Any], where: str) -> dict[str, Any]:
             Its name, for messages.
 
     Raises:
-        ValueError: If `tools` is no list of schemas (or its JSON text), or `chat_template_kwargs` is no dict or sets
-            what preparation sets itself.
+        ValueError: If `tools` is not a list of schemas (or its JSON text), or `chat_template_kwargs` is not a dict or
+            contains an argument that preparation sets itself.
     """
     kwargs = row.get("chat_template_kwargs")
     if kwargs is None:

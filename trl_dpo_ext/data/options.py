@@ -1,15 +1,16 @@
-"""The options by which text becomes tokens: defaults, and what contradicts what."""
+"""Options of tokenization and truncation: defaults and checks."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 
-__all__ = ["RowOptions"]
+__all__ = ["RowOptions", "check_modes", "preparation_options"]
 
 
 @dataclass
 class RowOptions:
     """
-    How text becomes tokens: the trainers' options of the same names.
+    Options of tokenization and truncation, with the names that they have in the trainers.
 
     Args:
         tokenization (`str`, *optional*, defaults to `"separate"`):
@@ -35,21 +36,18 @@ class RowOptions:
     truncation_mode: str = "keep_start"
 
     def __post_init__(self) -> None:
-        modes = ("keep_start", "keep_end")
-        for name, choices in {
-            "tokenization": ("separate", "joint"),
-            "prompt_truncation_mode": (*modes, None),
-            "truncation_mode": modes,
-        }.items():
-            if getattr(self, name) not in choices:
-                allowed = ", ".join(repr(choice) for choice in choices if choice)
-                raise ValueError(f"`{name}={getattr(self, name)!r}` does not exist. Choose one of {allowed}.")
+        check_modes(self.tokenization, self.prompt_truncation_mode, self.truncation_mode)
         if self.max_length is not None and self.max_length < 2:
             raise ValueError(f"`max_length={self.max_length}` leaves no room for a prompt and an answer. Raise it.")
         if self.joint:
             self._check_joint()
         else:
             self._resolve_separate()
+
+    @classmethod
+    def of(cls, args: Any) -> "RowOptions":
+        """Returns the options of a config, or of a command's arguments."""
+        return cls(**{option.name: getattr(args, option.name) for option in fields(cls)})
 
     @property
     def joint(self) -> bool:
@@ -88,3 +86,22 @@ class RowOptions:
                 f"`max_prompt_length={self.max_prompt_length}` must be above 0 and below "
                 f"`max_length={self.max_length}`."
             )
+
+
+def check_modes(tokenization: str, prompt_truncation_mode: str | None, truncation_mode: str) -> None:
+    """Raises a `ValueError` if one of these options has a value that does not exist."""
+    modes = ("keep_start", "keep_end")
+    for name, value, choices in (
+        ("tokenization", tokenization, ("separate", "joint")),
+        ("prompt_truncation_mode", prompt_truncation_mode, (*modes, None)),
+        ("truncation_mode", truncation_mode, modes),
+    ):
+        if value not in choices:
+            allowed = ", ".join(repr(choice) for choice in choices if choice)
+            raise ValueError(f"`{name}={value!r}` does not exist. Choose one of {allowed}.")
+
+
+def preparation_options(args: Any) -> dict[str, Any]:
+    """Returns the options of a config that preparation accepts: of all trainers, of rankings, of single answers."""
+    names = [*(option.name for option in fields(RowOptions)), "score_tie_gap", "max_completions", "alone"]
+    return {name: getattr(args, name) for name in names if hasattr(args, name)}

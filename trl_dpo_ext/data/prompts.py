@@ -1,4 +1,4 @@
-"""The prompt of a row: split off the answers that start with it, and taken once where it is there twice."""
+"""The prompt of a row: split off answers that start with it, and taken once if answers repeat it."""
 
 import os.path
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,8 +74,8 @@ def split_prompt(row: Mapping[str, Any], *, by_turn: bool = True) -> dict[str, A
 
 def split_messages(completions: Sequence[list[Any]]) -> tuple[list[Any], list[list[Any]]]:
     """
-    Splits the messages that conversations start with in common off them, and leaves each its last one at least, as
-    TRL does. Keys that are `None`, which Arrow adds, do not tell messages apart.
+    Splits off the messages that all conversations start with. Each conversation keeps at least its last message, as in
+    TRL. Keys that are `None`, which Arrow adds, are ignored when messages are compared.
     """
     turns = zip(*([_keys(message) for message in completion] for completion in completions), strict=False)
     end = 0
@@ -91,9 +91,9 @@ def prompt_once(prompt: Any, completions: Sequence[Any]) -> tuple[Any, list[Any]
     """
     Prompt and completions of a row in which completions of messages repeat the prompt.
 
-    Completions that are whole conversations are split at their common start, if the prompt is there: as text, that of
-    a user's message (the schema of `HuggingFaceH4/ultrafeedback_binarized`), or as messages. Where completions begin
-    with the last messages of the prompt, these are left out of them.
+    Completions that are whole conversations are split at their common start if it contains the prompt: as messages, or
+    as the text of a user's message (the schema of `HuggingFaceH4/ultrafeedback_binarized`). If completions begin with
+    the last messages of the prompt, these are removed from them.
 
     Args:
         prompt (`str` or `list`):
@@ -136,7 +136,7 @@ def answers_repeat_prompts(dataset: Iterable[Mapping[str, Any]], columns: Sequen
     """
     Whether in every row all answers are text that begins with the row's prompt.
 
-    One row alone may begin so by chance, so that all rows decide; of a stream the first hundred.
+    A single row may begin so by chance. So all rows are looked at; of a stream, the first hundred.
     """
     names = [name for name in ANSWERS if name in columns]
     if "prompt" not in columns or not names:
@@ -159,7 +159,7 @@ def without_repeated_prompt(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def warn_of_repeated_prompts(dataset_name: str) -> None:
-    """Says, once, that answers of a stream begin with their prompt. In a data set these rows are counted."""
+    """Warns once that answers of a stream begin with their prompt. In a dataset these rows are counted."""
     logger.warning_once(
         f"Answers of the {dataset_name} stream begin with their prompt, which is taken once. In a stream such rows "
         "are not counted."

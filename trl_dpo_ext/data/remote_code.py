@@ -1,4 +1,4 @@
-"""Code that a model or a tokenizer brings along, which is run only where the user has said so."""
+"""Code in the folder of a model or a tokenizer, which is run only if the user allows it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

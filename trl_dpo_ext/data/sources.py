@@ -1,4 +1,4 @@
-"""Rows by the name that a user gives them: a file, a folder, or a data set on the hub."""
+"""Loading of rows from a file, a folder, or a dataset on the hub."""
 
 import glob
 import json
@@ -51,7 +51,7 @@ def load_splits(
     name: str, *, option: str, dataset_config: str | None = None, streaming: bool = False
 ) -> Mapping[str, Any]:
     """
-    Loads all splits of the rows that a user names.
+    Loads all splits of a file, a folder, or a dataset on the hub.
 
     Text stays text: a date in quotes, or an answer `42` or `None` in a column `prompt`, `chosen`, `rejected` or
     `completion` of a `.csv` file.
@@ -59,11 +59,11 @@ def load_splits(
     Args:
         name (`str`):
             A `.jsonl`, `.json`, `.parquet`, `.csv` or `.arrow` file (JSON and CSV also compressed: `.gz`, `.bz2`,
-            `.xz`, `.zst`), a folder of such files or of `save_to_disk`, or the name of a data set on the hub.
+            `.xz`, `.zst`), a folder of such files or of `save_to_disk`, or the name of a dataset on the hub.
         option (`str`):
             The command's option for the name, for messages.
         dataset_config (`str`, *optional*):
-            Configuration, of a data set that has several.
+            Configuration, of a dataset that has several.
         streaming (`bool`, *optional*, defaults to `False`):
             Read rows only when they are used.
 
@@ -71,7 +71,7 @@ def load_splits(
         `Mapping[str, Dataset]`, with `streaming` of `IterableDataset`: rows by split, `"train"` where there is one.
 
     Raises:
-        ValueError: If there is no such thing, or it cannot be read.
+        ValueError: If it does not exist or cannot be read.
     """
     path = Path(name)
     check_path(name, option=option)
@@ -113,7 +113,7 @@ def load_splits(
 
 def check_path(name: str, *, option: str) -> None:
     """
-    Checks a name of rows for what no reader can follow.
+    Checks that a path can be read.
 
     Raises:
         ValueError: If it is a link to nothing, or a file whose name `datasets` cannot read or that says another
@@ -164,7 +164,7 @@ def _load_saved(path: Path) -> Any:
     if (path / "dataset_dict.json").is_file():
         splits = _read_object(path / "dataset_dict.json").get("splits")
         if not isinstance(splits, list) or not all(_is_inside(split) for split in splits):
-            raise ValueError(f"{path / 'dataset_dict.json'} does not list its splits. Save the data set again.")
+            raise ValueError(f"{path / 'dataset_dict.json'} does not list its splits. Save the dataset again.")
         folders = [path / split for split in splits]
     else:
         folders = [path]
@@ -174,14 +174,14 @@ def _load_saved(path: Path) -> Any:
         _read_object(info)
         names = [file.get("filename") if isinstance(file, dict) else None for file in files or [None]]
         if not isinstance(files, list) or not all(map(_is_inside, names)):
-            raise ValueError(f"{state} does not list files of its own folder. Save the data set again.")
+            raise ValueError(f"{state} does not list files of its own folder. Save the dataset again.")
     try:
         saved = load_from_disk(str(path))
         for rows in [saved] if isinstance(saved, Dataset) else saved.values():
             rows.data.table.validate(full=True)  # damage inside would end the process
     except (TypeError, KeyError, AttributeError, IndexError) as error:
         raise ValueError(
-            f"it is not as `save_to_disk` writes one ({type(error).__name__}: {error}). Save the data set again."
+            f"it is not as `save_to_disk` writes one ({type(error).__name__}: {error}). Save the dataset again."
         ) from error
     return saved
 
@@ -190,11 +190,11 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing. Save the data set again.") from None
+        raise ValueError(f"{path} is missing. Save the dataset again.") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({error}). Save the data set again.") from error
+        raise ValueError(f"{path} is not JSON ({error}). Save the dataset again.") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is not a JSON object. Save the data set again.")
+        raise ValueError(f"{path} is not a JSON object. Save the dataset again.")
     return found
 
 
@@ -248,7 +248,7 @@ def _dates_as_text(feature: Any) -> Any:
 
 def split_of(splits: Mapping[str, Any], name: str, split: str, *, option: str, fix: str = "") -> Any:
     """
-    One split of the rows that a user names.
+    One split of loaded rows.
 
     Args:
         splits (`Mapping`):
@@ -276,7 +276,7 @@ def split_of(splits: Mapping[str, Any], name: str, split: str, *, option: str, f
 
 def check_no_config(name: str, dataset_config: str | None) -> None:
     """
-    Checks that rows which cannot have configurations are named without one.
+    Checks that no configuration is given for rows that cannot have one.
 
     Raises:
         ValueError: If there is one.
@@ -302,7 +302,7 @@ def _problem(path: Path, error: Exception) -> str:
         is_path = path.suffix in _FILES or path.is_absolute() or len(path.parts) > 2
         if is_path and isinstance(error, FileNotFoundError):
             return f"does not exist.{hint}"
-        return f"is no file and no folder, and as the name of a data set: {str(error).rstrip('.')}.{hint}"
+        return f"is no file and no folder, and as the name of a dataset: {str(error).rstrip('.')}.{hint}"
     if isinstance(error, StopIteration) or "corresponds to no data" in str(error):  # no byte, or no value
         return "has no rows."
     if path.is_file() and is_json(path) and (problem := json_problem(path)):

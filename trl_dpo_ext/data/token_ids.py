@@ -1,4 +1,4 @@
-"""Checks of rows that come with token ids: whole columns by Arrow, single rows by their values."""
+"""Checks of token ids: of whole columns by Arrow, of single rows by their values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ _LIMIT = 2**31  # above any vocabulary
 
 
 def check_list(value: Any, name: str, where: str, expected: str) -> None:
-    """Raises a `ValueError` if a value is no list."""
+    """Raises a `ValueError` if a value is not a list."""
     if value is None:
         raise ValueError(f"`{name}` in {where} is None. Fill it in, or drop such rows with `dataset.filter`.")
     if not isinstance(value, list):
@@ -36,7 +36,7 @@ def check_ids(value: Any, name: str, where: str) -> None:
             Its row, for the message.
 
     Raises:
-        ValueError: If it is no such list, or empty.
+        ValueError: If it is not such a list, or is empty.
     """
     check_list(value, name, where, "a list of token ids")
     if not value:
@@ -56,7 +56,7 @@ def check_ids(value: Any, name: str, where: str) -> None:
 
 def suspects(dataset: Dataset, columns: Sequence[str]) -> list[int]:
     """
-    Numbers of the rows in which [`check_ids`] may find something, in one pass of Arrow over each column of token ids.
+    Numbers of the rows in which [`check_ids`] may find a problem. Arrow reads each column of token ids once.
 
     Args:
         dataset (`Dataset`):

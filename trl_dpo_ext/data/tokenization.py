@@ -1,40 +1,50 @@
-"""Tokenization like the paper's authors: prompt and answers apart, an EOS id appended, the prompt truncated first."""
+"""Tokenization like the paper's authors': prompt and answers apart, an EOS id appended, the prompt truncated first."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from trl_dpo_ext.data.options import check_modes
 
 
-__all__ = ["Cut", "CutResult", "cut_completions", "leading_special_ids", "tokenize_apart"]
+__all__ = [
+    "TruncatedRow",
+    "Truncation",
+    "leading_special_ids",
+    "tokenize_apart",
+    "tokenizer_of",
+    "truncate_completions",
+]
 
 
 @dataclass(frozen=True)
-class CutResult:
+class TruncatedRow:
     """
-    A prompt with its completions after truncation.
+    A prompt with its completions after truncation. With `"joint"` the collator has yet to truncate them.
 
     Args:
-        prompt_ids (`list[int]`): Prompt. With `"joint"` the collator has yet to truncate, here and below.
+        prompt_ids (`list[int]`): Prompt.
         completion_ids (`list[list[int]]`): Completions.
-        prompt_cut (`bool`): Whether the prompt is truncated.
-        completions_cut (`bool`): Whether a completion is truncated (with `"joint"`: or the prompt).
-        left (`list[Hashable]`): Equal where what is left of two completions is equal.
+        prompt_truncated (`bool`): Whether the prompt is truncated.
+        completions_truncated (`bool`): Whether a completion is truncated (with `"joint"`: or the prompt).
+        kept (`list[list[int]]`): Equal for two completions that are equal after truncation.
         problem (`str`): Why nothing is left to learn from, or `""`.
     """
 
     prompt_ids: list[int]
     completion_ids: list[list[int]]
-    prompt_cut: bool
-    completions_cut: bool
-    left: list[Hashable]
+    prompt_truncated: bool
+    completions_truncated: bool
+    kept: list[list[int]]
     problem: str = ""
 
 
 @dataclass(frozen=True)
-class Cut:
+class Truncation:
     """
-    Truncation of rows that are too long, by the options of [`~trl_dpo_ext.data.options.RowOptions`].
+    Rules of tokenization and truncation of a row, by the options of [`~trl_dpo_ext.data.options.RowOptions`].
 
     Args:
         joint (`bool`, *optional*, defaults to `False`): Whether the collator truncates (each completion with its
@@ -54,26 +64,33 @@ class Cut:
     @classmethod
     def of(
         cls,
-        tokenization: str,
-        max_length: int | None,
-        max_prompt_length: int | None,
-        prompt_truncation_mode: str | None,
-        truncation_mode: str,
-        leading_ids: Sequence[int],
-    ) -> "Cut":
-        """Returns the truncation for options of these names."""
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin,
+        tokenization: str = "separate",
+        max_length: int | None = None,
+        max_prompt_length: int | None = None,
+        prompt_truncation_mode: str | None = None,
+        truncation_mode: str = "keep_start",
+    ) -> "Truncation":
+        """
+        Returns the rules for a tokenizer or processor and the trainers' options of these names.
+
+        Raises:
+            ValueError: If an option has a value that does not exist.
+        """
+        check_modes(tokenization, prompt_truncation_mode, truncation_mode)
         joint = tokenization == "joint"
         mode = truncation_mode if joint else prompt_truncation_mode or "keep_end"
-        return cls(joint, max_length, max_prompt_length, mode == "keep_end", tuple(leading_ids))
+        leading_ids = tuple(leading_special_ids(tokenizer_of(processing_class)))
+        return cls(joint, max_length, max_prompt_length, mode == "keep_end", leading_ids)
 
-    def __call__(self, prompt_ids: list[int], completion_ids: Sequence[list[int]]) -> CutResult:
-        """Truncates a prompt with its completions, or says what the collator will truncate."""
+    def __call__(self, prompt_ids: list[int], completion_ids: Sequence[list[int]]) -> TruncatedRow:
+        """Truncates a prompt with its completions. With `joint` it only finds what the collator will truncate."""
         completion_ids = list(completion_ids)
         if self.max_length is None:
-            return CutResult(prompt_ids, completion_ids, False, False, [tuple(ids) for ids in completion_ids])
+            return TruncatedRow(prompt_ids, completion_ids, False, False, completion_ids)
         if self.joint:
             return self._by_collator(prompt_ids, completion_ids, self.max_length)
-        prompt_ids, completion_ids, prompt_cut, completions_cut = cut_completions(
+        prompt_ids, completion_ids, prompt_truncated, completions_truncated = truncate_completions(
             prompt_ids,
             completion_ids,
             max_length=self.max_length,
@@ -81,33 +98,36 @@ class Cut:
             keep_end=self.keep_end,
             leading_ids=list(self.leading_ids),
         )
-        left: list[Hashable] = [tuple(ids) for ids in completion_ids]
-        return CutResult(prompt_ids, completion_ids, prompt_cut, completions_cut, left)
+        return TruncatedRow(prompt_ids, completion_ids, prompt_truncated, completions_truncated, completion_ids)
 
     def is_full(self, prompt_ids: list[int]) -> bool:
         """Whether the collator will keep the start of a row, and its prompt leaves no room for a completion."""
         return self.joint and not self.keep_end and self.max_length is not None and len(prompt_ids) >= self.max_length
 
-    def cuts_end(self, prompt_ids: list[int], ids: list[int], kept: list[int]) -> bool:
+    def truncates_end(self, prompt_ids: list[int], ids: list[int], kept: list[int]) -> bool:
         """Whether a completion, of which truncation keeps `kept`, loses its last token."""
         if self.joint and self.max_length is not None:
             return not self.keep_end and len(prompt_ids) + len(ids) > self.max_length
         return len(kept) < len(ids)
 
-    def _by_collator(self, prompt_ids: list[int], completion_ids: list[list[int]], max_length: int) -> CutResult:
+    def _by_collator(self, prompt_ids: list[int], completion_ids: list[list[int]], max_length: int) -> TruncatedRow:
         num_prompt = len(prompt_ids)
         excess = [max(num_prompt + len(ids) - max_length, 0) for ids in completion_ids]
-        left: list[Hashable]
         if self.keep_end:
             # Of the prompt each completion leaves as much as it has room for
-            left = [
-                (max(num_prompt - over, 0), *ids[max(over - num_prompt, 0) :])
+            kept = [
+                [max(num_prompt - over, 0), *ids[max(over - num_prompt, 0) :]]
                 for ids, over in zip(completion_ids, excess, strict=True)
             ]
         else:
-            left = [tuple(ids[: max(max_length - num_prompt, 0)]) for ids in completion_ids]
+            kept = [ids[: max(max_length - num_prompt, 0)] for ids in completion_ids]
         problem = f"its prompt fills `max_length={max_length}`" if self.is_full(prompt_ids) else ""
-        return CutResult(prompt_ids, completion_ids, False, any(excess), left, problem)
+        return TruncatedRow(prompt_ids, completion_ids, False, any(excess), kept, problem)
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    """The tokenizer of a processor; a tokenizer as it is."""
+    return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
 
 def leading_special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -158,7 +178,7 @@ def tokenize_apart(
     return prompt_ids, [ids if ids[-1:] == eos else ids + eos for ids in completion_ids]
 
 
-def cut_completions(
+def truncate_completions(
     prompt_ids: list[int],
     completion_ids: Sequence[list[int]],
     *,
@@ -194,16 +214,16 @@ def cut_completions(
     """
     completion_ids = list(completion_ids)
     longest = max(map(len, completion_ids))
-    prompt_cut = completions_cut = False
+    prompt_truncated = completions_truncated = False
     if len(prompt_ids) + longest > max_length:
-        prompt_cut = len(prompt_ids) > max_prompt_length
-        if prompt_cut:
+        prompt_truncated = len(prompt_ids) > max_prompt_length
+        if prompt_truncated:
             kept = leading_ids if prompt_ids[: len(leading_ids)] == leading_ids else []
             rest = prompt_ids[len(kept) :]
             room = max_prompt_length - len(kept)
             prompt_ids = kept + (rest[len(rest) - room :] if keep_end else rest[:room])
         if len(prompt_ids) + longest > max_length:
             room = max_length - max_prompt_length
-            completions_cut = longest > room
+            completions_truncated = longest > room
             completion_ids = [ids[:room] for ids in completion_ids]
-    return prompt_ids, completion_ids, prompt_cut, completions_cut
+    return prompt_ids, completion_ids, prompt_truncated, completions_truncated

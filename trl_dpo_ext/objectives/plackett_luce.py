@@ -27,6 +27,7 @@ def plackett_luce_loss(
     mask: Tensor | None = None,
     ranks: Tensor | None = None,
     top_m: int | None = None,
+    has_ties: bool | None = None,
 ) -> Tensor:
     r"""
     Negative log-likelihood of each observed ranking under the Plackett-Luce model, with implicit rewards.
@@ -67,6 +68,9 @@ def plackett_luce_loss(
         top_m (`int`, *optional*):
             Number of observed ranks, >= 1. The completions after rank `top_m` are below the others and otherwise
             unordered. A tie that extends beyond this rank counts completely. By default all ranks are observed.
+        has_ties (`bool`, *optional*):
+            `False` if it is known that no two completions of a row share a rank, and that all rows are valid. Then
+            no value is read and the host does not wait for an accelerator. By default rows are checked.
 
     Returns:
         `torch.Tensor` of shape `(B,)`: losses in nats, with gradient. float64 if `policy_logps` or `ref_logps` is,
@@ -115,7 +119,9 @@ def plackett_luce_loss(
         tied = both_exist & (ranks[:, None, :] == ranks[:, :, None])
     contested = below.any(-1)  # (B, K); a completion without any below it has probability 1
     counted = contested if top_m is None else contested & (below.sum(-2) < top_m)  # number of completions above
-    largest_tie = _largest_tie(exist, ranks, None if tied is None else tied.sum(-1) * counted)
+    largest_tie = 1
+    if has_ties is not False:
+        largest_tie = _largest_tie(exist, ranks, None if tied is None else tied.sum(-1) * counted)
 
     # Differences within each model first, as in `dpo_loss`: with K = 2 the numbers are the same, and they are exactly
     # 0 if the policy equals the reference.

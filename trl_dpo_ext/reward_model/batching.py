@@ -8,8 +8,8 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from trl_dpo_ext.data.options import RowOptions
-from trl_dpo_ext.data.rankings.ranking_preparation import prepare_row
-from trl_dpo_ext.data.tokenization import leading_special_ids
+from trl_dpo_ext.data.row_preparation import prepare_row
+from trl_dpo_ext.data.tokenization import Truncation
 
 
 __all__ = ["PromptPart", "TokenizedRow", "batches_of", "parts_of", "rows_from", "tokenize_row", "tokenize_rows"]
@@ -87,12 +87,7 @@ def rows_from(prompts: Iterable[Any], completions: Iterable[Any]) -> tuple[list[
 
 
 def tokenize_row(
-    row: Mapping[str, Any],
-    number: int,
-    tokenizer: PreTrainedTokenizerBase,
-    options: RowOptions,
-    name: str,
-    leading_ids: list[int],
+    row: Mapping[str, Any], number: int, tokenizer: PreTrainedTokenizerBase, truncation: Truncation, name: str
 ) -> TokenizedRow:
     """
     Returns the token ids of a row, truncated as by a trainer.
@@ -105,27 +100,27 @@ def tokenize_row(
             Index of the row, for messages.
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]):
             Tokenizer.
-        options ([`RowOptions`]):
-            Options. With `tokenization="joint"` the collator truncates later.
+        truncation ([`~trl_dpo_ext.data.tokenization.Truncation`]):
+            Rules of tokenization and truncation. With `tokenization="joint"` the collator truncates later.
         name (`str`):
             Name of the rows in messages.
-        leading_ids (`list[int]`):
-            Result of [`~trl_dpo_ext.data.tokenization.leading_special_ids`].
 
     Raises:
         ValueError: If the row is malformed.
     """
-    return TokenizedRow(
-        *prepare_row(row, number, tokenizer, leading_ids=leading_ids, dataset_name=name, **vars(options))
+    prepared = prepare_row(
+        row, number, dataset_name=name, processing_class=tokenizer, truncation=truncation, keep_all=True
     )
+    prompt_ids, *completion_ids = prepared.truncated_ids
+    return TokenizedRow(prompt_ids, completion_ids, prepared.prompt_truncated or prepared.completions_truncated)
 
 
 def tokenize_rows(
     rows: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, options: RowOptions, name: str
 ) -> list[TokenizedRow]:
     """Tokenizes every row. Warns with the number of truncated rows."""
-    leading_ids = leading_special_ids(tokenizer)
-    tokenized = [tokenize_row(row, number, tokenizer, options, name, leading_ids) for number, row in enumerate(rows)]
+    truncation = Truncation.of(tokenizer, **vars(options))
+    tokenized = [tokenize_row(row, number, tokenizer, truncation, name) for number, row in enumerate(rows)]
     num_cut = sum(row.cut for row in tokenized)
     if num_cut:
         full = [row for row in tokenized if len(row.prompt_ids) >= (options.max_length or 0)]

@@ -7,7 +7,6 @@ from datasets import Dataset
 
 from trl_dpo_ext.data.checks import check_columns
 from trl_dpo_ext.data.columns import holds_images, opened, plain, type_of_both, typed
-from trl_dpo_ext.data.options import RowOptions
 from trl_dpo_ext.data.prompts import answers_repeat_prompts
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
 from trl_dpo_ext.reward_model.results import PreferenceAccuracy, PreferenceReport
@@ -21,8 +20,6 @@ _CHOSEN, _REJECTED, _SWAPPED = "score_chosen", "score_rejected", "swapped"
 
 class WithDatasets:
     """Methods of a reward model that score datasets."""
-
-    row_options: RowOptions
 
     def score_rows(self, rows: Iterable[Mapping[str, Any]], name: str = "scored") -> list[list[float]]:
         """Returns the rewards of the completions of each row."""

@@ -157,7 +157,7 @@ class WithFolders:
                 f"The trainer has no reference model in memory (reference: {trainer.reference.description}). Pass "
                 "`reference=`, the policy that training started from."
             )
-        of_trainer = {field: getattr(trainer.args, field) for field in _ROW_OPTIONS}
+        of_trainer = vars(RowOptions.of(trainer.args))
         of_trainer |= {"beta": trainer.beta, "mixed_precision": autocast_of(trainer.accelerator)}
         tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
         build: Any = cls

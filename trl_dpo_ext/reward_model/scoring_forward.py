@@ -14,6 +14,7 @@ from trl_dpo_ext.logps import completion_token_logps
 from trl_dpo_ext.models.limits import Limits, check_is_causal_lm
 from trl_dpo_ext.models.lm_head import CheckedHead
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
+from trl_dpo_ext.shared_prompt.layout import to_device
 from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, whole_rows_for_adapter
 
 
@@ -53,7 +54,8 @@ class ScoringForward:
             self._grouped = None
             if whole_rows_for_adapter(model) is None:
                 options = LayoutOptions(longest=longest or LayoutOptions.longest)
-                self._grouped = GroupedForward(self.base, options, model.device)
+                dtype = PRECISIONS[mixed_precision]
+                self._grouped = GroupedForward(self.base, options, model.device, dtype)
             self._forward = self.base.forward
             self._attention = self.base.config._attn_implementation
 
@@ -92,7 +94,7 @@ class ScoringForward:
         groups = read.groups
         assert groups is not None, "rows hold text"
         self._limits.check(groups.smallest_id, groups.largest_id, max(groups.lengths), "The batch")
-        rows = {name: values.to(self.model.device) for name, values in read.rows.items()}
+        rows = {name: to_device(values, self.model.device) for name, values in read.rows.items()}
         arguments: dict[str, Any] = {}
         if self._grouped is not None:
             arguments["prompt_groups"] = groups

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, update_wrapper
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,21 +13,21 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from trl_dpo_ext.compat import lm_head_tiles_for
+from trl_dpo_ext.compat import FusedCausalLMOutput, lm_head_on_every_token, lm_head_tiles_for
 from trl_dpo_ext.models.comparison import ERRORS, in_evaluation_mode
 from trl_dpo_ext.processes import get_logger
-from trl_dpo_ext.shared_prompt.attention import SEGMENTED, block_mask, dense_mask, window_mark
+from trl_dpo_ext.shared_prompt.attention import SDPA, share_flash_attention
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
-from trl_dpo_ext.shared_prompt.layout import Layout, lay_out
-from trl_dpo_ext.shared_prompt.support import DENSE_MASK, SEGMENTS, how_to_attend, is_ordinary, is_tested, windows_of
+from trl_dpo_ext.shared_prompt.layout import Layout, lay_out, to_device
+from trl_dpo_ext.shared_prompt.masks import block_mask, dense_mask, window_mark
+from trl_dpo_ext.shared_prompt.paths import COMPILED, DESCRIPTIONS, HALF, choose_path
+from trl_dpo_ext.shared_prompt.segments import segments_of
+from trl_dpo_ext.shared_prompt.support import hands_on_arguments, is_ordinary, is_tested, windows_of
 
 
 __all__ = ["GroupedForward", "LayoutOptions"]
 
 logger = get_logger(__name__)
-
-# What TRL's fused LM head says of each predicted token
-_BY_TOKEN = ("log_probs", "entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 # Largest difference of a log-probability, in nats, at which two ways to run a model agree
 _TOLERANCE = 2e-4
@@ -36,6 +36,9 @@ _ROUNDING_HALF = 2e-2  # of a log-probability
 
 # Tokens of the rows on which a model of a tested type is compared, at least
 _SHORT = 32
+
+# What the tokens of a row with a mask are a multiple of on a GPU: fewer shapes, and tiles that are full
+_MULTIPLE = {"dense": 64, "flex": 128}
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class LayoutOptions:
             Tokens of a row. `None`: all of the micro-batch in one row, or, with dense masks, the longest group's.
         completions_per_forward (`int`, *optional*):
             Completions of a prompt that are in memory at once.
+        attention_path (`str`, *optional*, defaults to `"auto"`):
+            One of [`~trl_dpo_ext.shared_prompt.paths.PATHS`].
         longest (`int`, *optional*, defaults to `1024`):
             Tokens of the longest row: up to this length a model whose type is not tested is compared both ways.
     """
@@ -61,7 +66,30 @@ class LayoutOptions:
     padding_free: bool | None = None
     max_tokens_per_row: int | None = None
     completions_per_forward: int | None = None
+    attention_path: str = "auto"
     longest: int = 1024
+
+
+class _Scored(NamedTuple):
+    # What TRL's fused LM head says of M predicted tokens, (M,) each, and their places in the flattened (N, T - 1)
+    log_probs: Tensor
+    entropy: Tensor | None
+    log_sum_sq_probs: Tensor | None
+    mean_logits: Tensor | None
+    is_top1: Tensor | None
+    aux_loss: Tensor | None
+    targets: Tensor
+
+    @classmethod
+    def of(cls, output: FusedCausalLMOutput, targets: Tensor) -> "_Scored":
+        by_token: dict[str, Any] = {name: getattr(output, name) for name in _BY_TOKEN}
+        flat: dict[str, Any] = {
+            name: None if values is None else values.flatten() for name, values in by_token.items()
+        }
+        return cls(**flat, aux_loss=output.aux_loss, targets=targets)
+
+
+_BY_TOKEN = _Scored._fields[:5]
 
 
 class GroupedForward:
@@ -79,22 +107,30 @@ class GroupedForward:
             Options.
         device (`torch.device`):
             Where the model is going to run.
+        dtype (`torch.dtype`, *optional*):
+            Dtype that it computes in. Defaults to its weights'.
 
     Raises:
         ValueError: If an option is asked for that the model cannot have, with the reason.
     """
 
-    def __init__(self, model: PreTrainedModel, options: LayoutOptions, device: torch.device):
+    def __init__(
+        self, model: PreTrainedModel, options: LayoutOptions, device: torch.device, dtype: torch.dtype | None = None
+    ):
         self.model = model
         self.options = options
-        self.attention, self.reason = how_to_attend(model, device)
+        self.path, self.reason = choose_path(
+            model, device, dtype or model.dtype, options.attention_path, shares=options.share_prompt is not False
+        )
         self._windows = windows_of(model)
         self._is_tested = is_tested(model)
         self._is_checked = self._is_tested and is_ordinary(model)
-        if self.attention is None:
+        self._is_gpu = device.type == "cuda"
+        self._hands_on = hands_on_arguments(model)
+        if self.path is None:
             self._refuse()
-        elif self.attention == SEGMENTS and self._lays_out:
-            model.set_attn_implementation(SEGMENTED)
+        elif self._lays_out:
+            self._register(self.path)
         self._fused = model.forward
         update_wrapper(self, model.forward, updated=())  # `generate` reads the signature
         # An object and no closure: a deep copy of the model has one of its own
@@ -107,15 +143,16 @@ class GroupedForward:
             return self._run(prompt_groups, **kwargs)
 
     def __str__(self) -> str:
-        if not self._lays_out:
+        if self.path is None or not self._lays_out:
             return "with every completion" + (f" ({self.reason})" if self.reason else "")
         shared = "computed once" if self.shares else "with every completion"
-        return f"{shared} ({self.attention}{', packed' if self.packs else ''})"
+        why = f"; {self.reason}" if self.reason else ""
+        return f"{shared} ({DESCRIPTIONS[self.path]}{', packed' if self.packs else ''}{why})"
 
     @property
     def shares(self) -> bool:
         """Whether prompts are computed once."""
-        return self.attention is not None and self.options.share_prompt is not False
+        return self.path is not None and self.options.share_prompt is not False
 
     @property
     def packs(self) -> bool:
@@ -124,7 +161,22 @@ class GroupedForward:
 
     @property
     def _lays_out(self) -> bool:
-        return self.shares or (self.attention is not None and self.options.padding_free is True)
+        return self.shares or (self.path is not None and self.options.padding_free is True)
+
+    def _register(self, path: str) -> None:
+        attention = self.model.config.get_text_config()._attn_implementation
+        if path == "flash":
+            share_flash_attention(attention)
+        elif path in SDPA and self._takes_plan:
+            self.model.set_attn_implementation(SDPA[path])
+
+    @property
+    def _takes_plan(self) -> bool:
+        # The attention functions of this package do. That of a mask differs from transformers' own on a GPU
+        if self.path == "dense":
+            attention = self.model.config.get_text_config()._attn_implementation
+            return self._is_gpu and self._hands_on and attention not in ("eager", None)
+        return self.path in ("flash", "segments", "varlen")
 
     def _refuse(self) -> None:
         for name in ("share_prompt", "padding_free"):
@@ -132,29 +184,23 @@ class GroupedForward:
                 raise ValueError(f"`{name}=True` is not exact here: {self.reason}. Leave it out.")
 
     def _run(self, groups: PromptGroups, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **kwargs: Any):
-        parts = groups.chunks(self.options.completions_per_forward)
+        parts = groups.parts(self.options.completions_per_forward)
         idle = [parts[0].one_row()] * self._num_idle(groups, len(parts))
         # With gradient checkpointing every layer is recomputed already; twice would be once too many
         again = len(parts + idle) > 1 and torch.is_grad_enabled() and not _checkpoints_layers(self.model)
         run = partial(self._run_part, input_ids, attention_mask, labels, kwargs)
-        outputs, idle_outputs = (
-            [checkpoint(run, part, use_reentrant=False) if again else run(part) for part in some]
-            for some in (parts, idle)
-        )
+        scored, idle_scored = ([_again(run, part) if again else run(part) for part in some] for some in (parts, idle))
 
-        rows, width = labels.shape
-        output, _ = outputs[0]
-        targets = torch.cat([targets for _, targets in outputs])
+        shape = (labels.size(0), labels.size(1) - 1)
+        targets = torch.cat([part.targets for part in scored])
+        whole: dict[str, Tensor] = {}
         for name in _BY_TOKEN:
-            if getattr(output, name) is not None:
-                values = torch.cat([getattr(part, name).flatten() for part, _ in outputs])
-                whole = values.new_zeros(rows * (width - 1)).index_copy(0, targets, values)
-                setattr(output, name, whole.view(rows, width - 1))
-        for part, _ in idle_outputs:
-            output.log_probs = output.log_probs + 0.0 * part.log_probs.sum()
-        output.label_mask = labels[:, 1:] != -100
-        output.loss = -output.log_probs.sum() / output.label_mask.sum().clamp(min=1)
-        return output
+            if getattr(scored[0], name) is not None:
+                values = torch.cat([getattr(part, name) for part in scored])
+                whole[name] = values.new_zeros(shape[0] * shape[1]).index_copy(0, targets, values).view(shape)
+        for part in idle_scored:
+            whole["log_probs"] = whole["log_probs"] + 0.0 * part.log_probs.sum()
+        return FusedCausalLMOutput(**whole, label_mask=labels[:, 1:] != -100, aux_loss=scored[0].aux_loss)
 
     def _num_idle(self, groups: PromptGroups, num_parts: int) -> int:
         size = self.options.completions_per_forward
@@ -165,28 +211,26 @@ class GroupedForward:
 
     def _run_part(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, kwargs: dict[str, Any], part: PromptGroups
-    ) -> tuple[Any, Tensor]:
-        # What the fused LM head says, and for each token of it the place in the flattened (N, T - 1)
+    ) -> _Scored:
         if self._can_lay_out(part):
             return self._run_laid_out(input_ids, labels, kwargs, part)
         members = sorted(row for group in part.members for row in group)
         width = labels.size(1) - 1
         if len(members) == len(labels):
             output = self._fused(input_ids=input_ids, attention_mask=attention_mask, labels=labels, **kwargs)
-            return output, torch.arange(labels.size(0) * width, device=labels.device)
-        rows = torch.tensor(members).to(labels.device, non_blocking=True)
+            return _Scored.of(output, torch.arange(labels.size(0) * width, device=labels.device))
+        rows = to_device(torch.tensor(members), labels.device)
         output = self._fused(
             input_ids=input_ids[rows], attention_mask=attention_mask[rows], labels=labels[rows], **kwargs
         )
-        return output, (rows[:, None] * width + torch.arange(width, device=labels.device)).flatten()
+        return _Scored.of(output, (rows[:, None] * width + torch.arange(width, device=labels.device)).flatten())
 
-    def _run_laid_out(
-        self, input_ids: Tensor, labels: Tensor, kwargs: dict[str, Any], part: PromptGroups
-    ) -> tuple[Any, Tensor]:
+    def _run_laid_out(self, input_ids: Tensor, labels: Tensor, kwargs: dict[str, Any], part: PromptGroups) -> _Scored:
         if not self.shares:
             part = part.apart()
-        layout = lay_out(part, self._budget(part), input_ids.device)
-        with _only(self.model.base_model, layout.scored):
+        multiple = _MULTIPLE.get(self.path or "", 1) if self._is_gpu else 1
+        layout = lay_out(part, self._budget(part), input_ids.device, multiple)
+        with _only(self.model.base_model, layout.scored), lm_head_on_every_token():
             output = self._fused(
                 input_ids=input_ids.flatten()[layout.tokens],
                 position_ids=layout.positions,
@@ -194,25 +238,28 @@ class GroupedForward:
                 **self._attention_arguments(layout),
                 **kwargs,
             )
-        return output, layout.targets
+        return _Scored.of(output, layout.targets)
 
     def _budget(self, part: PromptGroups) -> int | None:
         if not self.packs:
             return 0
-        if self.options.max_tokens_per_row is None and self.attention == DENSE_MASK:
+        if self.options.max_tokens_per_row is None and self.path == "dense":
             return max(part.sizes)  # a longer row would only have more scores that nobody sees
         return self.options.max_tokens_per_row
 
     def _attention_arguments(self, layout: Layout) -> dict[str, Any]:
-        # Eager attention adds its mask: a boolean one would be wrong without an error
-        is_sdpa = self.model.config.get_text_config()._attn_implementation == "sdpa"
-        additive = None if is_sdpa else self.model.dtype
-        make: Callable[..., Any] = partial(dense_mask, additive=additive)
-        if self.attention != DENSE_MASK:
-            make = window_mark if self.attention == SEGMENTS else block_mask
+        make: Callable[..., Any] = window_mark
+        if self.path == "flex":
+            make = block_mask
+        elif self.path == "dense":
+            # Eager attention adds its mask: a boolean one would be wrong without an error
+            is_added = self.model.config.get_text_config()._attn_implementation in ("eager", None)
+            make = partial(dense_mask, additive=self.model.dtype if is_added else None)
         masks = {kind: make(layout, window) for kind, window in self._windows.items()}
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        return {"attention_mask": mask} | ({"layout": layout} if self.attention == SEGMENTS else {})
+        if not self._takes_plan:
+            return {"attention_mask": mask}
+        return {"attention_mask": mask, "plan": segments_of(layout) if self.path in COMPILED else layout}
 
     def _can_lay_out(self, part: PromptGroups) -> bool:
         if not (self._lays_out and part.padded_right):
@@ -248,29 +295,41 @@ class GroupedForward:
                 expected = self._fused(
                     input_ids=input_ids, attention_mask=torch.ones_like(input_ids), labels=labels, **kwargs
                 ).log_probs
-                output, targets = self._run_laid_out(input_ids, labels, kwargs, groups)
+                scored = self._run_laid_out(input_ids, labels, kwargs, groups)
         except ERRORS as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             difference, found = float("inf"), f"it does not run on a layout of them ({error})"
         else:
-            expected = expected.flatten()[targets]
-            gaps = (expected - output.log_probs.flatten()).abs()
-            half = torch.is_autocast_enabled(gaps.device.type) or self.model.dtype.itemsize < 4
+            expected = expected.flatten()[scored.targets]
+            gaps = (expected - scored.log_probs).abs()
+            half = torch.is_autocast_enabled(gaps.device.type) or self.model.dtype in HALF
             # A tested type is here to show a config or a layer that is another, and not for its rounding
             rounding = _ROUNDING_HALF * expected.abs().mean() if self._is_tested else 0.0
             difference = float(gaps.mean() / (_TOLERANCE_HALF + rounding) if half else gaps.max() / _TOLERANCE)
             found = f"its log-probabilities differ by up to {gaps.max():.3g} nats"
         if not difference <= 1:
-            self.attention = None
+            self.path = None
             which = "with this config or adapter" if self._is_tested else "is not a tested model, and"
             self.reason = f"`{config.model_type}` {which} with one prompt for two completions {found}"
             self._refuse()
             logger.warning(f"Every completion is run with its own prompt: {self.reason}.")
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+def _again(run: Callable[[PromptGroups], _Scored], part: PromptGroups) -> _Scored:
+    # Runs a part whose activations are computed again in the backward
+    if torch.distributed.is_initialized():  # hooks of DDP, FSDP and ZeRO wait for each gradient once
+        return _Scored(*checkpoint(run, part, use_reentrant=False))
+
+    def run_for_gradient(_: Tensor) -> _Scored:
+        scored = run(part)
+        others = {name: values.detach() for name in _BY_TOKEN[1:] if (values := getattr(scored, name)) is not None}
+        return scored._replace(**others)
+
+    # Its backward adds to the gradients of the weights part by part, in place. The other way sums the parts first, in
+    # a second copy of them all. It wants an input that has a gradient
+    needed = torch.zeros((), requires_grad=True)
+    return _Scored(*checkpoint(run_for_gradient, needed, use_reentrant=True))
 
 
 def _checkpoints_layers(model: nn.Module) -> bool:

@@ -1,7 +1,8 @@
 """Which rows of a batch share a prompt, and how long each is: all that a layout of their tokens needs to know."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ class PromptGroups:
             Tokens of the batch's rows, padding included: T.
         completions (`int`):
             Completions that a group has place for: K.
-        places (`torch.Tensor` of shape `(N,)`, *optional*):
+        places (`Sequence[int]`, *optional*):
             For each row its place among the `B * K` completions of the batch; `None` where all exist.
         most (`int`):
             Completions of the largest group that any process may have in a batch.
@@ -34,6 +35,8 @@ class PromptGroups:
             Whether every row's padding comes last. Other rows cannot be laid out anew.
         smallest_id, largest_id (`int`):
             Of all token ids.
+        made (`dict`):
+            What has been made of these groups: their parts and layouts. Policy and reference share them.
     """
 
     members: Sequence[Sequence[int]]
@@ -42,11 +45,12 @@ class PromptGroups:
     lengths: Sequence[int]
     width: int
     completions: int
-    places: Tensor | None
+    places: Sequence[int] | None
     most: int
     padded_right: bool
     smallest_id: int = 0
     largest_id: int = 0
+    made: dict[Hashable, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def find(
@@ -58,7 +62,7 @@ class PromptGroups:
         most: int | None = None,
     ) -> "PromptGroups":
         """
-        Finds the groups of a batch, at one synchronization.
+        Finds the groups of a batch. On a GPU this waits for the device once.
 
         Args:
             input_ids (`torch.Tensor` of shape `(B, K, T)`):
@@ -99,7 +103,7 @@ class PromptGroups:
                 [row_of[b * completions + k] for k in range(completions) if lengths_of[b * completions + k]]
                 for b in range(groups)
             ]
-            places = None if len(order) == total else torch.tensor(order).to(input_ids.device, non_blocking=True)
+            places = None if len(order) == total else order
         return cls(
             members=members,
             shared=shared,
@@ -127,25 +131,47 @@ class PromptGroups:
             for group, shared in zip(self.members, self.shared, strict=True)
         ]
 
+    def first(self, number: int) -> "PromptGroups":
+        """Returns the first groups alone, their rows numbered anew."""
+        if number >= len(self.members):
+            return self
+        rows = sorted(row for group in self.members[:number] for row in group)
+        number_of = {row: place for place, row in enumerate(rows)}
+        return replace(
+            self,
+            members=[[number_of[row] for row in group] for group in self.members[:number]],
+            shared=self.shared[:number],
+            starts=[self.starts[row] for row in rows],
+            lengths=[self.lengths[row] for row in rows],
+            places=None if self.places is None else self.places[: len(rows)],
+        )
+
     def apart(self) -> "PromptGroups":
         """Returns the same rows, each a group of its own: nothing is shared."""
-        rows = [row for group in self.members for row in group]
-        return replace(self, members=[[row] for row in rows], shared=[self.starts[row] for row in rows])
+        if "apart" not in self.made:
+            rows = [row for group in self.members for row in group]
+            shared = [self.starts[row] for row in rows]
+            self.made["apart"] = replace(self, members=[[row] for row in rows], shared=shared)
+        apart: PromptGroups = self.made["apart"]
+        return apart
 
     def one_row(self) -> "PromptGroups":
         """Returns the first group's first row alone."""
         return replace(self, members=[self.members[0][:1]], shared=self.shared[:1])
 
-    def chunks(self, size: int | None) -> list["PromptGroups"]:
+    def parts(self, size: int | None) -> list["PromptGroups"]:
         """Splits every group into parts of up to `size` completions: the first parts, the second ones, ..."""
         if size is None or size >= self.largest:
             return [self]
-        parts = []
-        for first in range(0, self.largest, size):
-            left = [
-                (group[first : first + size], shared)
-                for group, shared in zip(self.members, self.shared, strict=True)
-                if len(group) > first
-            ]
-            parts.append(replace(self, members=[group for group, _ in left], shared=[shared for _, shared in left]))
+        if size not in self.made:
+            self.made[size] = [self._part(first, size) for first in range(0, self.largest, size)]
+        parts: list[PromptGroups] = self.made[size]
         return parts
+
+    def _part(self, first: int, size: int) -> "PromptGroups":
+        left = [
+            (group[first : first + size], shared)
+            for group, shared in zip(self.members, self.shared, strict=True)
+            if len(group) > first
+        ]
+        return replace(self, members=[group for group, _ in left], shared=[shared for _, shared in left])

@@ -1,6 +1,6 @@
 """Rows of distinct tokens: each prompt once, then what only one completion has, several groups to a row."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 
 
-__all__ = ["Layout", "lay_out", "pack"]
+__all__ = ["Layout", "lay_out", "pack", "to_device"]
 
 
 @dataclass
@@ -31,8 +31,8 @@ class Layout:
             `(N, T - 1)` of shifted log-probabilities; and the predicted tokens' places in the flattened batch.
         segments (`tuple[tuple[int, tuple[int, ...]], ...]`):
             Lengths, in order, of each prompt and of its completions. Padding counts as a prompt of its own.
-        masks (`dict`):
-            Attention masks made for this layout; all layers share them.
+        made (`dict`):
+            What has been made of this layout: masks and plans of attention. All layers share them.
     """
 
     tokens: Tensor
@@ -43,7 +43,7 @@ class Layout:
     targets: Tensor
     labels: Tensor
     segments: tuple[tuple[int, tuple[int, ...]], ...]
-    masks: dict[tuple, Any] = field(default_factory=dict)
+    made: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
 
 def pack(sizes: Sequence[int], budget: int | None) -> list[list[int]]:
@@ -83,9 +83,15 @@ def pack(sizes: Sequence[int], budget: int | None) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def lay_out(batch: PromptGroups, budget: int | None, device: torch.device) -> Layout:
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copies values from the host, on a GPU without waiting for it."""
+    # From other memory than pinned one the copy would wait
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def lay_out(batch: PromptGroups, budget: int | None, device: torch.device, multiple: int = 1) -> Layout:
     """
-    Lays the tokens of a batch out in rows. Loops over completions, never over tokens.
+    Lays the tokens of a batch out in rows, once for all models. Loops over completions, never over tokens.
 
     Args:
         batch ([`~trl_dpo_ext.shared_prompt.groups.PromptGroups`]):
@@ -94,10 +100,21 @@ def lay_out(batch: PromptGroups, budget: int | None, device: torch.device) -> La
             Tokens of a row, as in [`pack`].
         device (`torch.device`):
             Where the layout's tensors go.
+        multiple (`int`, *optional*, defaults to 1):
+            What the tokens of a row are a multiple of.
     """
+    key = ("layout", budget, device, multiple)
+    if key not in batch.made:
+        batch.made[key] = _lay_out(batch, budget, device, multiple)
+    layout: Layout = batch.made[key]
+    return layout
+
+
+def _lay_out(batch: PromptGroups, budget: int | None, device: torch.device, multiple: int) -> Layout:
     sizes = batch.sizes
     rows = pack(sizes, budget)
     width = max(sum(sizes[group] for group in row) for row in rows)
+    width = -(-width // multiple) * multiple
 
     pieces: list[tuple[int, ...]] = []  # source, destination, length, position, group, branch, target of each segment
     forks: list[tuple[int, int]] = []  # last prompt token, and the target that it predicts, of each completion
@@ -142,8 +159,6 @@ def lay_out(batch: PromptGroups, budget: int | None, device: torch.device) -> La
     targets = torch.cat([fork_targets, spread(target)[own]])
     labels = targets + targets.div(batch.width - 1, rounding_mode="floor") + 1
 
-    if device.type == "cuda":  # from other memory the copy would wait for the GPU
-        by_token, scored, targets, labels = (values.pin_memory() for values in (by_token, scored, targets, labels))
-    tokens, positions, groups, branches = by_token.to(device, non_blocking=True).view(4, len(rows), width)
-    scored, targets, labels = (values.to(device, non_blocking=True) for values in (scored, targets, labels))
+    tokens, positions, groups, branches = to_device(by_token, device).view(4, len(rows), width)
+    scored, targets, labels = (to_device(values, device) for values in (scored, targets, labels))
     return Layout(tokens, positions, groups, branches, scored, targets, labels, tuple(segments))

@@ -1,34 +1,24 @@
-"""Which models can run on a layout of distinct tokens, and by which attention."""
+"""Which models can run on a layout of distinct tokens."""
 
 import inspect
 from dataclasses import fields
 from typing import Any
 
-import torch
 from accelerate.utils import is_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from trl_dpo_ext.shared_prompt.attention import SEGMENTED
-
 
 __all__ = [
-    "BLOCK_MASK",
-    "DENSE_MASK",
-    "SEGMENTS",
     "TESTED",
-    "how_to_attend",
+    "hands_on_arguments",
     "is_ordinary",
     "is_tested",
     "noise_in",
     "whole_rows_for_adapter",
+    "whole_rows_for_model",
     "windows_of",
 ]
-
-# How a model is told what a token sees
-SEGMENTS = "attention by segments"
-DENSE_MASK = "dense mask"
-BLOCK_MASK = "block mask"
 
 # Model types whose log-probabilities and gradients are tested against separate rows. Where a config or a layer is not
 # ordinary one short group is compared before they run this way; of other types one as long as rows may be
@@ -115,44 +105,25 @@ def is_ordinary(model: PreTrainedModel) -> bool:
     )
 
 
-def how_to_attend(model: PreTrainedModel, device: torch.device) -> tuple[str | None, str]:
-    """
-    Returns how `model` can be told what a token of a layout sees: one of the names above, or `None` with the reason.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]):
-            Causal language model.
-        device (`torch.device`):
-            Where it is going to run.
-
-    Returns:
-        `tuple[str | None, str]`
-    """
+def whole_rows_for_model(model: PreTrainedModel) -> str | None:
+    """Why a causal language model must see rows as they are, if it must."""
     config = model.config.get_text_config()
     if config.model_type in _INEXACT or getattr(config, "alibi", False):
         why = _INEXACT.get(config.model_type, "its ALiBi counts places in the row, not positions")
-        return None, f"`{config.model_type}` cannot share a prompt: {why}"
+        return f"`{config.model_type}` cannot share a prompt: {why}"
     others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_TYPES
     if others:
-        return None, f"`{config.model_type}` has layers of {' and '.join(sorted(others))}, which read whole rows"
-    parameters = inspect.signature(model.base_model.forward).parameters
-    if "position_ids" not in parameters:
-        return None, f"`{config.model_type}` takes no `position_ids`"
+        return f"`{config.model_type}` has layers of {' and '.join(sorted(others))}, which read whole rows"
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        return f"`{config.model_type}` takes no `position_ids`"
+    return None
 
-    attention = config._attn_implementation
-    passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    if attention == "flex_attention":
-        return BLOCK_MASK, ""
-    if attention == SEGMENTED:  # of an earlier trainer
-        return SEGMENTS, ""
-    if attention == "sdpa":
-        # On a GPU one call with a mask is faster than many short ones
-        by_segments = device.type == "cpu" and passes_on and model._supports_attention_backend
-        by_segments = by_segments and _has_one_config(model)
-        return (SEGMENTS if by_segments else DENSE_MASK), ""
-    if attention in ("eager", None):
-        return DENSE_MASK, ""
-    return None, f"`attn_implementation={attention!r}` has no mask of this kind; 'sdpa' and 'flex_attention' have"
+
+def hands_on_arguments(model: PreTrainedModel) -> bool:
+    """Whether the attention function of a model's layers is called by name, with the arguments of its forward."""
+    parameters = inspect.signature(model.base_model.forward).parameters
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_more and bool(model._supports_attention_backend) and _has_one_config(model)
 
 
 def _has_one_config(model: PreTrainedModel) -> bool:

@@ -13,6 +13,7 @@ from trl_dpo_ext.compat import get_config_model_id
 from trl_dpo_ext.data.columns import holds_images, opened
 from trl_dpo_ext.models.limits import check_is_causal_lm
 from trl_dpo_ext.processes import get_logger
+from trl_dpo_ext.shared_prompt import paths
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.options.output_folder import check_overwrites_nothing
 
@@ -189,10 +190,10 @@ def check_attention(attention: str | None, compute_dtype: torch.dtype) -> None:
     Raises:
         ValueError: For FlashAttention in float32.
     """
-    if "flash" in (attention or "") and compute_dtype == torch.float32:
+    if "flash" in (attention or "") and compute_dtype not in paths.HALF:
         raise ValueError(
-            f"`attn_implementation={attention!r}` does not run in float32. Set `bf16=True`, or use "
-            "`attn_implementation='sdpa'`."
+            f"`attn_implementation={attention!r}` does not run in {str(compute_dtype).removeprefix('torch.')}. Set "
+            "`bf16=True`, or use `attn_implementation='sdpa'`."
         )
 
 

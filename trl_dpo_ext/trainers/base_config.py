@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 from trl import DPOConfig
 from typing_extensions import Self
 
 from trl_dpo_ext.data.options import RowOptions
+from trl_dpo_ext.shared_prompt.paths import PATHS
 from trl_dpo_ext.trainers.options.installed import check_installed
 from trl_dpo_ext.trainers.options.option_checks import check_options
 from trl_dpo_ext.trainers.options.secrets import without_secrets
@@ -80,6 +82,11 @@ class BaseDPOConfig(DPOConfig):
             Number of completions of a prompt that are in memory at the same time. The activations of the others are
             recomputed in the backward pass. With `gradient_checkpointing=True`, this only lowers the peak within a
             layer.
+        attention_path (`str`, *optional*, defaults to `"auto"`):
+            How a model attends to prompts that completions share: `"flash"` (FlashAttention of the model), `"varlen"`
+            (FlashAttention of torch), `"flex"` (block mask), `"dense"` (dense mask), `"segments"` (on a CPU) or
+            `"separate"` (prompts are not shared). `"auto"`: the first that is exact. The line at the start of a run
+            names it, and the reason why it is not a better one. Raises an error if the requested one is not exact.
         log_samples (`int`, *optional*, defaults to 0):
             Number of prompts of each evaluation set that policy and reference answer at every evaluation. The answers
             and their rewards are saved in `run_log/samples.jsonl` and sent to the trackers.
@@ -127,6 +134,13 @@ class BaseDPOConfig(DPOConfig):
     )
     completions_per_forward: int | None = field(
         default=None, metadata={"help": "Completions of a prompt in memory at the same time. Default: all."}
+    )
+    attention_path: str = field(
+        default="auto",
+        metadata={
+            "help": "How a model attends to shared prompts. Default: the best way that is exact.",
+            "choices": list(PATHS),
+        },
     )
     log_samples: int = field(
         default=0,
@@ -176,6 +190,8 @@ class BaseDPOConfig(DPOConfig):
         self._check_layout()
         check_installed(self)
         super().__post_init__()
+        if self.dataloader_pin_memory and torch.cuda.is_available() and not self.use_cpu:
+            self.accelerator_config.non_blocking = True  # batches are copied while the GPU computes
 
         announced = _announced_world_size()
         if self.world_size != announced:
@@ -319,7 +335,17 @@ class BaseDPOConfig(DPOConfig):
         )
 
     def _check_layout(self) -> None:
-        separate = self.share_prompt is False and self.padding_free is None
+        separate = self.share_prompt is False and not self.padding_free
+        if separate and self.attention_path not in ("auto", "separate"):
+            raise ValueError(
+                f"`attention_path={self.attention_path!r}` has no effect with `share_prompt=False`: every completion "
+                "is run with its own prompt. Leave it out, or set `padding_free=True`."
+            )
+        if self.attention_path == "separate" and self.max_tokens_per_row is not None:
+            raise ValueError(
+                f"`max_tokens_per_row={self.max_tokens_per_row}` has no effect with `attention_path='separate'`. "
+                "Leave one of them out."
+            )
         if self.max_tokens_per_row is not None and (self.padding_free is False or separate):
             raise ValueError(
                 f"`max_tokens_per_row={self.max_tokens_per_row}` has no effect with "
@@ -328,8 +354,7 @@ class BaseDPOConfig(DPOConfig):
             )
 
     def _resolve_tokenization(self) -> None:
-        options = RowOptions(**{option.name: getattr(self, option.name) for option in fields(RowOptions)})
-        vars(self).update(vars(options))
+        vars(self).update(vars(RowOptions.of(self)))
 
 
 def _announced_world_size() -> int:

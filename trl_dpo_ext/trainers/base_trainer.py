@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import DynamoBackend
 from datasets import Dataset, IterableDataset
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
@@ -31,11 +32,12 @@ from trl_dpo_ext.trainers.argument_checks import (
 )
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole
 from trl_dpo_ext.trainers.checkpoints.checkpoints import Checkpoints
-from trl_dpo_ext.trainers.checkpoints.described_run import complete_card, describe_run
+from trl_dpo_ext.trainers.checkpoints.described_run import carry_window, complete_card, describe_run
 from trl_dpo_ext.trainers.first_look import warn_of_text
 from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 from trl_dpo_ext.trainers.forward.cached_reference import cached_ref_logps
 from trl_dpo_ext.trainers.forward.first_rewards import explain_first_rewards
+from trl_dpo_ext.trainers.forward.grouped_collator import grouped
 from trl_dpo_ext.trainers.forward.precision import compute_dtype
 from trl_dpo_ext.trainers.forward.reference_logps import Reference
 from trl_dpo_ext.trainers.forward.repeated_rows import NUM_REAL, count_real_examples, end_of_stream, num_real_examples
@@ -116,11 +118,10 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         # HF then divides by the micro-batches of an update, also a term added by an override of `compute_loss`
         self.model_accepts_loss_kwargs = False
         self.runner  # noqa: B018 - created now, unless the cache needed it
-        without_reference = not self.reference.has_model
-        if without_reference or (args.precompute_ref_log_probs and not explicit):
+        has_reference = self.reference.has_model
+        self.precompute_ref_logps = has_reference and self.precompute_ref_logps
+        if not has_reference or (args.precompute_ref_log_probs and not explicit):
             self.ref_model = None
-        if without_reference:
-            self.precompute_ref_logps = False
         self.reference.is_cached = self.precompute_ref_logps
         self.samples = SampleLog(self)
         datasets = datasets_by_name(self.train_dataset, self.eval_dataset)
@@ -139,7 +140,11 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         for callback in (self.run_log, self.checkpoints.epoch_start, self.guard, RunSummary(self)):
             self.add_callback(callback)
 
-    # TRL's methods: data
+    # TRL's methods: models and data
+
+    def create_accelerator_and_postprocess(self) -> None:
+        super().create_accelerator_and_postprocess()
+        self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # `runner` compiles layers
 
     def _prepare_dataset(self, dataset, processing_class, args, dataset_name):
         prepared, report = prepare_everywhere(self.prepare, dataset, processing_class, args, dataset_name)
@@ -164,6 +169,12 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
             return dataset
         self.runner  # noqa: B018 - TRL calls this method before its own `__init__` ends
         return self.with_ref_logps(dataset, cached_ref_logps(self, dataset, name, batch_size))
+
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
+        with grouped(self, dataset):
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         # HF also groups by length here, and `predict` would return rows in another order
@@ -224,7 +235,7 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
         if self.args.sync_ref_model:
             self.checkpoints.load_reference(resume_from_checkpoint, self.ref_model)
         if self.checkpoints.has_windows(resume_from_checkpoint):
-            self.checkpoints.epoch_start.start_by(partial(self._go_on_with_window, resume_from_checkpoint))
+            self.checkpoints.epoch_start.start_by(partial(carry_window, self, resume_from_checkpoint))
         return self.checkpoints.start_of_epoch(
             resume_from_checkpoint,
             found,
@@ -235,15 +246,6 @@ class BaseDPOTrainer(Objective, DPOTrainer):  # type: ignore[misc]
             is_stream=isinstance(self.train_dataset, IterableDataset),
             load_random_state=self._load_rng_state,
         )
-
-    def _go_on_with_window(self, checkpoint: str) -> None:
-        window = self.checkpoints.window(checkpoint)
-        loss = window["loss"].to(self._tr_loss)
-        self._tr_loss += loss
-        # The mean loss of a run is over its own updates
-        self._total_loss_scalar -= self.accelerator.reduce(loss, reduction="mean").item()
-        self._globalstep_last_logged -= window["updates"]
-        self.metrics.carry(window["metrics"])
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self.checkpoints.of_other_processes(checkpoint):

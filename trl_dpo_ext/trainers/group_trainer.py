@@ -6,10 +6,9 @@ from datasets import Dataset
 from torch import Tensor
 
 from trl_dpo_ext.batches import RANKING_REF_LOGPS_COLUMN
+from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.data.rankings.checks import TOKENIZED_RANKING_COLUMNS
 from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
-from trl_dpo_ext.data.rankings.dataset_preparation import prepare_rankings
-from trl_dpo_ext.data.rankings.ranking_report import RankingReport
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 
@@ -23,6 +22,7 @@ class GroupTrainer(BaseDPOTrainer):
     token_columns = TOKENIZED_RANKING_COLUMNS
     ref_columns = (RANKING_REF_LOGPS_COLUMN,)
     takes_images = False
+    as_pairs = False
 
     _own_collator: DataCollatorForRanking | None = None
 
@@ -36,21 +36,12 @@ class GroupTrainer(BaseDPOTrainer):
         )
         return self._own_collator
 
-    def prepare_groups(
-        self, dataset: Any, args: BaseDPOConfig, dataset_name: str, **options: Any
-    ) -> tuple[Any, RankingReport]:
-        """Checks, tokenizes and truncates rows with the shared and further options."""
+    def prepare(
+        self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
+    ) -> tuple[Any, DataReport]:
         if self._own_collator is not None:
             self._own_collator.pad_token_id = self._tokenizer.pad_token_id
-        shared = {
-            "tokenization": args.tokenization,
-            "max_length": args.max_length,
-            "max_prompt_length": args.max_prompt_length,
-            "prompt_truncation_mode": args.prompt_truncation_mode,
-            "truncation_mode": args.truncation_mode,
-            "num_proc": args.dataset_num_proc,
-        }
-        return prepare_rankings(dataset, self._tokenizer, dataset_name=dataset_name, **(shared | options))
+        return super().prepare(dataset, self._tokenizer, args, dataset_name, keep_all)
 
     def with_ref_logps(self, dataset: Dataset, logps: Tensor) -> Dataset:
         sizes = (len(ids) for ids in dataset["completion_ids"])

@@ -12,6 +12,8 @@ from transformers import DataCollator, PreTrainedModel, PreTrainedTokenizerBase
 
 from trl_dpo_ext.batches import REF_LOGPS_COLUMNS, Batch
 from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS
+from trl_dpo_ext.data.dataset_preparation import prepare_dataset
+from trl_dpo_ext.data.options import preparation_options
 from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.logps import CompletionLogps
 from trl_dpo_ext.metrics.sums import Sums
@@ -23,7 +25,6 @@ from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 from trl_dpo_ext.trainers.forward.batch_runner import BatchRunner
 from trl_dpo_ext.trainers.forward.reference_logps import Reference
 from trl_dpo_ext.trainers.logs.batch_metrics import batch_metrics
-from trl_dpo_ext.trainers.prepared_data import prepare_preferences
 
 
 __all__ = ["Objective"]
@@ -55,6 +56,10 @@ class Objective:
     # Columns of tokenized rows and of reference log-probabilities
     token_columns: ClassVar[tuple[str, ...]] = TOKENIZED_COLUMNS
     ref_columns: ClassVar[tuple[str, ...]] = REF_LOGPS_COLUMNS
+    # Whether preparation returns pairs, see `prepare_dataset`
+    as_pairs: ClassVar[bool] = True
+    # Whether losses are negative log-probabilities of observed orders
+    has_orders: ClassVar[bool] = False
     # Loss in LaTeX, for the model card
     equation: str | None = None
     # Number of completions of the largest group of all datasets, the same on every process
@@ -70,7 +75,15 @@ class Objective:
         self, dataset: Any, processing_class: Any, args: BaseDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
         """Converts raw rows to token ids. With `keep_all`, for prediction, no row is dropped."""
-        return prepare_preferences(dataset, processing_class, args, dataset_name, keep_all)
+        return prepare_dataset(
+            dataset,
+            processing_class,
+            as_pairs=self.as_pairs,
+            keep_all=keep_all,
+            dataset_name=dataset_name,
+            num_proc=args.dataset_num_proc,
+            **preparation_options(args),
+        )
 
     def with_ref_logps(self, dataset: Dataset, logps: Tensor) -> Dataset:
         """Adds reference log-probabilities `(n, K)` to the rows."""
@@ -140,15 +153,20 @@ class Objective:
         """
         raise NotImplementedError
 
-    def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None) -> Tensor:
-        """Same as [`losses`], for an objective on single tokens. `policy` has the shapes `(B, K, ...)`."""
+    def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None, batch: Batch) -> Tensor:
+        """Same as [`losses`], for an objective on single tokens or ranks. `policy` has the shapes `(B, K, ...)`."""
         return self.losses(policy.logps, ref_logps)
+
+    def observed_ranks(self, batch: Batch) -> Tensor:
+        """Returns the ranks `(B, K)` that the objective and its metrics see."""
+        return batch.ranks
 
     def score(self, model: nn.Module, batch: Batch) -> BatchResult:
         """Runs reference and policy on a batch and computes the losses."""
         ref_logps, ref_token_logps = self.reference_logps(batch)
         policy = self.runner.run_policy(model, batch)
-        losses = self.losses_of(policy, ref_logps)
+        losses = self.losses_of(policy, ref_logps, batch)
+        order_losses = losses.detach() if self.has_orders else None
         if self.aux_loss_enabled:
             losses = losses + self.router_aux_loss_coef * policy.aux_loss
         return BatchResult(
@@ -157,9 +175,10 @@ class Objective:
             policy=policy,
             ref_logps=ref_logps,
             ref_token_logps=ref_token_logps,
-            ranks=batch.ranks,
+            ranks=self.observed_ranks(batch),
             exists=batch.exists,
             weights=batch.weights,
+            order_losses=order_losses,
         )
 
     def divisor_of(self, batches: list[dict[str, Any]], examples: int) -> int | Tensor:

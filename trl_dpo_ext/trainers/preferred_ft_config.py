@@ -1,6 +1,7 @@
 """Options of `PreferredFTTrainer`."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from trl_dpo_ext.trainers.reference_free_config import ReferenceFreeConfig
 
@@ -27,6 +28,9 @@ class PreferredFTConfig(ReferenceFreeConfig):
     [`~trl_dpo_ext.trainers.reference_free_config.ReferenceFreeConfig`], options shared by all trainers in
     [`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`].
     """
+
+    # Only the best completion of a row is learned, see `prepare_dataset`
+    alone: ClassVar[bool] = True
 
     loss_reduction: str = field(
         default="sum",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trl_dpo_ext.batches import first_examples
 from trl_dpo_ext.data.preparation_report import DataReport
-from trl_dpo_ext.data.rankings.best_completions import unique_prompts
+from trl_dpo_ext.data.unique_prompts import unique_prompts
 from trl_dpo_ext.metrics.sums import Sums, mean_of_sums
 from trl_dpo_ext.objectives import preferred_ft_loss
 from trl_dpo_ext.processes import get_logger
@@ -94,9 +94,7 @@ class PreferredFTTrainer(GroupTrainer):
     def prepare(
         self, dataset: Any, processing_class: Any, args: PreferredFTConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
-        dataset, report = self.prepare_groups(
-            dataset, args, dataset_name, score_tie_gap=args.score_tie_gap, keep_all=keep_all, alone=True
-        )
+        dataset, report = super().prepare(dataset, processing_class, args, dataset_name, keep_all)
         if args.unique_prompts and dataset_name == "train" and not keep_all:
             given = report.rows
             dataset = unique_prompts(dataset, dataset_name)

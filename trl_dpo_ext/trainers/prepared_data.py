@@ -1,4 +1,4 @@
-"""Preparation of a preference dataset with the options of a trainer."""
+"""Preparation of a dataset on all processes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,59 +7,12 @@ from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from trl_dpo_ext.data.columns import opened
-from trl_dpo_ext.data.dataset_preparation import prepare_pairs
 from trl_dpo_ext.data.preparation_report import DataReport
-from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
 from trl_dpo_ext.processes import check_same, main_first, together
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 
 
-__all__ = ["prepare_everywhere", "prepare_preferences"]
-
-
-def prepare_preferences(
-    dataset: Any,
-    processing_class: PreTrainedTokenizerBase | ProcessorMixin,
-    args: BaseDPOConfig,
-    name: str,
-    keep_all: bool = False,
-) -> tuple[Any, DataReport]:
-    """
-    Checks, tokenizes and truncates preference rows. Rows of token ids are only checked and truncated.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`):
-            Raw or tokenized rows.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`]):
-            Tokenizer or processor.
-        args ([`~trl_dpo_ext.trainers.base_config.BaseDPOConfig`]):
-            Options.
-        name (`str`):
-            Name of the dataset in messages.
-        keep_all (`bool`, *optional*, defaults to `False`):
-            Whether to keep rows without a preference, for prediction.
-
-    Returns:
-        `tuple`: Rows with TRL's token columns, and a [`~trl_dpo_ext.data.preparation_report.DataReport`].
-    """
-    tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
-    cut = Cut.of(
-        args.tokenization,
-        args.max_length,
-        args.max_prompt_length,
-        args.prompt_truncation_mode,
-        args.truncation_mode,
-        leading_special_ids(tokenizer),
-    )
-    with main_first():
-        return prepare_pairs(
-            dataset,
-            processing_class,
-            cut=cut,
-            keep_all=keep_all,
-            dataset_name=name,
-            num_proc=args.dataset_num_proc,
-        )
+__all__ = ["prepare_everywhere"]
 
 
 def prepare_everywhere(
@@ -95,7 +48,8 @@ def prepare_everywhere(
         if isinstance(dataset, IterableDataset) and name != "train" and args.world_size > 1:
             # A streaming dataset cannot be split over processes without repeating or dropping rows
             dataset = Dataset.from_list(list(dataset), on_mixed_types="use_json")
-        dataset, report = prepare(dataset, processing_class, args, name, keep_all)
+        with main_first():
+            dataset, report = prepare(dataset, processing_class, args, name, keep_all)
     if isinstance(dataset, Dataset):
         check_same(len(dataset), f"usable rows of the {name} dataset")
     return dataset, report

@@ -4,10 +4,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trl_dpo_ext.batches import Batch
-from trl_dpo_ext.data.preparation_report import DataReport
+from trl_dpo_ext.data.preparation_report import DataReport, RankingReport
+from trl_dpo_ext.logps import CompletionLogps
 from trl_dpo_ext.objectives import plackett_luce_loss
 from trl_dpo_ext.trainers.forward.batch_result import BatchResult
 from trl_dpo_ext.trainers.group_trainer import GroupTrainer
@@ -63,44 +64,30 @@ class RankingDPOTrainer(GroupTrainer):
         r"L = -\log \prod_{k=1}^{K} \frac{\exp r_k}{\sum_{j \ge k} \exp r_j}, \quad"
         r" r_k = \beta \log \frac{\pi_\theta(y_k|x)}{\pi_{ref}(y_k|x)}"
     )
+    has_orders = True
     args: RankingDPOConfig
 
-    def score(self, model: nn.Module, batch: Batch) -> BatchResult:
-        ref_logps, ref_token_logps = self.reference_logps(batch)
-        policy = self.runner.run_policy(model, batch)
-        exists, ranks = batch.exists, batch.ranks
-        order_losses = losses = self.order_losses(policy.logps, ref_logps, exists, ranks)
-        if self.aux_loss_enabled:
-            losses = losses + self.router_aux_loss_coef * policy.aux_loss
-        if self.args.top_m is not None:
-            # Completions after the last observed rank are below it, in unknown order
-            last = ranks[:, : self.args.top_m].amax(dim=1, keepdim=True)
-            ranks = torch.where(exists, torch.minimum(ranks, last + 1), ranks)
-        return BatchResult(
-            losses=losses,
-            rewards=self.rewards(policy.logps, ref_logps),
-            policy=policy,
-            ref_logps=ref_logps,
-            ref_token_logps=ref_token_logps,
-            ranks=ranks,
-            exists=exists,
-            weights=batch.weights,
-            order_losses=order_losses.detach(),
-        )
-
-    def order_losses(self, policy_logps: Tensor, ref_logps: Tensor | None, mask: Tensor, ranks: Tensor) -> Tensor:
+    def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None, batch: Batch) -> Tensor:
         """Returns Plackett-Luce losses `(B,)`. Rows with one completion, which only prediction keeps, have loss 0."""
-        options = {"beta": self.beta, "top_m": self.args.top_m}
+        logps, mask, ranks = policy.logps, batch.exists, batch.ranks
+        options = {"beta": self.beta, "top_m": self.args.top_m, "has_ties": batch.has_ties}
         several = None if self.model.training else mask.sum(dim=1) > 1  # (B,)
         if several is None or several.all():
-            return plackett_luce_loss(policy_logps, ref_logps, mask=mask, ranks=ranks, **options)
-        losses = policy_logps.new_zeros(len(mask))
+            return plackett_luce_loss(logps, ref_logps, mask=mask, ranks=ranks, **options)
+        losses = logps.new_zeros(len(mask))
         if several.any():
             ref_logps = None if ref_logps is None else ref_logps[several]
             losses[several] = plackett_luce_loss(
-                policy_logps[several], ref_logps, mask=mask[several], ranks=ranks[several], **options
+                logps[several], ref_logps, mask=mask[several], ranks=ranks[several], **options
             )
         return losses
+
+    def observed_ranks(self, batch: Batch) -> Tensor:
+        if self.args.top_m is None:
+            return batch.ranks
+        # Completions after the last observed rank are below it, in unknown order
+        last = batch.ranks[:, : self.args.top_m].amax(dim=1, keepdim=True)
+        return torch.where(batch.exists, torch.minimum(batch.ranks, last + 1), batch.ranks)
 
     def predictions_of(self, result: BatchResult) -> tuple[Tensor, Tensor]:
         absent = self.largest - result.ranks.size(1)
@@ -110,14 +97,8 @@ class RankingDPOTrainer(GroupTrainer):
     def prepare(
         self, dataset: Any, processing_class: Any, args: RankingDPOConfig, dataset_name: str, keep_all: bool = False
     ) -> tuple[Any, DataReport]:
-        dataset, report = self.prepare_groups(
-            dataset,
-            args,
-            dataset_name,
-            score_tie_gap=args.score_tie_gap,
-            max_completions=args.max_completions,
-            keep_all=keep_all,
-        )
+        dataset, report = super().prepare(dataset, processing_class, args, dataset_name, keep_all)
+        assert isinstance(report, RankingReport)
         # The same number for all processes, which log and gather it
         self.largest = max(self.largest, report.largest or 0, args.max_completions or 0)
         return dataset, report

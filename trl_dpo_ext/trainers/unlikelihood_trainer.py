@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from trl_dpo_ext.batches import Batch
 from trl_dpo_ext.logps import CompletionLogps
 from trl_dpo_ext.objectives import token_unlikelihood_loss, unlikelihood_loss
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
@@ -61,9 +62,9 @@ class UnlikelihoodTrainer(BaseDPOTrainer):
     def losses(self, policy_logps: Tensor, ref_logps: Tensor | None) -> Tensor:
         return unlikelihood_loss(policy_logps, alpha=self.args.alpha)
 
-    def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None) -> Tensor:
+    def losses_of(self, policy: CompletionLogps, ref_logps: Tensor | None, batch: Batch) -> Tensor:
         if self.args.unlikelihood_form == "sequence":
-            return super().losses_of(policy, ref_logps)
+            return super().losses_of(policy, ref_logps, batch)
         return token_unlikelihood_loss(
             policy.logps[:, 0], policy.token_logps[:, 1], policy.mask[:, 1], alpha=self.args.alpha
         )

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-from launch import SGD, TRAININGS, Launch, case, evaluate, make_trainer, train
+from flash_on_cpu import flash_on_cpu
+from launch import SGD, TRAININGS, TWO_PROCESSES_ONLY, Launch, case, evaluate, make_trainer, train
 from tiny import ranking_rows
 
 from trl_dpo_ext import RankingDPOTrainer
@@ -33,6 +34,16 @@ def ranks_cached(launch: Launch) -> dict[str, Any]:
     options = {"precompute_ref_log_probs": True, "ref_logps_cache_dir": str(launch.folder / "cache")}
     trainer, trained = train_on_rankings(launch, "ranks_cached", **options)
     return trained | {"metrics": trainer.evaluate()}
+
+
+@case(TWO_PROCESSES_ONLY)
+def ranks_varlen(launch: Launch) -> dict[str, Any]:
+    """`ranks_in_parts` by torch's FlashAttention, imitated."""
+    with flash_on_cpu() as calls:
+        trainer, trained = train_on_rankings(
+            launch, "ranks_varlen", completions_per_forward=2, attention_path="varlen"
+        )
+    return trained | {"prompts": str(trainer.runner), "uses_kernel": calls["backward"] > 0}
 
 
 def train_on_rankings(

@@ -4,6 +4,7 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from flash_on_cpu import flash_on_cpu
 from launch import (
     SGD,
     TWO_PROCESSES_ONLY,
@@ -49,6 +50,15 @@ def sharded_ranks(launch: Launch) -> dict[str, Any]:
     """`ranks` under FSDP2, two completions in memory at a time."""
     trainer, trained = train_on_rankings(launch, "sharded_ranks", build=_make_sharded, completions_per_forward=2)
     return trained | {"shards": _shards(trainer)}
+
+
+@case(TWO_PROCESSES_ONLY)
+def sharded_varlen(launch: Launch) -> dict[str, Any]:
+    """`sharded_ranks` by torch's FlashAttention, imitated."""
+    options = {"completions_per_forward": 2, "attention_path": "varlen"}
+    with flash_on_cpu() as calls:
+        trainer, trained = train_on_rankings(launch, "sharded_varlen", build=_make_sharded, **options)
+    return trained | {"shards": _shards(trainer), "uses_kernel": calls["backward"] > 0}
 
 
 def _make_sharded(

@@ -72,7 +72,7 @@ def all_pairs(
     Converts each ranking to all pairs of a better and a worse completion. Ties give no pairs.
 
     Empty completions and copies (here: of the text) give no pairs either, as in
-    [`~trl_dpo_ext.data.rankings.dataset_preparation.prepare_rankings`]. Columns with one value per row are kept.
+    [`~trl_dpo_ext.data.dataset_preparation.prepare_dataset`]. Columns with one value per row are kept.
 
     Args:
         dataset (`Dataset` or `IterableDataset`):

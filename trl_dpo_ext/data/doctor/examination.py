@@ -33,7 +33,7 @@ from trl_dpo_ext.data.doctor.length_checks import (
     fitting_length,
 )
 from trl_dpo_ext.data.doctor.meaning_checks import meaning_checks
-from trl_dpo_ext.data.doctor.prepared_row import PreparedRow, RowPreparation, key_of
+from trl_dpo_ext.data.doctor.prepared_row import PreparedRow, RowPreparation
 from trl_dpo_ext.data.doctor.report import DoctorReport
 from trl_dpo_ext.data.doctor.text_checks import (
     BosTwice,
@@ -49,10 +49,9 @@ from trl_dpo_ext.data.doctor.text_checks import (
 )
 from trl_dpo_ext.data.extent import Extent
 from trl_dpo_ext.data.kinds import other_kind
-from trl_dpo_ext.data.preparation_report import DataReport
+from trl_dpo_ext.data.preparation_report import PreparationCount
 from trl_dpo_ext.data.prompts import answers_repeat_prompts
 from trl_dpo_ext.data.rankings.checks import check_ranking_columns
-from trl_dpo_ext.data.rankings.ranking_report import RankingReport
 from trl_dpo_ext.spelling import misspelt_column
 
 
@@ -161,7 +160,7 @@ def worst_of_first(
     examination.checks = meaning_checks(tokenizer, columns)
     examination.run(first)
     found = [finding for check in examination.checks for finding in check.findings() if finding.severity == WARNING]
-    return max(found, key=lambda finding: 2 * finding.count >= examination.tally.examined, default=None)
+    return max(found, key=lambda finding: 2 * finding.count >= examination.examined, default=None)
 
 
 class _Examination:
@@ -175,7 +174,9 @@ class _Examination:
             "Training drops an answer of the row: ",
             "Remove the answer with its rank or score.",
         )
-        self.tally = _Tally(preparation.is_ranking)
+        self.examined, self.has_chat = 0, False
+        self.count = PreparationCount(of_rankings=preparation.is_ranking)
+        self.extent = Extent(0, 0, 0)
         self.lengths = Lengths()
         self.length_bias = LengthBias()
         tokenizer = preparation.tokenizer
@@ -183,19 +184,19 @@ class _Examination:
             PromptsTruncated(),
             AnswersTruncated(),
             EndsTruncated(),
-            FullPrompts(preparation.max_length),
+            FullPrompts(preparation.truncation.max_length),
             EosInText(tokenizer),
             SpecialTokenInText(tokenizer),
             SpecialTokenInPrompt(tokenizer),
-            BosTwice(preparation.leading_ids),
+            BosTwice(list(preparation.truncation.leading_ids)),
             WordsRunTogether(),
             FirstWhitespaceDiffers(),
             FirstWhitespaceMixed(),
             ImplicitPrompt(),
             PromptSplitInWord(),
             TurnSplitInAnswers(),
-            BorderOfSeparateTokens(tokenizer, preparation.joint),
-            BorderOfJointTokens(tokenizer, preparation.joint),
+            BorderOfSeparateTokens(tokenizer, preparation.truncation.joint),
+            BorderOfJointTokens(tokenizer, preparation.truncation.joint),
             RolesDoNotAlternate(),
             AnswerEndsWithOther(),
             PromptEndsWithAssistant(),
@@ -217,7 +218,7 @@ class _Examination:
                 check.look_at(chunk)
 
     def report(self, problems: list[Finding]) -> DoctorReport:
-        if not problems and not self.tally.examined:
+        if not problems and not self.examined:
             problems = [Finding("no-rows", ERROR, "The dataset has no rows.", "Check its file and the split.")]
         groups = [self.refused, self.left_out, self.completions_left_out]
         found = problems + [finding for group in groups for finding in group.findings()]
@@ -225,12 +226,12 @@ class _Examination:
         return DoctorReport(
             dataset_name=self.preparation.dataset_name,
             kind=self._kind(),
-            examined=self.tally.examined,
+            examined=self.examined,
             refused=self.refused.count,
-            preparation=self.tally.report(),
-            extent=self.tally.extent,
+            preparation=self.count.report(),
+            extent=self.extent,
             lengths=self.lengths.quantiles(),
-            max_length=self.preparation.max_length,
+            max_length=self.preparation.truncation.max_length,
             recommended_max_length=fitting_length(self.lengths.whole, share=0.99),
             longer_preferred=self.length_bias.longer_preferred,
             length_correlation=self.length_bias.correlation,
@@ -244,26 +245,28 @@ class _Examination:
         return "rankings" if self.preparation.is_ranking else "preference pairs"
 
     def _unread_columns(self) -> list[str]:
-        read = columns_read(self.columns, self.tally.has_chat)
+        read = columns_read(self.columns, self.has_chat)
         return [name for name in self.columns if name not in read]
 
     def _usable(self, rows: Iterable[dict[str, Any]]) -> Iterator[PreparedRow]:
         for index, row in enumerate(rows):
-            self.tally.examined += 1
+            self.examined += 1
             try:
                 prepared = self.preparation(row, index)
             except Exception as error:  # training would stop at any error
                 self._refuse(error, index)
                 continue
-            self.tally.add(prepared)
+            self.count.add(index, prepared.counted | {"ranks": prepared.ranks})
             if prepared.completion_ids:
                 self.lengths.add(prepared)
             if prepared.problem:
                 fix = "Raise `max_length` (see the lengths)." if prepared.full_prompt else ""
                 self.left_out.add(prepared.problem, index, fix)
                 continue
+            self.has_chat = self.has_chat or prepared.is_chat
+            self.extent = self.extent.with_row(*prepared.truncated_ids)
             if prepared.left_out:
-                self.completions_left_out.add(prepared.why_left_out, index)
+                self.completions_left_out.add(next(iter(prepared.left_out.values())), index)
             yield prepared
 
     def _refuse(self, error: Exception, index: int) -> None:
@@ -282,58 +285,6 @@ class _Examination:
                 index,
                 "Fix or drop such rows, or use another tokenizer or chat template.",
             )
-
-
-class _Tally:
-    """Counts the effects of preparation for the report of a trainer."""
-
-    def __init__(self, is_ranking: bool) -> None:
-        self.is_ranking = is_ranking
-        self.examined = self.dropped = self.prompts_cut = self.answers_cut = 0
-        self.has_chat = False
-        self.sizes: list[int] = []
-        self.completions_dropped = self.tied = 0
-        self.first_completion_dropped = ""
-        self.first_dropped = ""
-        self.prompts_repeated = 0
-        self.extent = Extent(0, 0, 0)
-
-    def add(self, row: PreparedRow) -> None:
-        if row.problem:
-            self.dropped += 1
-            self.first_dropped = self.first_dropped or f"row {row.index}, {row.problem}"
-            return
-        self.has_chat = self.has_chat or row.is_chat
-        self.extent = self.extent.with_row(row.cut_ids[0], row.cut_ids[1:])
-        self.sizes.append(len(row.completion_ids))
-        self.prompts_cut += row.prompt_cut
-        self.answers_cut += row.completions_cut
-        self.prompts_repeated += row.prompt_repeated
-        self.completions_dropped += row.left_out
-        self.tied += max(row.ranks) + 1 < len(row.ranks)
-        if row.left_out and not self.first_completion_dropped:
-            self.first_completion_dropped = f"row {row.index}, {row.why_left_out}"
-
-    def report(self) -> DataReport:
-        counts: dict[str, Any] = {
-            "rows": len(self.sizes),
-            "dropped": self.dropped,
-            "first_dropped": self.first_dropped,
-            "prompts_cut": self.prompts_cut,
-            "answers_cut": self.answers_cut,
-            "prompts_repeated": self.prompts_repeated,
-        }
-        if not self.is_ranking:
-            return DataReport(**counts)
-        return RankingReport(
-            **counts,
-            completions=sum(self.sizes),
-            completions_dropped=self.completions_dropped,
-            first_completion_dropped=self.first_completion_dropped,
-            smallest=min(self.sizes, default=0),
-            largest=max(self.sizes, default=0),
-            tied=self.tied,
-        )
 
 
 def _column_problem(columns: list[str], dataset_name: str) -> Finding | None:
@@ -358,6 +309,8 @@ def _column_problem(columns: list[str], dataset_name: str) -> Finding | None:
 
 
 def _prompt_keys(held_out: Dataset | IterableDataset, preparation: RowPreparation) -> Iterator[int]:
-    for row in held_out:
-        with suppress(ValueError):  # an invalid row is reported when its split is examined
-            yield key_of(preparation.prompt_of(row))
+    for index, row in enumerate(held_out):
+        with suppress(Exception):  # an invalid row is reported when its split is examined
+            prepared = preparation(row, index)
+            if not prepared.problem:
+                yield prepared.prompt_key

@@ -35,7 +35,7 @@ class PromptsTruncated(Check):
     fix = "Raise `max_length` (see the lengths), or `max_prompt_length` if answers are short enough."
 
     def found(self, row: PreparedRow) -> str | None:
-        return f"{len(row.prompt_ids)} tokens" if row.prompt_cut else None
+        return f"{len(row.prompt_ids)} tokens" if row.prompt_truncated else None
 
 
 class AnswersTruncated(Check):
@@ -46,7 +46,7 @@ class AnswersTruncated(Check):
 
     def found(self, row: PreparedRow) -> str | None:
         longest = max(map(len, row.completion_ids))
-        return f"{len(row.prompt_ids)} + {longest} tokens" if row.completions_cut else None
+        return f"{len(row.prompt_ids)} + {longest} tokens" if row.completions_truncated else None
 
 
 class EndsTruncated(Check):
@@ -56,7 +56,7 @@ class EndsTruncated(Check):
     fix = "Raise `max_length` (see the lengths), or drop such rows."
 
     def found(self, row: PreparedRow) -> str | None:
-        return f"{len(row.prompt_ids)} + {len(row.completion_ids[0])} tokens" if row.best_end_cut else None
+        return f"{len(row.prompt_ids)} + {len(row.completion_ids[0])} tokens" if row.best_end_truncated else None
 
 
 class FullPrompts(Check):

@@ -3,68 +3,35 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trl_dpo_ext.data.checks import TOKENIZED_COLUMNS
+from trl_dpo_ext.data import row_preparation
 from trl_dpo_ext.data.messages import text_of
-from trl_dpo_ext.data.pair_preparation import PreparedPair, prepare_pair
-from trl_dpo_ext.data.rankings.order import split_shared_prompt
-from trl_dpo_ext.data.rankings.ranking_preparation import (
-    PreparedRanking,
-    check_options,
-    checked_ranking,
-    prepare_ranking,
-)
-from trl_dpo_ext.data.tokenization import Cut, leading_special_ids
+from trl_dpo_ext.data.rankings.checks import check_ranking_options
+from trl_dpo_ext.data.row_preparation import prepare_row
+from trl_dpo_ext.data.tokenization import Truncation
 
 
 __all__ = ["PreparedRow", "RowPreparation", "key_of", "text_of"]
 
 
 @dataclass
-class PreparedRow:
+class PreparedRow(row_preparation.PreparedRow):
     """
-    A row prepared as in training. Lists of completions are best first, without dropped ones.
+    A row prepared as in training, with what the checks need besides.
 
     Args:
         index (`int`): Index of the row, from 0.
         raw (`Mapping`): Row of the dataset.
-        problem (`str`): Reason why training drops the row. Then the fields below are unknown, unless the prompt is too
-            long.
-        full_prompt (`bool`): Whether the reason is that the prompt is too long.
-        prompt (`str` or `list`, *optional*): Prompt; `None` in a row of token ids.
-        completions (`list`): Texts or message lists; empty in a row of token ids.
-        ranks (`list[int]`): 0 for the best, equal for ties.
-        prompt_ids (`list[int]`): Tokens of the prompt, not truncated.
-        completion_ids (`list[list[int]]`): Tokens of the completions, not truncated.
-        cut_ids (`list[list[int]]`): Tokens of the prompt and of the completions as training takes them.
-        left_out (`int`): Number of dropped completions.
-        why_left_out (`str`): Reason for the first of them.
-        prompt_cut (`bool`): Whether training truncates the prompt.
-        completions_cut (`bool`): Whether training truncates a completion (with `tokenization="joint"`: or the prompt).
-        best_end_cut (`bool`): Whether the best completion loses its last token.
-        prompt_repeated (`bool`): Whether the completions repeated the prompt, which is removed from them.
+        best_end_truncated (`bool`): Whether the best completion loses its last token.
     """
 
-    index: int
-    raw: Mapping[str, Any]
-    problem: str = ""
-    full_prompt: bool = False
-    prompt: Any = None
-    completions: list[Any] = field(default_factory=list)
-    ranks: list[int] = field(default_factory=list)
-    prompt_ids: list[int] = field(default_factory=list)
-    completion_ids: list[list[int]] = field(default_factory=list)
-    cut_ids: list[list[int]] = field(default_factory=list)
-    left_out: int = 0
-    why_left_out: str = ""
-    prompt_cut: bool = False
-    completions_cut: bool = False
-    best_end_cut: bool = False
-    prompt_repeated: bool = False
+    index: int = 0
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    best_end_truncated: bool = False
 
     @property
     def is_text(self) -> bool:
@@ -117,17 +84,12 @@ class RowPreparation:
         tokenizer ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer.
         columns (`Sequence[str]`): Columns of the dataset.
         dataset_name (`str`): Name of the dataset in messages.
-        tokenization (`str`): `"separate"` or `"joint"`.
-        max_length (`int`, *optional*): Maximum number of tokens of a prompt with a completion.
-        max_prompt_length (`int`, *optional*): Number of tokens to which the prompt of a row that is too long is
-            truncated.
-        prompt_truncation_mode (`str`, *optional*): Which end of a truncated prompt is kept.
-        truncation_mode (`str`): With `"joint"`: which end TRL's collator keeps.
         score_tie_gap (`float`): Difference up to which scores tie.
         max_completions (`int`, *optional*): Maximum number of completions of a row.
         alone (`bool`): Whether only the best completion is learned, as by
             [`~trl_dpo_ext.trainers.preferred_ft_trainer.PreferredFTTrainer`].
         repeats (`bool`): Whether text answers start with the prompt of their row, which is then removed from them.
+        options: Same as in [`~trl_dpo_ext.data.tokenization.Truncation.of`].
 
     Raises:
         ValueError: If an option has an unknown value.
@@ -139,32 +101,26 @@ class RowPreparation:
         columns: Sequence[str],
         dataset_name: str,
         *,
-        tokenization: str = "separate",
-        max_length: int | None = None,
-        max_prompt_length: int | None = None,
-        prompt_truncation_mode: str | None = None,
-        truncation_mode: str = "keep_start",
         score_tie_gap: float = 0.0,
         max_completions: int | None = None,
         alone: bool = False,
         repeats: bool = False,
+        **options: Any,
     ) -> None:
-        check_options(tokenization, prompt_truncation_mode, truncation_mode, score_tie_gap, max_completions)
-        self.tokenizer, self.dataset_name, self.max_length = tokenizer, dataset_name, max_length
-        self.joint, self.keeps_start = tokenization == "joint", truncation_mode == "keep_start"
-        self.score_tie_gap, self.max_completions = score_tie_gap, max_completions
-        self.leading_ids = leading_special_ids(tokenizer)
-        self.cut = Cut.of(
-            tokenization,
-            max_length,
-            max_prompt_length,
-            prompt_truncation_mode,
-            truncation_mode,
-            tuple(self.leading_ids),
-        )
-        self.alone, self.repeats = alone, repeats
+        check_ranking_options(score_tie_gap, max_completions)
+        self.tokenizer, self.dataset_name, self.alone = tokenizer, dataset_name, alone
+        self.truncation = Truncation.of(tokenizer, **options)
         self.is_ranking = alone or not {"completions", "completion_ids"}.isdisjoint(columns)
-        self.is_tokenized = {"prompt_ids", "completion_ids"} <= set(columns) or set(TOKENIZED_COLUMNS) <= set(columns)
+        self._prepare = partial(
+            prepare_row,
+            dataset_name=dataset_name,
+            processing_class=tokenizer,
+            truncation=self.truncation,
+            score_tie_gap=score_tie_gap,
+            max_completions=max_completions,
+            alone=alone,
+            repeats=repeats,
+        )
 
     def __call__(self, row: Mapping[str, Any], index: int) -> PreparedRow:
         """
@@ -173,58 +129,9 @@ class RowPreparation:
         Raises:
             ValueError: If training would stop at this row.
         """
-        prepared: PreparedPair | PreparedRanking
-        ranks, dropped = [0, 1], {}
-        if self.is_ranking:
-            prepared = prepare_ranking(
-                dict(row),
-                index,
-                dataset_name=self.dataset_name,
-                tokenizer=self.tokenizer,
-                cut=self.cut,
-                score_tie_gap=self.score_tie_gap,
-                max_completions=self.max_completions,
-                alone=self.alone,
-                repeats=self.repeats,
-            )
-            prompt, ranks, dropped = prepared.row.get("prompt"), prepared.ranks, prepared.dropped
-        else:
-            prepared = prepare_pair(
-                row,
-                index,
-                dataset_name=self.dataset_name,
-                processing_class=self.tokenizer,
-                cut=self.cut,
-                repeats=self.repeats,
-            )
-            prompt = prepared.prompt
-        if prepared.problem and not prepared.full_prompt:
-            return PreparedRow(index, row, prepared.problem)
-        completion_ids = prepared.completion_ids
-        return PreparedRow(
-            index,
-            row,
-            problem=prepared.problem,
-            full_prompt=prepared.full_prompt,
-            prompt=None if self.is_tokenized else prompt,
-            completions=[] if self.is_tokenized else prepared.completions,
-            ranks=ranks,
-            prompt_ids=prepared.prompt_ids,
-            completion_ids=completion_ids,
-            cut_ids=prepared.cut_ids,
-            left_out=len(dropped),
-            why_left_out=next(iter(dropped.values()), ""),
-            prompt_cut=prepared.prompt_cut,
-            completions_cut=prepared.completions_cut,
-            best_end_cut=self.cut.cuts_end(prepared.prompt_ids, completion_ids[0], prepared.cut_ids[1]),
-            prompt_repeated=prepared.prompt_repeated,
-        )
-
-    def prompt_of(self, row: Mapping[str, Any]) -> Any:
-        """Returns the prompt of a raw row, split off its completions if needed. Invalid rows raise a `ValueError`."""
-        ranking, tokenized, _ = checked_ranking(row, 0, self.dataset_name, repeats=self.repeats)
-        if tokenized:
-            return ranking["prompt_ids"]
-        if "prompt" in ranking:
-            return ranking["prompt"]
-        return split_shared_prompt(ranking["completions"], by_turn=self.is_ranking or not self.joint)[0]
+        prepared = self._prepare(row, index)
+        examined = PreparedRow(**vars(prepared), index=index, raw=row)
+        if prepared.completion_ids:
+            best, kept = prepared.completion_ids[0], prepared.truncated_ids[1]
+            examined.best_end_truncated = self.truncation.truncates_end(prepared.prompt_ids, best, kept)
+        return examined

@@ -1,4 +1,4 @@
-"""Checks of raw and of tokenized rankings: one error that names the row, the column, what was found and the fix."""
+"""Checks of raw and of tokenized rankings. Errors name the row, the column, what was found and a fix."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,6 +23,7 @@ __all__ = [
     "TOKENIZED_RANKING_COLUMNS",
     "check_ranking",
     "check_ranking_columns",
+    "check_ranking_options",
     "check_tie_gap",
 ]
 
@@ -31,7 +32,7 @@ TOKENIZED_RANKING_COLUMNS = ("prompt_ids", "completion_ids", "ranks")  # `ranks`
 
 def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
     """
-    Checks that the columns of a ranking, a scored or a preference data set are there.
+    Checks that a ranking, a scored or a preference dataset has its columns.
 
     Args:
         columns (`Sequence[str]`):
@@ -40,7 +41,7 @@ def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
             Name used in messages.
 
     Raises:
-        ValueError: If a column is missing or misspelt, or the data set is a ranking and a preference data set at once.
+        ValueError: If a column is missing or misspelt, or the dataset is both a ranking and a preference dataset.
     """
     check_one_kind(columns, dataset_name)
     found = set(columns)
@@ -71,7 +72,7 @@ def check_ranking_columns(columns: Sequence[str], dataset_name: str) -> None:
         hint = f" Is it `{similar}`? Rename it with `dataset.rename_column`." if similar else ""
         hint += f" {kind}" if kind else ""
         raise ValueError(
-            f"The {dataset_name} dataset has no column `completions`. A ranking data set needs `completions`, "
+            f"The {dataset_name} dataset has no column `completions`. A ranking dataset needs `completions`, "
             "optionally `ranks` or `scores` and, unless all completions start with it, `prompt`; a preference data "
             f"set needs `chosen` and `rejected`; found {', '.join(columns)}.{hint}"
         )
@@ -91,7 +92,7 @@ def check_ranking(row: Mapping[str, Any], where: str, max_completions: int | Non
             Most completions that a row may have.
 
     Raises:
-        ValueError: If a value is missing, of the wrong kind, or contradicts another one.
+        ValueError: If a value is missing, of the wrong kind, or contradicts another value.
     """
     if "completion_ids" in row:
         column = "completion_ids"
@@ -129,6 +130,13 @@ def check_tie_gap(tie_gap: float) -> None:
         raise ValueError(f"`score_tie_gap={tie_gap!r}` must be a number of 0 or more.")
 
 
+def check_ranking_options(score_tie_gap: float, max_completions: int | None) -> None:
+    """Raises a `ValueError` if an option of rankings has a value that does not exist."""
+    check_tie_gap(score_tie_gap)
+    if max_completions is not None and max_completions < 2:
+        raise ValueError(f"`max_completions={max_completions}` must be 2 or more: a ranking compares completions.")
+
+
 def _check_texts(row: Mapping[str, Any], where: str) -> None:
     entries = {f"completions[{place}]": value for place, value in enumerate(row["completions"])}
     if "prompt" in row:
@@ -154,7 +162,7 @@ def _check_text(value: Any, name: str, where: str) -> None:
 
 
 def _check_order(row: Mapping[str, Any], column: str, size: int, where: str) -> None:
-    # A data set put together of two kinds has both columns, and None in one of them
+    # A dataset that was concatenated from two kinds has both columns, and None in one of them
     ranks, scores = row.get("ranks"), row.get("scores")
     given = [name for name in ("ranks", "scores") if name in row]
     if given and ranks is None and scores is None:

@@ -1,4 +1,4 @@
-"""One ranking: ranks from scores, best first, its common start split off, its empty and repeated completions."""
+"""The order of a ranking: ranks from scores, best first, and the completions to leave out."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 PAIR_COLUMNS = ("chosen", "rejected", "chosen_ids", "rejected_ids", *REF_LOGPS_COLUMNS)
+# A pair is in order; `scores` beside it are no column of its completions
+_REPLACED = frozenset((*PAIR_COLUMNS, "scores"))
 PER_COMPLETION_COLUMNS = ("completions", "completion_ids", "ranks", "scores", RANKING_REF_LOGPS_COLUMN)
 
 
@@ -95,7 +97,7 @@ def dense_ranks(ranks: Sequence[int | None]) -> list[int]:
 
 def best_first(row: Mapping[str, Any], size: int, score_tie_gap: float = 0.0) -> tuple[list[int], list[int]]:
     """
-    The order of a row's completions, by `ranks`, else by `scores`, else as they come.
+    The order of a row's completions: by `ranks`, otherwise by `scores`, otherwise the order of the row.
 
     Args:
         row (`Mapping`):
@@ -106,8 +108,8 @@ def best_first(row: Mapping[str, Any], size: int, score_tie_gap: float = 0.0) ->
             See [`ranks_from_scores`].
 
     Returns:
-        `tuple[list[int], list[int]]`: Places of the completions, best first (those that tie in the order of the row),
-        and the rank of each completion in the order of the row.
+        `tuple[list[int], list[int]]`: Indices of the completions, best first (ties in the order of the row), and the
+        rank of each completion in the order of the row.
     """
     if row.get("ranks") is not None:
         ranks = dense_ranks(row["ranks"])
@@ -133,8 +135,7 @@ def as_ranking(row: Mapping[str, Any]) -> dict[str, Any]:
     """
     if "completions" in row or "completion_ids" in row:
         return dict(row)
-    # A pair is in order; `scores` beside it are no column of its completions
-    ranking = {name: value for name, value in row.items() if name not in (*PAIR_COLUMNS, "scores")}
+    ranking = {name: value for name, value in row.items() if name not in _REPLACED}
     if {"chosen", "rejected"} <= row.keys():
         ranking["completions"] = [row["chosen"], row["rejected"]]
     if set(TOKENIZED_COLUMNS) <= row.keys():
@@ -147,8 +148,8 @@ def as_ranking(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def split_shared_prompt(completions: Sequence[Any], *, by_turn: bool = True) -> tuple[Any, list[Any]]:
     r"""
-    Splits the common start off completions. Empty ones stay empty. Text that stands alone is not split, of messages
-    that do the last one is the completion.
+    Splits the common start off completions. Empty ones stay empty. A single text is not split. Of a single list of
+    messages the last message is the completion.
 
     The rule is that of [`~trl_dpo_ext.data.prompts.split_prompt`], over all completions: text in the format of
     `Anthropic/hh-rlhf` is split after the last `"\n\nAssistant:"` that all share, anything else as TRL does.
@@ -189,7 +190,7 @@ def empty_completions(completions: Mapping[int, Any]) -> dict[int, str]:
 
     Args:
         completions (`Mapping[int, Any]`):
-            Texts or message lists, by place.
+            Texts or message lists, by index.
 
     Returns:
         `dict[int, str]`
@@ -199,18 +200,18 @@ def empty_completions(completions: Mapping[int, Any]) -> dict[int, str]:
 
 def repeated_completions(completions: Mapping[int, Hashable], ranks: Sequence[int]) -> dict[int, str]:
     """
-    Completions to leave out because the same completion is there again, with the reason.
+    Completions to leave out because the row contains them more than once, with the reason.
 
-    Copies between which no other completion stands (above one and below another, or level with one of two that do not
-    tie) are one completion: the best of them stays. Copies that others separate have no place of their own, and none
-    of them stays. The other completions keep their order, which under the Plackett-Luce model is as likely without
-    the ones left out.
+    Copies are one completion if no other completion is ranked between them (above one and below another, or level with
+    one of two that do not tie): the best of them stays. If another completion is ranked between copies, their rank is
+    unknown and none of them stays. The other completions keep their order, whose probability under the Plackett-Luce
+    model does not depend on the ones left out.
 
     Args:
         completions (`Mapping[int, Hashable]`):
-            Completions of one prompt, for example their token ids, by place.
+            Completions of one prompt, for example their token ids, by index.
         ranks (`Sequence[int]`):
-            Rank of each place.
+            Rank of each index.
 
     Returns:
         `dict[int, str]`
@@ -243,7 +244,7 @@ def repeated_completions(completions: Mapping[int, Hashable], ranks: Sequence[in
 
 
 def select_completions(row: Mapping[str, Any], places: Sequence[int]) -> dict[str, Any]:
-    """A row with the completions at `places`, in that order; its ranks, scores and `ref_logps` follow."""
+    """A row with the completions at these indices, in that order, and with their ranks, scores and `ref_logps`."""
     return dict(row) | {
         name: [row[name][place] for place in places] for name in PER_COMPLETION_COLUMNS if row.get(name) is not None
     }
@@ -251,7 +252,7 @@ def select_completions(row: Mapping[str, Any], places: Sequence[int]) -> dict[st
 
 def ranking_problem(ranks: Sequence[int], left_out: Mapping[int, str] | None = None) -> str | None:
     """
-    Why a ranking says nothing.
+    Why a ranking carries no preference.
 
     Args:
         ranks (`Sequence[int]`):

@@ -1,4 +1,4 @@
-"""Tokens of one prompt with its K completions, as the paper's authors make them or as TRL does for two."""
+"""Tokenization of a prompt with its K completions, as in the authors' code or as in TRL."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from transformers.utils import logging
 from trl import prepare_multimodal_messages
 
 from trl_dpo_ext.data.messages import template_arguments
-from trl_dpo_ext.data.tokenization import tokenize_apart
+from trl_dpo_ext.data.tokenization import tokenize_apart, tokenizer_of
 
 
 __all__ = ["PAIR", "tokenize_jointly", "tokenize_prompt", "tokenize_ranking"]
@@ -18,7 +18,7 @@ logger = logging.get_logger(__name__)
 
 PAIR = ("chosen", "rejected")
 
-# What the expressions of a template raise, of Jinja's own and of Python's
+# Errors of Jinja's and of Python's that the expressions of a template raise
 _TEMPLATE_ERRORS = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
@@ -48,7 +48,7 @@ def tokenize_ranking(
         joint (`bool`, *optional*, defaults to `False`):
             Whether text is tokenized by [`tokenize_jointly`] as well.
         names (`Sequence[str]`, *optional*):
-            Columns of the completions, for messages; by default their places in `completions`.
+            Columns of the completions, for messages; by default their indices in `completions`.
 
     Returns:
         `tuple[list[int], list[list[int]]]`: Ids of the prompt, and of each completion.
@@ -57,7 +57,7 @@ def tokenize_ranking(
         ValueError: If the tokenizer has no EOS token for text, no token is left of the prompt, so that nothing
             predicts a completion's first token, or a completion has none.
     """
-    tokenizer = processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+    tokenizer = tokenizer_of(processing_class)
     if isinstance(row["prompt"], str) and tokenizer.eos_token_id is None:
         raise ValueError(
             "The tokenizer has no EOS token, so a completion's end has no probability. Set `tokenizer.eos_token`."
@@ -76,8 +76,8 @@ def tokenize_jointly(
     names: Sequence[str],
 ) -> tuple[list[int], list[list[int]]]:
     """
-    Token ids as TRL makes them for pairs: the prompt alone, then with each completion; they part where the first
-    completion does.
+    Token ids as in TRL: of the prompt alone, then of the prompt with each completion. Completions begin at the first
+    token in which one of these differs from the prompt alone.
 
     Chat goes through the chat template, the prompt alone with `add_generation_prompt=True`. Text gets the EOS token
     appended where it lacks it.

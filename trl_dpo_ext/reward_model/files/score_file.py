@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers.utils import logging
 
 from trl_dpo_ext.data.prompts import ANSWERS, answers_repeat_prompts
-from trl_dpo_ext.data.tokenization import leading_special_ids
+from trl_dpo_ext.data.tokenization import Truncation
 from trl_dpo_ext.processes import together
 from trl_dpo_ext.reward_model.batching import TokenizedRow, tokenize_row
 from trl_dpo_ext.reward_model.files.join_parts import ScoredFile, check_parquet, join_parts, to_json
@@ -127,8 +127,7 @@ def _score_parts(
 def _score_part(
     reward_model: ImplicitRewardModel, source: RowSource, part: int, overwrite_columns: bool, repeats: bool
 ) -> list[ScoredRow]:
-    options = reward_model.row_options
-    leading_ids = leading_special_ids(reward_model.processing_class)
+    truncation = Truncation.of(reward_model.processing_class, **vars(reward_model.row_options))
     scored: list[ScoredRow] = []
     tokenized: list[TokenizedRow] = []
     for record in source.read(part):
@@ -141,9 +140,8 @@ def _score_part(
                 completions_of(record.row, source.name, repeats=repeats),
                 record.number,
                 reward_model.processing_class,
-                options,
+                truncation,
                 source.name,
-                leading_ids,
             )
         except Exception as error:  # chat templates and tokenizers raise errors of any class
             kind = "" if isinstance(error, ValueError) else f"it cannot be tokenized: {type(error).__name__}: "

@@ -14,7 +14,7 @@ from trl_dpo_ext.trainers.checkpoints.saved_state import REWARD_OPTIONS, describ
 from trl_dpo_ext.trainers.forward.precision import autocast_of
 
 
-__all__ = ["complete_card", "describe_run", "options_of"]
+__all__ = ["carry_window", "complete_card", "describe_run", "options_of"]
 
 # Options of the loss that are shown in the model card
 _OBJECTIVE = (
@@ -98,3 +98,14 @@ def _schedule(args: BaseDPOConfig, optimizer: torch.optim.Optimizer | None, lr_s
         rates = [group["lr"] for group in optimizer.param_groups]
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.data_parallel_ranks
     return {"learning_rate": float(max(rates))} | options_of(args, *_SCHEDULE) | {"global_batch_size": rows}
+
+
+def carry_window(trainer: Any, checkpoint: str) -> None:
+    """Has a trainer go on with the log window that a checkpoint was saved in: its loss, updates and metrics."""
+    window = trainer.checkpoints.window(checkpoint)
+    loss = window["loss"].to(trainer._tr_loss)
+    trainer._tr_loss += loss
+    # The mean loss of a run is that of its own updates
+    trainer._total_loss_scalar -= trainer.accelerator.reduce(loss, reduction="mean").item()
+    trainer._globalstep_last_logged -= window["updates"]
+    trainer.metrics.carry(window["metrics"])

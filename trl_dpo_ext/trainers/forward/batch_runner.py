@@ -19,8 +19,11 @@ from trl_dpo_ext.models.limits import Limits, check_is_causal_lm, check_pad_toke
 from trl_dpo_ext.models.lm_head import CheckedHead
 from trl_dpo_ext.processes import get_logger, is_sharded
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
+from trl_dpo_ext.shared_prompt.paths import COMPILED, choose_path
 from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, noise_in, whole_rows_for_adapter
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
+from trl_dpo_ext.trainers.forward.compiled_layers import compile_layers
+from trl_dpo_ext.trainers.forward.precision import compute_dtype
 
 
 __all__ = ["BatchRunner"]
@@ -73,7 +76,7 @@ class BatchRunner:
         self.counts_router_tokens = counts_router_tokens
         self._limits: list[Limits] = []
         self._grouped: GroupedForward | None = None
-        options, self._why_separate = self._layout_options(policy, padding_free)
+        options, self._why_separate = self._layout_options(policy, padding_free, accelerator)
         for model in (ref_model, policy):  # the policy's last: it is the one that is described
             if isinstance(model, nn.Module):
                 model = accelerator.unwrap_model(model)
@@ -86,8 +89,11 @@ class BatchRunner:
                     head = CheckedHead(model, known=is_tested(model) and is_ordinary(model))
                     if not is_sharded(accelerator):  # else when it first runs
                         head.check()
+                    if args.torch_compile:
+                        compile_layers(model, args)
                     if options is not None:
-                        self._grouped = GroupedForward(model, options, accelerator.device)
+                        dtype = compute_dtype(accelerator, model)
+                        self._grouped = GroupedForward(model, options, accelerator.device, dtype)
         # One that is not to share, or may not because of noise, has been told so
         decides_itself = options is not None and options.share_prompt is None
         if decides_itself and self._grouped is not None and self._grouped.reason:
@@ -152,13 +158,16 @@ class BatchRunner:
         logger.warning_once(f"Every completion is run with its own prompt: {found}.")
         return dict(batch.rows)
 
-    def _layout_options(self, policy: PreTrainedModel, padding_free: bool | None) -> tuple[LayoutOptions | None, str]:
+    def _layout_options(
+        self, policy: PreTrainedModel, padding_free: bool | None, accelerator: Accelerator
+    ) -> tuple[LayoutOptions | None, str]:
         args = self.args
         options = LayoutOptions(
             share_prompt=args.share_prompt,
             padding_free=padding_free,
             max_tokens_per_row=args.max_tokens_per_row,
             completions_per_forward=args.completions_per_forward,
+            attention_path=args.attention_path,
             longest=args.max_length or LayoutOptions.longest,
         )
         asked = {
@@ -166,6 +175,8 @@ class BatchRunner:
             for name in ("share_prompt", "padding_free", "completions_per_forward")
             if (value := getattr(options, name))
         }
+        if args.attention_path not in ("auto", "separate"):
+            asked["attention_path"] = args.attention_path
         if args.completions_per_forward and is_deepspeed_zero3_enabled() and not args.gradient_checkpointing:
             raise ValueError(
                 f"`completions_per_forward={args.completions_per_forward}` under DeepSpeed ZeRO-3 needs "
@@ -186,7 +197,7 @@ class BatchRunner:
         for reason, holds in reasons.items():
             if holds:
                 for name, value in asked.items():
-                    raise ValueError(f"`{name}={value}` is not exact here: {reason}. Leave it out.")
+                    raise ValueError(f"`{name}={value!r}` is not exact here: {reason}. Leave it out.")
                 return None, reason
 
         noise = noise_in(policy)
@@ -196,6 +207,12 @@ class BatchRunner:
                 raise ValueError(f"`share_prompt=True` is not exact here: {reason}. Leave it out.")
             logger.warning(f"Every completion is run with its own prompt: {reason}.")
             return replace(options, share_prompt=False), reason
-        if args.torch_compile and args.share_prompt is None:  # exact, but a minute and more for each batch
-            return replace(options, share_prompt=False), "`torch_compile` would compile the layout of every batch anew"
+        if args.torch_compile and args.share_prompt is None:
+            model = policy.get_base_model() if is_peft_model(policy) else policy
+            dtype = compute_dtype(accelerator, model)
+            path, _ = choose_path(model, accelerator.device, dtype, args.attention_path)
+            if path not in COMPILED:
+                return replace(
+                    options, share_prompt=False
+                ), "`torch_compile` would compile the layout of every batch anew"
         return options, ""

@@ -119,9 +119,9 @@ class RunSummary(TrainerCallback):
                 f"The trained weights are {'/'.join(halves)}: updates below about 1/256 of a weight are lost. Load "
                 "the model in float32 (with `bf16=True` it computes in bfloat16), or train an adapter."
             )
-        if self.data is not None and self.data.share_cut > 0.01:
+        if self.data is not None and self.data.share_truncated > 0.01:
             found.append(
-                f"{self.data.share_cut:.1%} of the training rows are truncated (`max_length={args.max_length}`, "
+                f"{self.data.share_truncated:.1%} of the training rows are truncated (`max_length={args.max_length}`, "
                 f"`max_prompt_length={args.max_prompt_length}`): {self.data}. A truncated answer loses its EOS. "
                 "Raise them, or drop long rows before training."
             )

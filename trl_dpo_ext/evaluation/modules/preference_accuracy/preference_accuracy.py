@@ -4,6 +4,7 @@ import datasets
 import evaluate
 
 from trl_dpo_ext.evaluation import preference_metrics
+from trl_dpo_ext.evaluation.metric_info import REWARDS_AND_RANKS, metric_info
 
 
 __all__ = ["PreferenceAccuracy"]
@@ -52,20 +53,12 @@ _CITATION = """
 class PreferenceAccuracy(evaluate.Metric):
     def _info(self):
         features = {
-            "predictions": datasets.List(datasets.Value("float64")),
-            # With `int64`, ranks such as 0.5 would be rounded without an error
-            "references": datasets.List(datasets.Value("float64")),
+            "default": REWARDS_AND_RANKS,
+            "subsets": {**REWARDS_AND_RANKS, "subsets": datasets.Value("string")},
         }
-        if self.config_name == "subsets":
-            features["subsets"] = datasets.Value("string")
-        elif self.config_name != "default":
+        if self.config_name not in features:
             raise ValueError(f'There is no configuration {self.config_name!r}: pass "subsets" or none.')
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(features),
-        )
+        return metric_info(_DESCRIPTION, _KWARGS_DESCRIPTION, _CITATION, features[self.config_name])
 
     def _compute(self, predictions, references, subsets=None):
         return preference_metrics.preference_accuracy(predictions, references, subsets=subsets)

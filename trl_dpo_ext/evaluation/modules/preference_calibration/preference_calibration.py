@@ -1,9 +1,9 @@
 """Calibration error of the preference probabilities that rewards imply."""
 
-import datasets
 import evaluate
 
 from trl_dpo_ext.evaluation import preference_metrics
+from trl_dpo_ext.evaluation.metric_info import metric_info
 
 
 __all__ = ["PreferenceCalibration"]
@@ -54,18 +54,7 @@ _CITATION = """
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class PreferenceCalibration(evaluate.Metric):
     def _info(self):
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.List(datasets.Value("float64")),
-                    # With `int64`, ranks such as 0.5 would be rounded without an error
-                    "references": datasets.List(datasets.Value("float64")),
-                }
-            ),
-        )
+        return metric_info(_DESCRIPTION, _KWARGS_DESCRIPTION, _CITATION)
 
     def _compute(self, predictions, references, **options):
         return preference_metrics.preference_calibration(predictions, references, **options)

@@ -4,6 +4,7 @@ import datasets
 import evaluate
 
 from trl_dpo_ext.evaluation import preference_metrics
+from trl_dpo_ext.evaluation.metric_info import metric_info
 
 
 __all__ = ["WinRate"]
@@ -58,12 +59,7 @@ class WinRate(evaluate.Metric):
         }
         if self.config_name not in features:
             raise ValueError(f'There is no configuration {self.config_name!r}: pass "outcomes" or none.')
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_KWARGS_DESCRIPTION,
-            features=datasets.Features(features[self.config_name]),
-        )
+        return metric_info(_DESCRIPTION, _KWARGS_DESCRIPTION, _CITATION, features[self.config_name])
 
     def _compute(self, predictions, references=None, **options):
         if references is None:
