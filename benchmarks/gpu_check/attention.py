@@ -52,7 +52,7 @@ def _measure(machine: Machine, lengths: Lengths, found: Found) -> None:
     def plain_gather(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         assert segments.keys is not None
         k, v = (states.index_select(0, segments.keys) for states in (k, v))
-        return varlen(q, k, v, Segments(segments.cu_q, segments.cu_k, segments.max_q, segments.max_k, None, None))
+        return varlen(q, k, v, Segments(segments.cu_q, segments.cu_k, segments.max_q, segments.max_k, None))
 
     ways: dict[str, tuple[Layout, Callable[..., Tensor]]] = {
         "separate rows": (apart, lambda q, k, v: varlen(q, k, v, segments_of(apart))),

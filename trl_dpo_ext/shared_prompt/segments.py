@@ -40,7 +40,7 @@ class Segments:
     max_q: int
     max_k: int
     keys: Tensor | None
-    cascade: Cascade | None
+    cascade: Cascade | None = None
 
 
 def segments_of(layout: Layout) -> Segments:
