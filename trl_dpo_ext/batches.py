@@ -111,7 +111,7 @@ class Batch:
         if not has_images:
             collated = first_examples(collated, max(real, 1))
         is_stacked = not _is_ranked(collated)
-        tokens = {name: stacked_to_pairs(collated[name]) if is_stacked else collated[name] for name in _TOKENS}
+        tokens = _tokens_of(collated)
         prompts, completions = tokens["input_ids"].shape[:2]
         device = tokens["input_ids"].device
         groups = None if has_images else _groups_of(collated, tokens, largest)
@@ -163,13 +163,11 @@ class Batch:
 
 def with_groups(collated: dict[str, Any], largest: int | None = None) -> dict[str, Any]:
     """Adds to what a collator made of rows of text, on the host, what would else wait for a device to be found out."""
-    is_stacked = not _is_ranked(collated)
-    tokens = {name: stacked_to_pairs(collated[name]) if is_stacked else collated[name] for name in _TOKENS}
     has_ties = False
-    if not is_stacked:
+    if _is_ranked(collated):
         in_order, exists = collated["ranks"].sort(dim=1).values, collated["rank_mask"].sort(dim=1).values
         has_ties = bool(((in_order[:, 1:] == in_order[:, :-1]) & exists[:, :-1]).any())
-    return collated | {GROUPS: _groups_of(collated, tokens, largest), HAS_TIES: has_ties}
+    return collated | {GROUPS: _groups_of(collated, _tokens_of(collated), largest), HAS_TIES: has_ties}
 
 
 def num_examples(collated: Mapping[str, Any]) -> int:
@@ -200,6 +198,13 @@ def stacked_to_pairs(stacked: Tensor) -> Tensor:
 def first_pairs(stacked: Tensor, pairs: int) -> Tensor:
     """Returns the first pairs of stacked rows `(2B, ...)`."""
     return stacked.unflatten(0, (2, -1))[:, :pairs].flatten(0, 1)
+
+
+def _tokens_of(collated: Mapping[str, Any]) -> dict[str, Tensor]:
+    # By prompt, (B, K, T)
+    if _is_ranked(collated):
+        return {name: collated[name] for name in _TOKENS}
+    return {name: stacked_to_pairs(collated[name]) for name in _TOKENS}
 
 
 def _groups_of(collated: Mapping[str, Any], tokens: Mapping[str, Tensor], largest: int | None) -> PromptGroups:

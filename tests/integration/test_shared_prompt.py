@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer
+from trl_dpo_ext.shared_prompt import forward
 from trl_dpo_ext.shared_prompt.attention import SDPA
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
 
@@ -393,6 +394,12 @@ class TestHowModelsAttend:
             add_fused_lm_head(model)
             assert GroupedForward(model, LayoutOptions(), device).path == expected
             assert model.config._attn_implementation == SDPA[expected]
+
+    def test_a_path_that_has_a_better_one_is_no_reason_to_warn(self, run, monkeypatch, caplog):
+        """The line at the start says why it is not a better one; prompts are shared all the same."""
+        monkeypatch.setattr(forward, "choose_path", lambda *_, **__: ("dense", "the GPU is old"))
+        assert str(run().runner) == "computed once (dense mask, packed; the GPU is old)"
+        assert "Every completion is run with its own prompt" not in caplog.text
 
     def test_flex_attention(self):
         model = tiny_llama()

@@ -1,10 +1,13 @@
-"""Connection of the processes of a command that does not train."""
+"""What the commands that load a model and do not train share: connected processes, and errors of the model's name."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 
-__all__ = ["connect"]
+__all__ = ["connect", "hub_name_explained"]
 
 
 def connect(device: str | None) -> Any:
@@ -31,3 +34,14 @@ def connect(device: str | None) -> Any:
     if state.num_processes > 1 and device not in (None, "cpu"):
         raise ValueError(f"--device {device} would use one device for all processes. Leave it out.")
     return state
+
+
+@contextmanager
+def hub_name_explained(model: str) -> Iterator[None]:
+    """Names a model that is not a folder in the error that loading it raises, because it was taken as a hub name."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if Path(model).is_dir():
+            raise
+        raise ValueError(f"{model} is not a folder, and as a hub name it gives: {error}") from error

@@ -7,7 +7,7 @@ import traceback
 from pathlib import Path
 
 from trl_dpo_ext.cli.failure import fail
-from trl_dpo_ext.cli.launch import connect
+from trl_dpo_ext.cli.launch import connect, hub_name_explained
 from trl_dpo_ext.cli.words import WordParser, count, number
 
 
@@ -112,13 +112,9 @@ def _sample(options: argparse.Namespace) -> int:
         source = open_prompts(
             options.prompts, SamplingOptions(**sampling), split=options.split, dataset_config=options.dataset_config
         )
-    try:
-        given = {name: value for name, value in of_model.items() if value is not None}
+    given = {name: value for name, value in of_model.items() if value is not None}
+    with hub_name_explained(options.model):
         sampler = Sampler.from_pretrained(options.model, **given, **sampling)
-    except (ValueError, OSError) as error:
-        if Path(options.model).is_dir():
-            raise
-        raise ValueError(f"{options.model} is not a folder, and as a hub name it gives: {error}") from error
     start = time.perf_counter()
     result = sample_file(sampler, source, options.output, overwrite=options.overwrite)
     seconds = time.perf_counter() - start

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_dpo_ext.cli.failure import fail
-from trl_dpo_ext.cli.launch import connect
+from trl_dpo_ext.cli.launch import connect, hub_name_explained
 from trl_dpo_ext.cli.words import WordParser, count, number
 
 
@@ -139,17 +139,13 @@ def _score(options: argparse.Namespace, output: Path) -> int:
         if state.is_main_process:
             ScoredParts(output).check_free()
     given: dict[str, Any] = {name: getattr(options, name) for name in _MODEL_OPTIONS}
-    try:
+    with hub_name_explained(options.model):
         reward_model = ImplicitRewardModel.from_pretrained(
             options.model,
             check_reference=not options.no_check_reference,
             progress=False,
             **{name: value for name, value in given.items() if value is not None},
         )
-    except (ValueError, OSError) as error:
-        if Path(options.model).is_dir():
-            raise
-        raise ValueError(f"{options.model} is not a folder, and as a hub name it gives: {error}") from error
     result = score_file(
         reward_model, source, output, overwrite=options.overwrite, overwrite_columns=options.overwrite_columns
     )

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from trl_dpo_ext.shared_prompt.layout import Layout, to_device
+from trl_dpo_ext.shared_prompt.layout import Layout, starts_of, to_device
 
 
 __all__ = ["Cascade", "cascade", "cascade_of"]
@@ -85,18 +84,14 @@ def cascade_of(layout: Layout) -> Cascade:
             num_queries.append(after)
         at += prompt + after
     device = layout.tokens.device
-
-    def starts(lengths: list[int]) -> Tensor:
-        return to_device(F.pad(torch.tensor(lengths).cumsum(0), (1, 0)).int(), device)
-
     return Cascade(
-        cu_own=starts(own),
+        cu_own=starts_of(torch.tensor(own), device),
         max_own=max(own),
         queries=to_device(torch.cat(queries), device),
-        cu_queries=starts(num_queries),
+        cu_queries=starts_of(torch.tensor(num_queries), device),
         max_queries=max(num_queries),
         keys=to_device(torch.cat(keys), device),
-        cu_keys=starts(num_keys),
+        cu_keys=starts_of(torch.tensor(num_keys), device),
         max_keys=max(num_keys),
     )
 

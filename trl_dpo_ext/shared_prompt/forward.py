@@ -259,7 +259,9 @@ class GroupedForward:
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
         if not self._takes_plan:
             return {"attention_mask": mask}
-        return {"attention_mask": mask, "plan": segments_of(layout) if self.path in COMPILED else layout}
+        if self.path not in COMPILED:
+            return {"attention_mask": mask, "plan": layout}
+        return {"attention_mask": mask, "plan": segments_of(layout, merges=self.path == "varlen")}
 
     def _can_lay_out(self, part: PromptGroups) -> bool:
         if not (self._lays_out and part.padded_right):

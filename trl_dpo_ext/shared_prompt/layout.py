@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trl_dpo_ext.shared_prompt.groups import PromptGroups
 
 
-__all__ = ["Layout", "lay_out", "pack", "to_device"]
+__all__ = ["Layout", "lay_out", "pack", "starts_of", "to_device"]
 
 
 @dataclass
@@ -87,6 +88,11 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     """Copies values from the host, on a GPU without waiting for it."""
     # From other memory than pinned one the copy would wait
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def starts_of(lengths: Tensor, device: torch.device) -> Tensor:
+    """Returns where segments of these lengths start, and the end of the last, int32 as FlashAttention takes them."""
+    return to_device(F.pad(lengths.cumsum(0), (1, 0)).int(), device)
 
 
 def lay_out(batch: PromptGroups, budget: int | None, device: torch.device, multiple: int = 1) -> Layout:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trl_dpo_ext.shared_prompt.cascade import Cascade, cascade_of
-from trl_dpo_ext.shared_prompt.layout import Layout, to_device
+from trl_dpo_ext.shared_prompt.layout import Layout, starts_of, to_device
 
 
 __all__ = ["Segments", "segments_of"]
@@ -43,15 +43,27 @@ class Segments:
     cascade: Cascade | None = None
 
 
-def segments_of(layout: Layout) -> Segments:
-    """Returns the segments of a layout. Made on the host, once for all layers and models."""
-    if "segments" not in layout.made:
-        layout.made["segments"] = _segments_of(layout)
-    segments: Segments = layout.made["segments"]
+def segments_of(layout: Layout, merges: bool = False) -> Segments:
+    """
+    Returns the segments of a layout. Made on the host, once for all layers and models.
+
+    Args:
+        layout ([`~trl_dpo_ext.shared_prompt.layout.Layout`]):
+            Rows.
+        merges (`bool`, *optional*, defaults to `False`):
+            Whether the attention that takes them can merge two calls, so that it is worth making their segments.
+
+    Returns:
+        [`Segments`]
+    """
+    key = ("segments", merges)
+    if key not in layout.made:
+        layout.made[key] = _segments_of(layout, merges)
+    segments: Segments = layout.made[key]
     return segments
 
 
-def _segments_of(layout: Layout) -> Segments:
+def _segments_of(layout: Layout, merges: bool) -> Segments:
     sizes: list[tuple[int, int]] = []  # queries and keys of each segment
     ranges: list[tuple[int, int]] = []  # of keys: first place and length
     at = 0
@@ -72,15 +84,11 @@ def _segments_of(layout: Layout) -> Segments:
     keys = torch.arange(int(length.sum())) + torch.repeat_interleave(start - (length.cumsum(0) - length), length)
     device = layout.tokens.device
     copies_many = len(keys) >= _MANY_KEYS * int(num_queries.sum())
-
-    def starts(lengths: Tensor) -> Tensor:
-        return to_device(torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int(), device)
-
     return Segments(
-        cu_q=starts(num_queries),
-        cu_k=starts(num_keys),
+        cu_q=starts_of(num_queries, device),
+        cu_k=starts_of(num_keys, device),
         max_q=int(num_queries.max()),
         max_k=int(num_keys.max()),
         keys=None if torch.equal(num_queries, num_keys) else to_device(keys, device),
-        cascade=cascade_of(layout) if copies_many else None,
+        cascade=cascade_of(layout) if merges and copies_many else None,
     )

@@ -96,7 +96,7 @@ class BatchRunner:
                         self._grouped = GroupedForward(model, options, accelerator.device, dtype)
         # One that is not to share, or may not because of noise, has been told so
         decides_itself = options is not None and options.share_prompt is None
-        if decides_itself and self._grouped is not None and self._grouped.reason:
+        if decides_itself and self._grouped is not None and not self._grouped.shares:
             logger.warning(f"Every completion is run with its own prompt: {self._grouped.reason}.")
 
     def __str__(self) -> str:
@@ -212,7 +212,6 @@ class BatchRunner:
             dtype = compute_dtype(accelerator, model)
             path, _ = choose_path(model, accelerator.device, dtype, args.attention_path)
             if path not in COMPILED:
-                return replace(
-                    options, share_prompt=False
-                ), "`torch_compile` would compile the layout of every batch anew"
+                reason = "`torch_compile` would compile the layout of every batch anew"
+                return replace(options, share_prompt=False), reason
         return options, ""
