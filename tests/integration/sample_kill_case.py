@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trl_dpo_ext.evaluation import Sampler, open_prompts, sample_file
-from trl_dpo_ext.evaluation.sampling import options
+from trl_dpo_ext.sampling import options
 
 
 class Moments:

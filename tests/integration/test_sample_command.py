@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.evaluation import Sampler, open_prompts, sample_file
-from trl_dpo_ext.evaluation.sampling import options as sampling_options
+from trl_dpo_ext.sampling import options as sampling_options
 
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_dpo_ext.evaluation import Sampler
-from trl_dpo_ext.evaluation.sampling import options as options_module
-from trl_dpo_ext.evaluation.sampling import sampler as sampler_module
-from trl_dpo_ext.evaluation.sampling.drawing import Step, draw
-from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
-from trl_dpo_ext.evaluation.sampling.policy_forward import PolicyForward
+from trl_dpo_ext.evaluation.samples import sampler as sampler_module
+from trl_dpo_ext.sampling import options as options_module
+from trl_dpo_ext.sampling.drawing import Step, draw
+from trl_dpo_ext.sampling.options import SamplingOptions
+from trl_dpo_ext.sampling.policy_forward import PolicyForward
 
 
 WORDS = ["<eos>", "a", "b", "c", "d"]

@@ -99,10 +99,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
-    from trl_dpo_ext.evaluation.sampling.sample_file import check_output, open_prompts, sample_file
-    from trl_dpo_ext.evaluation.sampling.sampler import Sampler
+    from trl_dpo_ext.evaluation.samples.sample_file import check_output, open_prompts, sample_file
+    from trl_dpo_ext.evaluation.samples.sampler import Sampler
     from trl_dpo_ext.processes import together
+    from trl_dpo_ext.sampling.options import SamplingOptions
 
     sampling = {name: getattr(options, name) for name in _SAMPLING_OPTIONS}
     of_model = {name: getattr(options, name) for name in _MODEL_OPTIONS}

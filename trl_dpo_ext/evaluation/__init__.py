@@ -46,11 +46,11 @@ __getattr__, __dir__ = lazy_names(
             "win_rate",
             "win_rate_of_outcomes",
         ),
-        "trl_dpo_ext.evaluation.sampling.sample_file": (
+        "trl_dpo_ext.evaluation.samples.sample_file": (
             "open_prompts",
             "sample_file",
         ),
-        "trl_dpo_ext.evaluation.sampling.sampler": (
+        "trl_dpo_ext.evaluation.samples.sampler": (
             "Sample",
             "Sampler",
         ),
@@ -68,5 +68,5 @@ if TYPE_CHECKING:
         win_rate,
         win_rate_of_outcomes,
     )
-    from trl_dpo_ext.evaluation.sampling.sample_file import open_prompts, sample_file
-    from trl_dpo_ext.evaluation.sampling.sampler import Sample, Sampler
+    from trl_dpo_ext.evaluation.samples.sample_file import open_prompts, sample_file
+    from trl_dpo_ext.evaluation.samples.sampler import Sample, Sampler

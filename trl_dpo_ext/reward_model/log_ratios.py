@@ -11,7 +11,8 @@ from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from torch import Tensor
 
-from trl_dpo_ext.reward_model.scoring_forward import PRECISIONS, ScoringForward
+from trl_dpo_ext.models.precision import PRECISIONS
+from trl_dpo_ext.reward_model.scoring_forward import ScoringForward
 
 
 __all__ = ["ONE_THREAD", "LogRatios", "PolicyAndReference"]

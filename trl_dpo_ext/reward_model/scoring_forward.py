@@ -13,15 +13,13 @@ from trl_dpo_ext.compat import add_fused_lm_head, use_adapter
 from trl_dpo_ext.logps import completion_token_logps
 from trl_dpo_ext.models.limits import Limits, check_is_causal_lm
 from trl_dpo_ext.models.lm_head import CheckedHead
+from trl_dpo_ext.models.precision import PRECISIONS
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
 from trl_dpo_ext.shared_prompt.layout import to_device
 from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, whole_rows_for_adapter
 
 
-__all__ = ["PRECISIONS", "ScoringForward"]
-
-# Values of `mixed_precision`, named as in accelerate, and their autocast dtypes
-PRECISIONS = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+__all__ = ["ScoringForward"]
 
 
 class ScoringForward:

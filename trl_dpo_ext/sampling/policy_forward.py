@@ -9,7 +9,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 
 from trl_dpo_ext.models.limits import check_is_causal_lm
-from trl_dpo_ext.reward_model.scoring_forward import PRECISIONS
+from trl_dpo_ext.models.precision import PRECISIONS
 
 
 __all__ = ["PolicyForward"]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
+from trl_dpo_ext.sampling.options import SamplingOptions
 
 
 __all__ = ["Draws", "Step", "draw"]

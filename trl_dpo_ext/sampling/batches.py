@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from trl_dpo_ext.evaluation.sampling.decoding import Continuation
+from trl_dpo_ext.sampling.decoding import Continuation
 
 
 __all__ = ["batches_of", "run_batches", "tokens_per_batch"]
@@ -31,8 +31,8 @@ def batches_of(samples: Sequence[Continuation], max_new_tokens: int, max_tokens:
     Example:
 
     ```python
-    >>> from trl_dpo_ext.evaluation.sampling.batches import batches_of
-    >>> from trl_dpo_ext.evaluation.sampling.decoding import Continuation
+    >>> from trl_dpo_ext.sampling.batches import batches_of
+    >>> from trl_dpo_ext.sampling.decoding import Continuation
 
     >>> samples = [Continuation(i, [7] * length, 0) for i, length in enumerate([2, 5, 3, 4])]
     >>> [[one.prompt_id for one in batch] for batch in batches_of(samples, max_new_tokens=5, max_tokens=20)]

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from trl_dpo_ext.evaluation.sampling.drawing import Step, draw
-from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
-from trl_dpo_ext.evaluation.sampling.policy_forward import PolicyForward
+from trl_dpo_ext.sampling.drawing import Step, draw
+from trl_dpo_ext.sampling.options import SamplingOptions
+from trl_dpo_ext.sampling.policy_forward import PolicyForward
 
 
 __all__ = ["Continuation", "decode"]
@@ -64,11 +64,11 @@ def decode(
     cache of keys and values (recurrent models, prompt-learning adapters) compute every step from the start.
 
     Args:
-        forward ([`~trl_dpo_ext.evaluation.sampling.policy_forward.PolicyForward`]):
+        forward ([`~trl_dpo_ext.sampling.policy_forward.PolicyForward`]):
             Policy.
         samples (`Sequence[Continuation]`):
             Samples without a token.
-        options ([`~trl_dpo_ext.evaluation.sampling.options.SamplingOptions`]):
+        options ([`~trl_dpo_ext.sampling.options.SamplingOptions`]):
             Options.
         eos_ids (`frozenset[int]`):
             Tokens that end a sample.

@@ -10,14 +10,14 @@ from typing import Any
 from accelerate import PartialState
 from transformers.utils import logging
 
-from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
-from trl_dpo_ext.evaluation.sampling.prompts import TokenizedPrompt
-from trl_dpo_ext.evaluation.sampling.sampler import Sample, Sampler
+from trl_dpo_ext.evaluation.samples.prompts import TokenizedPrompt
+from trl_dpo_ext.evaluation.samples.sampler import Sample, Sampler
 from trl_dpo_ext.processes import together
 from trl_dpo_ext.reward_model.files.join_parts import to_json
 from trl_dpo_ext.reward_model.files.parts import Parts, differences
 from trl_dpo_ext.reward_model.files.row_sources import Record, RowSource, open_rows
 from trl_dpo_ext.reward_model.files.run_identity import hash_model, hash_tokenizer, versions
+from trl_dpo_ext.sampling.options import SamplingOptions
 from trl_dpo_ext.whole_file import whole_file, write_text
 
 
@@ -81,7 +81,7 @@ def open_prompts(
         name (`str`):
             A `.jsonl`, `.json`, `.parquet`, `.csv` or `.arrow` file, a folder, or the name of a dataset on the hub,
             whose rows have `prompt` (text or messages) and optionally `tools` and `chat_template_kwargs`.
-        options ([`~trl_dpo_ext.evaluation.sampling.options.SamplingOptions`]):
+        options ([`~trl_dpo_ext.sampling.options.SamplingOptions`]):
             Options of the sampler, `sampler.options`.
         split (`str`, *optional*, defaults to `"train"`):
             Split.

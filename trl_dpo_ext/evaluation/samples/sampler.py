@@ -12,13 +12,13 @@ from transformers.utils import logging
 from typing_extensions import Self
 
 from trl_dpo_ext.data.remote_code import remote_code_explained
-from trl_dpo_ext.evaluation.sampling.batches import batches_of, run_batches, tokens_per_batch
-from trl_dpo_ext.evaluation.sampling.decoding import Continuation, decode
-from trl_dpo_ext.evaluation.sampling.options import SamplingOptions
-from trl_dpo_ext.evaluation.sampling.policy_forward import PolicyForward
-from trl_dpo_ext.evaluation.sampling.prompts import PromptTokenizer, TokenizedPrompt
+from trl_dpo_ext.evaluation.samples.prompts import PromptTokenizer, TokenizedPrompt
+from trl_dpo_ext.models.precision import PRECISIONS
 from trl_dpo_ext.reward_model.policy_folder import load_policy, to_folder
-from trl_dpo_ext.reward_model.scoring_forward import PRECISIONS
+from trl_dpo_ext.sampling.batches import batches_of, run_batches, tokens_per_batch
+from trl_dpo_ext.sampling.decoding import Continuation, decode
+from trl_dpo_ext.sampling.options import SamplingOptions
+from trl_dpo_ext.sampling.policy_forward import PolicyForward
 
 
 __all__ = ["Sample", "Sampler"]
@@ -80,7 +80,7 @@ class Sampler:
         progress (`bool`, *optional*, defaults to `True`):
             Whether [`sample`] shows a progress bar if there is more than one part.
         options:
-            Options of [`~trl_dpo_ext.evaluation.sampling.options.SamplingOptions`]: `num_samples`, `temperature`,
+            Options of [`~trl_dpo_ext.sampling.options.SamplingOptions`]: `num_samples`, `temperature`,
             `top_k`, `top_p`, `max_new_tokens` and `seed`. The defaults sample the policy itself.
 
     Raises:

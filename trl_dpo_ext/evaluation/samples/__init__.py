@@ -1,0 +1,1 @@
+"""Samples of a policy, in memory and in files."""
