@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub dataset",
     )
     parser.add_argument("--output", type=Path, metavar="OUTPUT", required=True, help=".jsonl file to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT, and parts of a different run")
+    parser.add_argument("--overwrite", action="store_true", help="replace an OUTPUT of other settings")
     parser.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
     parser.add_argument("--dataset_config", help="configuration of a dataset with several")
     sampling = parser.add_argument_group("sampling")
@@ -99,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _sample(options: argparse.Namespace) -> int:
-    from trl_dpo_ext.evaluation.samples.sample_file import check_output, open_prompts, sample_file
+    from trl_dpo_ext.evaluation.resumable_file import check_output
+    from trl_dpo_ext.evaluation.samples.sample_file import open_prompts, sample_file
     from trl_dpo_ext.evaluation.samples.sampler import Sampler
     from trl_dpo_ext.processes import together
     from trl_dpo_ext.sampling.options import SamplingOptions

@@ -17,7 +17,7 @@ from torch import Tensor
 from trl_dpo_ext.sampling.options import SamplingOptions
 
 
-__all__ = ["Draws", "Step", "draw"]
+__all__ = ["Draws", "Step", "draw", "sampled_logits"]
 
 
 class Step(NamedTuple):
@@ -50,13 +50,29 @@ def draw(logits: Tensor, steps: Sequence[Step], options: SamplingOptions) -> Dra
     Returns:
         [`Draws`]: NaN log-probabilities where logits are not finite.
     """
-    scaled = _kept(logits.double() / options.temperature, options)  # (N, V)
+    scaled = sampled_logits(logits, options)  # (N, V)
     scaled = scaled - scaled.amax(dim=1, keepdim=True)
     weights = scaled.exp()
     noise = torch.from_numpy(_exponentials(options.seed, steps, logits.size(1))).to(logits.device)
     tokens = (weights / noise).argmax(dim=1)
     logps = scaled.gather(1, tokens[:, None])[:, 0] - weights.sum(dim=1).log()
     return Draws(tokens, logps)
+
+
+def sampled_logits(logits: Tensor, options: SamplingOptions) -> Tensor:
+    """
+    Returns the logits of the distribution that is sampled, after temperature, top-k and top-p.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, V)`):
+            Logits of the model.
+        options ([`SamplingOptions`]):
+            Temperature, top-k and top-p.
+
+    Returns:
+        `torch.Tensor` of shape `(N, V)`: float64, -inf for tokens that are left out.
+    """
+    return _kept(logits.double() / options.temperature, options)
 
 
 def _exponentials(seed: int, steps: Sequence[Step], size: int) -> np.ndarray:

@@ -1,13 +1,14 @@
 """Logits of a policy in evaluation mode, at the last positions of a batch."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
 
+from trl_dpo_ext.compat import use_adapter
 from trl_dpo_ext.models.limits import check_is_causal_lm
 from trl_dpo_ext.models.precision import PRECISIONS
 
@@ -24,11 +25,15 @@ class PolicyForward:
             Causal language model.
         mixed_precision (`str`):
             Autocast: `"no"`, `"bf16"` or `"fp16"`.
+        reference_adapter (`bool`, *optional*, defaults to `False`):
+            With a PEFT model: whether to run the reference inside it. This is the adapter `"ref"` if there is one,
+            else the model without its adapter.
     """
 
-    def __init__(self, model: Any, mixed_precision: str):
+    def __init__(self, model: Any, mixed_precision: str, *, reference_adapter: bool = False):
         check_is_causal_lm(model)
         self.model = model
+        self.reference_adapter = reference_adapter
         self.device = model.device
         base = model.get_base_model() if is_peft_model(model) else model
         self._dtype = PRECISIONS[mixed_precision]
@@ -41,14 +46,20 @@ class PolicyForward:
 
     @contextmanager
     def in_evaluation_mode(self) -> Iterator[None]:
-        """Sets the model to evaluation mode, and restores its mode afterwards."""
+        """Sets the model to evaluation mode, and restores its mode afterwards. Calls need it."""
         modes = [(module, module.training) for module in self.model.modules()]
+        # PEFT changes these when it switches adapters
+        trainable = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self.model.eval()
         try:
-            yield
+            with self._adapter():
+                yield
         finally:
             for module, mode in modes:
                 module.training = mode
+            for parameter, requires_grad in trainable:
+                if parameter.requires_grad != requires_grad:
+                    parameter.requires_grad_(requires_grad)
 
     def __call__(self, input_ids: Tensor, num_last: int, **inputs: Any) -> tuple[Tensor, Any]:
         """
@@ -71,3 +82,8 @@ class PolicyForward:
         with torch.no_grad(), torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             outputs = self.model(input_ids=input_ids.to(self.device), **inputs, **self._options)
         return outputs.logits[:, -num_last:], outputs.get("past_key_values")
+
+    def _adapter(self) -> AbstractContextManager[None]:
+        if not self.reference_adapter:
+            return nullcontext()
+        return use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None)

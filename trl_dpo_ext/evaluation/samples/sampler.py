@@ -77,6 +77,9 @@ class Sampler:
             beside each other, at least one. Does not change samples.
         mixed_precision (`str`, *optional*, defaults to `"no"`):
             Autocast: `"no"`, `"bf16"` or `"fp16"`.
+        reference_adapter (`bool`, *optional*, defaults to `False`):
+            Whether to sample the reference inside a PEFT model: the adapter `"ref"` if there is one, else the model
+            without its adapter.
         progress (`bool`, *optional*, defaults to `True`):
             Whether [`sample`] shows a progress bar if there is more than one part.
         options:
@@ -103,6 +106,7 @@ class Sampler:
         *,
         max_tokens_per_batch: int = 65536,
         mixed_precision: str = "no",
+        reference_adapter: bool = False,
         progress: bool = True,
         **options: Any,
     ):
@@ -118,7 +122,7 @@ class Sampler:
         self.eos_ids = _eos_ids(model, processing_class)
         self.tokenize = PromptTokenizer(processing_class, model, self.options.max_new_tokens)
         self.max_tokens_per_batch = max_tokens_per_batch
-        self._forward = PolicyForward(model, mixed_precision)
+        self.forward = PolicyForward(model, mixed_precision, reference_adapter=reference_adapter)
 
     @classmethod
     def from_pretrained(
@@ -221,14 +225,14 @@ class Sampler:
         numbers = range(self.options.num_samples)
         by_prompt = [[Continuation(prompt.prompt_id, prompt.token_ids, i) for i in numbers] for prompt in prompts]
         samples = [sample for of_prompt in by_prompt for sample in of_prompt]
-        device = self._forward.device
+        device = self.forward.device
         limit = tokens_per_batch(device)
         batches = list(batches_of(samples, self.options.max_new_tokens, limit))
 
         def compute(batch: list[Continuation]) -> None:
-            decode(self._forward, batch, self.options, self.eos_ids)
+            decode(self.forward, batch, self.options, self.eos_ids)
 
-        with self._forward.in_evaluation_mode():
+        with self.forward.in_evaluation_mode():
             run_batches(compute, batches, device, num_at_once=self.max_tokens_per_batch // limit)
         return [
             [self._finished(prompt, sample) for sample in of_prompt]
