@@ -129,8 +129,8 @@ def test_a_model_without_a_cache_of_keys_and_values_draws_the_same(monkeypatch):
     expected = samples_of(tiny_llama(), max_new_tokens=12)
     init = PolicyForward.__init__
 
-    def without(self, *args):
-        init(self, *args)
+    def without(self, *args, **options):
+        init(self, *args, **options)
         self.can_cache = False
 
     monkeypatch.setattr(PolicyForward, "__init__", without)

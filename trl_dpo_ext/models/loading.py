@@ -1,20 +1,21 @@
 """Loading of models and adapters, with a check that all their weights were loaded."""
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from accelerate.utils import is_peft_model
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from trl_dpo_ext.compat import create_model_from_path, loading_models_by
 from trl_dpo_ext.models.limits import check_config
 
 
-__all__ = ["check_adapter", "load_adapter", "load_model", "whole_models"]
+__all__ = ["check_adapter", "load_adapter", "load_classifier", "load_model", "whole_models"]
 
 _NAMES_SHOWN = 3
 
@@ -63,15 +64,42 @@ def load_model(name: str, *args: Any, **kwargs: Any) -> Any:
             "out."
         ) from error
     model, found = loaded
-    if found["mismatched_keys"] and not others:
-        key, in_folder, in_model = sorted(found["mismatched_keys"])[0]
-        raise ValueError(
-            f"The weights in {name} do not match its config.json: `{key}` has the shape {tuple(in_folder)}, but the "
-            f"model's has {tuple(in_model)}. Save the model again."
-        )
-    allowed = {key for key, *_ in found["mismatched_keys"]}
-    _check(f"The weights in {name}", set(found["missing_keys"]) - allowed, set(found["unexpected_keys"]))
+    _check_loaded(name, found, may_mismatch=others)
     return model
+
+
+def load_classifier(name: str, **kwargs: Any) -> Any:
+    """
+    Loads a sequence classifier or reward model, and checks its weights as [`load_model`] does.
+
+    Args:
+        name (`str`):
+            Folder or hub name of a model, or of an adapter that `trl.RewardTrainer` saved.
+        **kwargs:
+            Same as in `AutoModelForSequenceClassification.from_pretrained`.
+
+    Returns:
+        [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]
+
+    Raises:
+        ValueError: If a weight is missing, unexpected, unreadable or has another shape: for example the head of a
+            model that is no classifier.
+    """
+    adapter = None
+    if os.path.isfile(os.path.join(name, "adapter_config.json")):
+        adapter, config = name, PeftConfig.from_pretrained(name)
+        if not config.modules_to_save:
+            raise ValueError(f"The adapter in {adapter} has no head, so it is no classifier. Pass a reward model.")
+        name, kwargs = str(config.base_model_name_or_path), {"num_labels": 1, **kwargs}
+    with _readable(name):
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            name, ignore_mismatched_sizes=True, output_loading_info=True, **kwargs
+        )
+    model, found = loaded
+    if adapter is None:
+        _check_loaded(name, found)
+        return model
+    return load_adapter(model, adapter)  # with its head
 
 
 def load_adapter(model: Any, folder: str, adapter_name: str = "default") -> Any:
@@ -136,6 +164,17 @@ def _readable(folder: str) -> Iterator[None]:
             f"The adapter in {folder} does not match its adapter_config.json or its base model: {problem} Save it "
             "again."
         ) from error
+
+
+def _check_loaded(name: str, found: dict[str, Any], *, may_mismatch: bool = False) -> None:
+    if found["mismatched_keys"] and not may_mismatch:
+        key, in_folder, in_model = sorted(found["mismatched_keys"])[0]
+        raise ValueError(
+            f"The weights in {name} do not match its config.json: `{key}` has the shape {tuple(in_folder)}, but the "
+            f"model's has {tuple(in_model)}. Save the model again."
+        )
+    allowed = {key for key, *_ in found["mismatched_keys"]}
+    _check(f"The weights in {name}", set(found["missing_keys"]) - allowed, set(found["unexpected_keys"]))
 
 
 def _check(what: str, missing: set[str], unexpected: set[str]) -> None:

@@ -192,13 +192,38 @@ class Sampler:
         Raises:
             ValueError: If a prompt is invalid or too long, or logits are not finite.
         """
+        return self.sample_tokenized(self.tokenize_prompts(prompts))
+
+    def tokenize_prompts(self, prompts: Iterable[Any]) -> list[TokenizedPrompt]:
+        """
+        Tokenizes prompts.
+
+        Args:
+            prompts (`Iterable`):
+                Texts, or lists of messages.
+
+        Raises:
+            ValueError: If a prompt is invalid or too long.
+        """
         if isinstance(prompts, str):
             raise ValueError("`prompts` is a text. Expected a list of prompts.")
-        tokenized = [self.tokenize({"prompt": prompt}, i, f"prompt {i}") for i, prompt in enumerate(prompts)]
+        return [self.tokenize({"prompt": prompt}, i, f"prompt {i}") for i, prompt in enumerate(prompts)]
+
+    def sample_tokenized(self, prompts: Sequence[TokenizedPrompt]) -> list[list[Sample]]:
+        """
+        Samples completions of tokenized prompts, as [`sample`] does.
+
+        Args:
+            prompts (`Sequence[TokenizedPrompt]`):
+                Results of [`tokenize_prompts`].
+
+        Returns:
+            `list[list[Sample]]`
+        """
         size = self.options.prompts_per_part
-        parts = [tokenized[start : start + size] for start in range(0, len(tokenized), size)]
+        parts = [prompts[start : start + size] for start in range(0, len(prompts), size)]
         bar = logging.tqdm(
-            total=len(tokenized) * self.options.num_samples,
+            total=len(prompts) * self.options.num_samples,
             unit="sample",
             desc="Sampling",
             disable=not self.progress or len(parts) < 2,

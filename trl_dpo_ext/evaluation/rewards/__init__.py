@@ -1,0 +1,1 @@
+"""Rewards of completions behind one protocol, `f(prompts, completions)`: functions, classifiers, reward models."""
