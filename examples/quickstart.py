@@ -40,11 +40,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from datasets import load_dataset
 from sentiment_task import (
+    MAX_NEW_TOKENS,
     REVIEWS,
-    Evaluation,
     SentimentReward,
     cut_prefixes,
-    evaluate,
     fine_tune,
     language_modeling_loss,
     load_reviews,
@@ -56,6 +55,7 @@ from training_curves import draw_training_curves
 from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, set_seed
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
+from trl_dpo_ext.evaluation import PolicyEvaluation, PolicyEvaluator
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole_here
 
 
@@ -136,8 +136,7 @@ def main() -> None:
     train_file, test_file = output_dir / "preferences.jsonl", output_dir / "preferences_test.jsonl"
     for path, some in ((train_file, prefixes), (test_file, test_prefixes[: settings.num_test_pair_prefixes])):
         if not path.is_file():
-            set_seed(settings.seed)
-            pairs, num_left_out = preference_pairs(reference, tokenizer, reward, some)
+            pairs, num_left_out = preference_pairs(reference, tokenizer, reward, some, seed=settings.seed)
             write_preferences(path, pairs)
             print(f"{path}: {len(pairs):,} pairs of {len(some):,} prefixes, {num_left_out} ties or empty dropped")
 
@@ -146,14 +145,15 @@ def main() -> None:
     trainer.save_model(str(output_dir / "policy"))
 
     print(f"\n4. Evaluate on {len(test_prefixes)} prefixes that do not occur in training")
-    policy = trainer.model.eval()
-    reference.to(policy.device)
-    before = evaluate(reference, reference, tokenizer, reward, test_prefixes, seed=settings.seed)
-    after = evaluate(policy, reference, tokenizer, reward, test_prefixes, seed=settings.seed)
+    reference.to(trainer.model.device)
+    evaluator = PolicyEvaluator(
+        reference, tokenizer, reward, num_samples=1, max_new_tokens=MAX_NEW_TOKENS, seed=settings.seed
+    )
+    before, after = (evaluator.evaluate(model, test_prefixes) for model in (reference, trainer.model))
     print_results(before, after)
     print_samples(test_prefixes, before, after)
     picture = output_dir / "training_curves.png"
-    draw_training_curves(picture, trainer.state.log_history, before.rewards, after.rewards)
+    draw_training_curves(picture, trainer.state.log_history, before.reward[:, 0], after.reward[:, 0])
     seconds = time.perf_counter() - start
     results = {"before": before.summary(), "after": after.summary(), "seconds": seconds, "settings": asdict(settings)}
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
@@ -240,20 +240,20 @@ def train_dpo(
     return trainer
 
 
-def print_results(before: Evaluation, after: Evaluation) -> None:
+def print_results(before: PolicyEvaluation, after: PolicyEvaluation) -> None:
     """Prints a table of true reward, KL and unfinished completions, with standard errors."""
     print(f"{'':8}{'true reward':>18}{'KL, nats':>18}{'unfinished':>13}")
     for name, summary in (("before", before.summary()), ("after", after.summary())):
         print(
-            f"{name:8}{summary['reward']:>9.3f} +- {summary['reward_stderr']:.3f}"
-            f"{summary['kl']:>9.3f} +- {summary['kl_stderr']:.3f}{summary['unfinished']:>13.1%}"
+            f"{name:8}{summary['reward']:>9.3f} +- {summary['reward_se']:.3f}"
+            f"{summary['kl']:>9.3f} +- {summary['kl_se']:.3f}{1 - summary['finished_share']:>13.1%}"
         )
-    gains = after.rewards - before.rewards  # by prefix
+    gains = after.reward[:, 0] - before.reward[:, 0]  # by prefix
     print(f"{'gain':8}{gains.mean():>9.3f} +- {gains.std(ddof=1) / len(gains) ** 0.5:.3f}")
 
 
 def print_samples(
-    prefixes: list[str], before: Evaluation, after: Evaluation, num_samples: int = 8, width: int = 50
+    prefixes: list[str], before: PolicyEvaluation, after: PolicyEvaluation, num_samples: int = 8, width: int = 50
 ) -> None:
     """Prints completions of the same prefixes before and after training, with their true rewards."""
     print(f"\n{'reward  before':{width + 8}} | reward  after")
@@ -261,8 +261,10 @@ def print_samples(
         print(f"{prefixes[i]} ...")
         columns = []
         for evaluation in (before, after):
-            lines = textwrap.wrap(evaluation.completions[i], width) or [""]
-            columns.append([f"  {evaluation.rewards[i]:.2f}  {lines[0]}", *(f"        {line}" for line in lines[1:])])
+            lines = textwrap.wrap(evaluation.completions[i][0], width) or [""]
+            columns.append(
+                [f"  {evaluation.reward[i, 0]:.2f}  {lines[0]}", *(f"        {line}" for line in lines[1:])]
+            )
         for left, right in itertools.zip_longest(*columns, fillvalue=""):
             print(f"{left:{width + 8}} | {right}")
 

@@ -164,19 +164,75 @@ class Sampler:
         Returns:
             [`Sampler`]
         """
+        sampler, _ = cls._load(
+            name,
+            reference_free=True,
+            processing_class=processing_class,
+            dtype=dtype,
+            mixed_precision=mixed_precision,
+            device=device,
+            revision=revision,
+            token=token,
+            quantization_config=quantization_config,
+            **options,
+        )
+        return sampler
+
+    @classmethod
+    def with_reference(cls, name: str | Path, **options: Any) -> tuple[Self, Self]:
+        """
+        Loads a policy and the reference that it was trained with.
+
+        Args:
+            name (`str` or `Path`):
+                Folder or hub name of a model or an adapter.
+            options:
+                Other arguments of [`from_pretrained`].
+
+        Returns:
+            `tuple[Sampler, Sampler]`: Policy and reference. They share the model if it is an adapter.
+
+        Raises:
+            ValueError: If the reference is unknown, or is not the one used in training.
+        """
+        policy, reference = cls._load(name, reference_free=None, **options)
+        if reference is None:
+            raise ValueError(f"{name} was trained without a reference. Pass `reference=`.")
+        return policy, reference
+
+    @classmethod
+    def _load(
+        cls,
+        name: str | Path,
+        *,
+        reference_free: bool | None,
+        processing_class: Any = None,
+        dtype: str | torch.dtype | None = None,
+        mixed_precision: str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        quantization_config: Any = None,
+        **options: Any,
+    ) -> tuple[Self, Self | None]:
         folder = to_folder(name, revision, token)
         with remote_code_explained(folder, "Load model and tokenizer yourself, and pass them to this class."):
             loaded = load_policy(
                 folder,
-                reference_free=True,
+                reference_free=reference_free,
                 dtype=dtype,
                 device=torch.device(PartialState().device if device is None else device),
                 quantization_config=quantization_config,
             )
             if processing_class is None:
                 processing_class = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        precision = mixed_precision or loaded.state.get("mixed_precision", "no")
-        return cls(loaded.policy, processing_class, mixed_precision=precision, **options)
+        options["mixed_precision"] = mixed_precision or loaded.state.get("mixed_precision", "no")
+        policy = cls(loaded.policy, processing_class, **options)
+        if loaded.reference_free:
+            return policy, None
+        if loaded.reference is None:
+            return policy, cls(loaded.policy, processing_class, reference_adapter=True, **options)
+        return policy, cls(loaded.reference, processing_class, **options)
 
     def sample(self, prompts: Iterable[Any]) -> list[list[Sample]]:
         """
