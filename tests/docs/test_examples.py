@@ -37,13 +37,13 @@ def check_picture(path: Path) -> None:
 
 def check_evaluation(summary: dict[str, float], is_reference: bool, num_prefixes: int) -> None:
     assert 0.3 < summary["reward"] < 0.8
-    assert 0 < summary["reward_stderr"] <= 0.5 / (num_prefixes - 1) ** 0.5  # of numbers between 0 and 1
-    assert 0 <= summary["unfinished"] < 0.5
+    assert 0 < summary["reward_se"] <= 0.5 / (num_prefixes - 1) ** 0.5  # of numbers between 0 and 1
+    assert 0.5 < summary["finished_share"] <= 1
     if is_reference:
-        assert summary["kl"] == summary["kl_stderr"] == 0  # one model, computed twice in the same way
+        assert summary["kl"] == summary["kl_se"] == 0  # one model, computed twice in the same way
     else:
-        assert 2 * summary["kl_stderr"] < summary["kl"] < 5
-        assert summary["kl_stderr"] > 0
+        assert 2 * summary["kl_se"] < summary["kl"] < 5
+        assert summary["kl_se"] > 0
 
 
 @pytest.mark.slow
@@ -126,5 +126,5 @@ def test_baselines(folder: Path):
         assert run[-1]["num_sequences"] == results["settings"]["num_updates"] * 64
         assert 0 < run[-1]["kl"] < 50
         mean, stderr = results["table"][method]["reward at end"]
-        assert mean == pytest.approx(run[-1]["reward"]) and stderr == pytest.approx(run[-1]["reward_stderr"])
+        assert mean == pytest.approx(run[-1]["reward"]) and stderr == pytest.approx(run[-1]["reward_se"])
     assert all(start == starts[0] for start in starts)  # one model, one set of prefixes
