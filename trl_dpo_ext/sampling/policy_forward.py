@@ -1,7 +1,5 @@
-"""Logits of a policy in evaluation mode, at the last positions of a batch."""
+"""Logits of a policy at the last positions of a batch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ __all__ = ["PolicyForward"]
 
 class PolicyForward:
     """
-    Forward passes of a policy without gradient.
+    Forward passes of a policy without gradient. The model must be in evaluation mode.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -38,17 +36,6 @@ class PolicyForward:
             self._options["output_router_logits"] = False  # no load-balancing loss is needed
         # With virtual tokens, a cache is longer than the tokens that it is of
         self.can_cache = not (is_peft_model(model) and model.active_peft_config.is_prompt_learning)
-
-    @contextmanager
-    def in_evaluation_mode(self) -> Iterator[None]:
-        """Sets the model to evaluation mode, and restores its mode afterwards."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def __call__(self, input_ids: Tensor, num_last: int, **inputs: Any) -> tuple[Tensor, Any]:
         """

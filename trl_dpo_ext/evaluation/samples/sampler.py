@@ -13,10 +13,11 @@ from typing_extensions import Self
 
 from trl_dpo_ext.data.remote_code import remote_code_explained
 from trl_dpo_ext.evaluation.samples.prompts import PromptTokenizer, TokenizedPrompt
+from trl_dpo_ext.models.comparison import in_evaluation_mode
 from trl_dpo_ext.models.precision import PRECISIONS
 from trl_dpo_ext.reward_model.policy_folder import load_policy, to_folder
 from trl_dpo_ext.sampling.batches import batches_of, run_batches, tokens_per_batch
-from trl_dpo_ext.sampling.decoding import Continuation, decode
+from trl_dpo_ext.sampling.decoding import Continuation, decode, eos_ids_of
 from trl_dpo_ext.sampling.options import SamplingOptions
 from trl_dpo_ext.sampling.policy_forward import PolicyForward
 
@@ -115,7 +116,7 @@ class Sampler:
         self.mixed_precision = mixed_precision
         self.options = SamplingOptions(**options)
         self.progress = progress
-        self.eos_ids = _eos_ids(model, processing_class)
+        self.eos_ids = eos_ids_of(model, processing_class)
         self.tokenize = PromptTokenizer(processing_class, model, self.options.max_new_tokens)
         self.max_tokens_per_batch = max_tokens_per_batch
         self._forward = PolicyForward(model, mixed_precision)
@@ -228,7 +229,7 @@ class Sampler:
         def compute(batch: list[Continuation]) -> None:
             decode(self._forward, batch, self.options, self.eos_ids)
 
-        with self._forward.in_evaluation_mode():
+        with in_evaluation_mode(self.model):
             run_batches(compute, batches, device, num_at_once=self.max_tokens_per_batch // limit)
         return [
             [self._finished(prompt, sample) for sample in of_prompt]
@@ -245,15 +246,3 @@ class Sampler:
             finished=sample.has_ended,
             logp=sample.logp,
         )
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a sample: the tokenizer's EOS, and those that the model is generated with."""
-    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
-    if not found:
-        raise ValueError(
-            "The tokenizer has no EOS token, and the model's generation config names none, so no sample could end. "
-            "Set `tokenizer.eos_token`."
-        )
-    return frozenset(found)
