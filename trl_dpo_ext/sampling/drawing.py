@@ -50,6 +50,8 @@ def draw(logits: Tensor, steps: Sequence[Step], options: SamplingOptions) -> Dra
     Returns:
         [`Draws`]: NaN log-probabilities where logits are not finite.
     """
+    if logits.device.type == "mps":  # has no float64
+        logits = logits.cpu()
     scaled = _kept(logits.double() / options.temperature, options)  # (N, V)
     scaled = scaled - scaled.amax(dim=1, keepdim=True)
     weights = scaled.exp()

@@ -76,9 +76,10 @@ class SampleLog:
             rewards = self._rewards(prompts, answers)
         samples = []
         for i, prompt in enumerate(prompts):
-            samples.append({"name": prefix, "prompt": self._text(prompt)})
+            sample: dict[str, Any] = {"name": prefix, "prompt": self._text(prompt)}
             for index, (who, completions) in enumerate(answers.items()):
-                samples[-1] |= {who: self._text(completions[i]), f"{who}_reward": rewards[i][index]}
+                sample |= {who: self._text(completions[i]), f"{who}_reward": rewards[i][index]}
+            samples.append(sample)
         return samples
 
     def _answers(self, prompts: Sequence[list[int]]) -> dict[str, list[list[int]]]:
