@@ -292,9 +292,12 @@ class TestSamples:
             assert torch.equal(one, other)
 
     def test_gradient_checkpointing_keeps_its_options(self, trained, llama_folder):
+        """Without a reference, whose forward pass would set them again."""
         reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
         trainer = trained(
-            llama_folder, EVALUATES | reentrant | {"log_samples": 1}, eval_dataset=preference_rows(2, start=20)
+            llama_folder,
+            EVALUATES | reentrant | {"log_samples": 1, "reference_free": True},
+            eval_dataset=preference_rows(2, start=20),
         )
         layers = trainer.model.model.layers
         assert all(layer.gradient_checkpointing for layer in layers)
