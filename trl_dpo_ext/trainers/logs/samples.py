@@ -71,7 +71,8 @@ class SampleLog:
         prompts = [row["prompt_ids"] for row in rows]
         if self.args.max_length is not None:
             prompts = [ids[-(self.args.max_length - self.max_new_tokens) :] for ids in prompts]
-        with in_evaluation_mode(self.trainer.model), torch.no_grad():
+        # Compiled layers would be compiled again, for the cache of each layer
+        with in_evaluation_mode(self.trainer.model), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             answers = self._answers(prompts)
             rewards = self._rewards(prompts, answers)
         samples = []
