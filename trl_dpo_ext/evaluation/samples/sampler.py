@@ -16,7 +16,7 @@ from trl_dpo_ext.evaluation.samples.prompts import PromptTokenizer, TokenizedPro
 from trl_dpo_ext.models.precision import PRECISIONS
 from trl_dpo_ext.reward_model.policy_folder import load_policy, to_folder
 from trl_dpo_ext.sampling.batches import batches_of, run_batches, tokens_per_batch
-from trl_dpo_ext.sampling.decoding import Continuation, decode
+from trl_dpo_ext.sampling.decoding import Continuation, decode, eos_ids_of
 from trl_dpo_ext.sampling.options import SamplingOptions
 from trl_dpo_ext.sampling.policy_forward import PolicyForward
 
@@ -119,7 +119,7 @@ class Sampler:
         self.mixed_precision = mixed_precision
         self.options = SamplingOptions(**options)
         self.progress = progress
-        self.eos_ids = _eos_ids(model, processing_class)
+        self.eos_ids = eos_ids_of(model, processing_class)
         self.tokenize = PromptTokenizer(processing_class, model, self.options.max_new_tokens)
         self.max_tokens_per_batch = max_tokens_per_batch
         self.forward = PolicyForward(model, mixed_precision, reference_adapter=reference_adapter)
@@ -313,7 +313,7 @@ class Sampler:
         def compute(batch: list[Continuation]) -> None:
             decode(self.forward, batch, self.options, self.eos_ids)
 
-        with self.forward.in_evaluation_mode():
+        with self.forward.ready():
             run_batches(compute, batches, device, num_at_once=self.max_tokens_per_batch // limit)
         return [
             [self._finished(prompt, sample) for sample in of_prompt]
@@ -330,15 +330,3 @@ class Sampler:
             finished=sample.has_ended,
             logp=sample.logp,
         )
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a sample: the tokenizer's EOS, and those that the model is generated with."""
-    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
-    if not found:
-        raise ValueError(
-            "The tokenizer has no EOS token, and the model's generation config names none, so no sample could end. "
-            "Set `tokenizer.eos_token`."
-        )
-    return frozenset(found)
