@@ -199,8 +199,14 @@ def test_other_settings_are_refused_by_name(llama_folder, tmp_path, capsys):
 
 def test_parts_of_other_settings_are_refused_by_name(llama_folder, small_parts, capsys, monkeypatch):
     write_prompts(7)
+    real, done = Sampler.sample_part, []
+
+    def once(self: Sampler, prompts: Any) -> Any:
+        done.append(real(self, prompts) if not done else [][0])
+        return done[-1]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sampler, "sample_part", lambda *args: [][0])
+        patch.setattr(Sampler, "sample_part", once)
         assert sample(llama_folder) == 2
     capsys.readouterr()
     found = refused(capsys, llama_folder, "--max_new_tokens", "5")

@@ -147,7 +147,7 @@ def evaluate_files(
     Raises:
         ValueError: If files of other settings exist, or a prompt, sample or reward is invalid.
     """
-    identities = {name: identity_of_reward(reward) for name, reward in rewards.items()}
+    identities = {f"reward {name}": identity_of_reward(reward) for name, reward in rewards.items()}
     options: dict[str, Any] = {}
     for source in [reference, *policies]:
         sampler, ref_sampler = source.open()
@@ -188,7 +188,7 @@ class _RecordFile:
         self.prompts = prompts
         self.files = files
 
-    def write(self, rewards: Mapping[str, Reward], identities: Mapping[str, Any], overwrite: bool) -> None:
+    def write(self, rewards: Mapping[str, Reward], identities: Mapping[str, str], overwrite: bool) -> None:
         """Samples, unless there are samples, and measures them."""
         name = self.source.name
         samples = self.source.samples or self.files.samples(name)
@@ -208,7 +208,7 @@ class _RecordFile:
 
         sizes = [reader.num_samples * self.prompts.size_of(part) for part in range(self.prompts.num_parts)]
         file = ResumableFile(self.files.records(name), sizes, unit="sample", title=f"Measuring {name}")
-        file.write(lambda: self._identity(reader) | {"rewards": dict(identities)}, rows_of, overwrite=overwrite)
+        file.write(lambda: self._identity(reader) | dict(identities), rows_of, overwrite=overwrite)
 
     def _check_policy(self, samples: Path) -> None:
         settings = settings_file(samples)
