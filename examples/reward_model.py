@@ -52,7 +52,7 @@ def main() -> None:
     true = np.array([true_reward([prompt] * len(group), group) for prompt, group in zip(prompts, groups, strict=True)])
     picked = [best.index for best in reward_model.best_of_n(prompts, groups)]
     for name, values in {
-        "a random one": true[:, 0],
+        "a random one": true.mean(axis=1),
         "picked by the implicit reward": true[np.arange(len(true)), picked],
         "best by the true reward": true.max(axis=1),
     }.items():
