@@ -109,15 +109,10 @@ def _draw_frontier(result: dict[str, Any], axes: "Axes") -> None:
         rewards = [row["reward"] for row in best]
         axes.plot([row["kl"] for row in best], rewards, color=GREY, linewidth=1.5, marker=".")
         axes.plot([row["kl_bound"] for row in best], rewards, color=GREY, linewidth=1, linestyle="--")
-        for row in best[1:]:
-            axes.annotate(
-                f"N = {row['n']}",
-                (row["kl"], row["reward"]),
-                (-3, 4),
-                ha="right",
-                textcoords="offset points",
-                color=GREY,
-            )
+        for place, row in enumerate(best[1:]):
+            label = str(row["n"]) if place else f"N = {row['n']}"
+            style = {"ha": "right", "textcoords": "offset points", "color": GREY}
+            axes.annotate(label, (row["kl"], row["reward"]), (-3, 4), **style)
     for name, entry in _entries(result).items():
         axes.errorbar(
             entry["kl"],
