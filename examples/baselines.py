@@ -81,7 +81,7 @@ def main() -> None:
     prefixes, test_prefixes = begin.prefixes(settings.num_prefixes, settings.num_test_prefixes)
     pairs, _ = preference_pairs(reference, tokenizer, reward, prefixes, seed=begin.seed)
     pairs_file = output_dir / "pairs.jsonl"
-    quickstart.write_preferences(pairs_file, pairs)
+    quickstart.write_rows(pairs_file, pairs)
     dataset = load_dataset("json", data_files=str(pairs_file), split="train")
     print(f"{pairs_file}: {len(dataset):,} pairs of {len(prefixes):,} prefixes")
 

@@ -10,6 +10,7 @@ contains:
 
     sft/                    the fine-tuned model: initial policy and reference
     preferences.jsonl       training pairs, and preferences_test.jsonl, pairs of held-out beginnings
+    prompts_test.jsonl      the held-out beginnings
     dpo/                    the last checkpoint and the logs: `trl-dpo-ext report outputs/quickstart/dpo`
     policy/                 the trained model, also a reward model: `examples/reward_model.py`
     results.json            true reward and KL, before and after
@@ -134,10 +135,11 @@ def main() -> None:
         held_out, tokenizer, num_prefixes=settings.num_test_prefixes, exclude=frozenset(prefixes)
     )
     train_file, test_file = output_dir / "preferences.jsonl", output_dir / "preferences_test.jsonl"
+    write_rows(output_dir / "prompts_test.jsonl", [{"prompt": prefix} for prefix in test_prefixes])
     for path, some in ((train_file, prefixes), (test_file, test_prefixes[: settings.num_test_pair_prefixes])):
         if not path.is_file():
             pairs, num_left_out = preference_pairs(reference, tokenizer, reward, some, seed=settings.seed)
-            write_preferences(path, pairs)
+            write_rows(path, pairs)
             print(f"{path}: {len(pairs):,} pairs of {len(some):,} prefixes, {num_left_out} ties or empty dropped")
 
     print("\n3. Train with DPO on the preference file")
@@ -158,7 +160,14 @@ def main() -> None:
     results = {"before": before.summary(), "after": after.summary(), "seconds": seconds, "settings": asdict(settings)}
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"\nTotal time: {seconds:.0f} s. The training curves are in {picture}")
-    print(f"Next: `trl-dpo-ext report {output_dir / 'dpo'}`, `python examples/reward_model.py --run_dir {output_dir}`")
+    print("Next:")
+    print(f"  trl-dpo-ext report {output_dir / 'dpo'}")
+    print(f"  python examples/reward_model.py --run_dir {output_dir}")
+    print(
+        f"  trl-dpo-ext evaluate {output_dir / 'policy'} {output_dir / 'prompts_test.jsonl'} --output "
+        f"{output_dir / 'evaluation'} --reward_function examples/sentiment_task.py:true_reward --num_samples 8 "
+        f"--max_new_tokens {MAX_NEW_TOKENS}"
+    )
 
 
 def start_or_continue(output_dir: Path, settings: Settings) -> None:
@@ -176,7 +185,13 @@ def start_or_continue(output_dir: Path, settings: Settings) -> None:
     if record.is_file() and record.read_text() != wanted:
         for folder in ("sft", "dpo", "policy"):
             shutil.rmtree(output_dir / folder, ignore_errors=True)
-        for file in ("preferences.jsonl", "preferences_test.jsonl", "results.json", "training_curves.png"):
+        for file in (
+            "preferences.jsonl",
+            "preferences_test.jsonl",
+            "prompts_test.jsonl",
+            "results.json",
+            "training_curves.png",
+        ):
             (output_dir / file).unlink(missing_ok=True)
     output_dir.mkdir(parents=True, exist_ok=True)
     record.write_text(wanted)
@@ -194,10 +209,10 @@ def make_sft_model(sft_dir: Path, texts: list[str], settings: Settings) -> None:
     unfinished.rename(sft_dir)
 
 
-def write_preferences(path: Path, pairs: list[dict[str, str]]) -> None:
-    """Writes one pair per line to `path`, which is created when complete."""
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Writes one row per line to `path`, which is created when complete."""
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     unfinished.rename(path)
 
 

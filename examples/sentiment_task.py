@@ -9,6 +9,7 @@ import itertools
 import json
 import random
 from collections.abc import Collection, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,16 @@ class SentimentReward:
         """Returns the rewards of prompts with completions, in [0, 1], shape `(n,)`."""
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         return self.classifier.predict_proba(texts)[:, 1]
+
+
+@cache
+def sentiment_reward() -> SentimentReward:
+    return SentimentReward(load_reviews())
+
+
+def true_reward(prompts: list[str], completions: list[str]) -> np.ndarray:
+    """The reward by name: `trl-dpo-ext evaluate ... --reward_function examples/sentiment_task.py:true_reward`."""
+    return sentiment_reward()(prompts, completions)
 
 
 # Prefixes and completions

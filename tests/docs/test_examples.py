@@ -81,6 +81,23 @@ def test_quickstart(folder: Path):
 
 
 @pytest.mark.slow
+def test_the_command_that_the_quickstart_prints(folder: Path):
+    printed = (folder / "quickstart.py.log").read_text()
+    [command] = re.findall(r"^  trl-dpo-ext (evaluate .*)$", printed, flags=re.MULTILINE)
+    words = command.replace("examples/", f"{EXAMPLES}/").replace("--num_samples 8", "--num_samples 2").split()
+    program = forked.start(["-m", "trl_dpo_ext.cli", *words], folder / "evaluate.log", cwd=folder)
+    assert program.wait(300) == 0, program.output[-3000:]
+    output_dir = folder / "outputs" / "quickstart_quick"
+    found = json.loads((output_dir / "evaluation" / "evaluation.json").read_text())
+    expected = json.loads((output_dir / "results.json").read_text())
+    for entry, summary in ((found["policies"]["policy"], expected["after"]), (found["reference"], expected["before"])):
+        check_evaluation(entry, entry is found["reference"], found["num_prompts"])
+        for name in ("reward", "kl"):
+            assert abs(entry[name] - summary[name]) <= 4 * (summary[f"{name}_se"] + ROUNDING)  # other samples
+    check_picture(output_dir / "evaluation" / "evaluation.png")
+
+
+@pytest.mark.slow
 def test_ranking_vs_pairs(folder: Path):
     printed = run_example("ranking_vs_pairs.py", "--quick", folder=folder)
     output_dir = folder / "outputs" / "ranking_vs_pairs_quick"

@@ -328,6 +328,7 @@ def test_one_clear_error_each(policy, llama_folder, capsys):
         (*words, "--reward_model", llama_folder): "missing weights `score.weight`",
         (policy, "long.jsonl", "--reference", llama_folder): "exceed the 512 positions of the model",
         (policy, "empty.jsonl", "--reference", llama_folder): "empty.jsonl has no rows.",
+        (*words, "--best_of_n", "4", "8"): "--best_of_n 8 needs as many samples. --num_samples is 4.",
         (policy, "prompts.jsonl"): "does not record its reference. Pass --reference",
         (policy, llama_folder, "prompts.jsonl"): "Several policies need a common reference. Pass --reference.",
         (policy, policy, "prompts.jsonl", "--reference", llama_folder): "is given twice.",

@@ -145,8 +145,13 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.reward_label is not None and options.reward_model is None:
         raise ValueError("--reward_label has no effect without --reward_model.")
     files = EvaluationFiles.of(options.output)
-    *names, ref_name = distinct_names([*options.policies, options.reference or "reference"])
+    *names, ref_name = distinct_names([*options.policies, options.reference or f"{options.policies[0]}/reference"])
     sampling = _sampling(options)
+    num_samples = SamplingOptions(**sampling).num_samples
+    if options.best_of_n and max(options.best_of_n) > num_samples:
+        raise ValueError(
+            f"--best_of_n {max(options.best_of_n)} needs as many samples. --num_samples is {num_samples}."
+        )
     state = connect(options.device)
     with together():  # before models are loaded, which may take minutes
         files.results.parent.mkdir(parents=True, exist_ok=True)

@@ -111,8 +111,8 @@ def _draw_frontier(result: dict[str, Any], axes: "Axes") -> None:
         axes.plot([row["kl_bound"] for row in best], rewards, color=GREY, linewidth=1, linestyle="--")
         for place, row in enumerate(best[1:]):
             label = str(row["n"]) if place else f"N = {row['n']}"
-            style = {"ha": "right", "textcoords": "offset points", "color": GREY}
-            axes.annotate(label, (row["kl"], row["reward"]), (-3, 4), **style)
+            at = (row["kl"], row["reward"])
+            axes.annotate(label, at, (-3, 4), textcoords="offset points", ha="right", color=GREY)
     for name, entry in _entries(result).items():
         axes.errorbar(
             entry["kl"],

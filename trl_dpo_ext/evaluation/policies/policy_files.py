@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
-from trl_dpo_ext.evaluation.policies.estimates import paired_difference
+from trl_dpo_ext.evaluation.policies.estimates import paired_difference, t_distribution
 from trl_dpo_ext.evaluation.policies.measured_samples import MeasuredSample, measure
 from trl_dpo_ext.evaluation.policies.policy_evaluation import PolicyEvaluation, as_json
 from trl_dpo_ext.evaluation.policies.sequence_kl import SequenceKL
@@ -146,7 +146,9 @@ def evaluate_files(
 
     Raises:
         ValueError: If files of other settings exist, or a prompt, sample or reward is invalid.
+        ImportError: Without scipy.
     """
+    t_distribution()  # raises an error now, and not after the last sample
     identities = {f"reward {name}": identity_of_reward(reward) for name, reward in rewards.items()}
     options: dict[str, Any] = {}
     for source in [reference, *policies]:
