@@ -56,6 +56,8 @@ def enumerated(model, prompt_ids: list[int], options: SamplingOptions) -> dict[t
 
 def _warped(row: torch.Tensor, options: SamplingOptions) -> dict[int, float]:
     """Log-probabilities after temperature of the tokens that top-k and top-p keep."""
+    if options.temperature == 0:
+        return {int(row.argmax()): 0.0}
     row = row / options.temperature
     if not options.top_k and options.top_p == 1:
         return dict(enumerate(row.log_softmax(0).tolist()))

@@ -109,7 +109,14 @@ def part_of(evaluation: PolicyEvaluation, prompts: slice, reference: PolicyEvalu
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "warp",
-    [{}, {"temperature": 0.7}, {"top_k": 2}, {"top_p": 0.8}, {"temperature": 1.3, "top_k": 4, "top_p": 0.9}],
+    [
+        {},
+        {"temperature": 0.7},
+        {"temperature": 0},
+        {"top_k": 2},
+        {"top_p": 0.8},
+        {"temperature": 1.3, "top_k": 4, "top_p": 0.9},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

@@ -62,6 +62,18 @@ def test_samples_have_the_enumerated_distribution(kind, warp):
 
 
 @pytest.mark.usefixtures("float64")
+def test_temperature_0_takes_the_most_likely_token():
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    sampler = Sampler(model, tokenizer, temperature=0, num_samples=2, max_new_tokens=8, progress=False)
+    prompts = ["The film was", "A", "What is the weather"]
+    for prompt, samples in zip(prompts, sampler.sample(prompts), strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        [whole] = model.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=tokenizer.eos_token_id).tolist()
+        assert [sample.token_ids for sample in samples] == [whole[ids.size(1) :]] * 2
+        assert [sample.logp for sample in samples] == [0, 0]
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", [name for name in MODELS if "vlm" not in name])
 def test_log_probabilities_are_those_of_one_row_without_padding(name):
     """Ragged prompts, so padded on the left, with samples that leave the batch when they end."""
@@ -222,7 +234,7 @@ def test_defaults_sample_the_policy():
         ({"num_samples": 0}, "`num_samples=0` must be a whole number of at least 1"),
         ({"top_k": -1}, "`top_k=-1` must be a whole number of at least 0"),
         ({"seed": 1.5}, "`seed=1.5` must be a whole number"),
-        ({"temperature": 0.0}, "`temperature=0.0` must be a finite number above 0"),
+        ({"temperature": -0.1}, "`temperature=-0.1` must be a finite number of at least 0"),
         ({"temperature": math.nan}, "`temperature=nan`"),
         ({"top_p": 1.1}, "`top_p=1.1` must be above 0 and at most 1"),
     ],

@@ -30,7 +30,11 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options of sampling. Their defaults are those of `SamplingOptions`."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--num_samples", type=count(), metavar="N", help="samples of each prompt (default: 1)")
-    group.add_argument("--temperature", type=number(above_0=True), help="divisor of the logits (default: 1)")
+    group.add_argument(
+        "--temperature",
+        type=number(above_0=False),
+        help="divisor of the logits; 0 takes the likeliest token (default: 1)",
+    )
     group.add_argument("--top_k", type=count(0), metavar="N", help="most likely tokens to keep (default: 0, all)")
     group.add_argument(
         "--top_p",

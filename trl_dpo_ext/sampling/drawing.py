@@ -74,6 +74,9 @@ def sampled_logits(logits: Tensor, options: SamplingOptions) -> Tensor:
     """
     if logits.device.type == "mps":  # has no float64
         logits = logits.cpu()
+    if options.temperature == 0:  # the limit
+        most_likely = logits == logits.amax(dim=1, keepdim=True)
+        return torch.zeros_like(logits, dtype=torch.double).masked_fill(~most_likely, -torch.inf)
     return _kept(logits.double() / options.temperature, options)
 
 
