@@ -236,16 +236,16 @@ def test_killed_while_it_measures_and_resumed(policy, llama_folder, monkeypatch)
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.float32
-def test_two_processes_give_the_same_results(policy, llama_folder):
+def test_two_processes_give_the_same_results(policy, llama_folder, monkeypatch):
+    monkeypatch.setattr(sampling_options, "_SAMPLES_PER_PART", 512)  # as in the programs
     words = [policy, "prompts.jsonl", "--reference", llama_folder, "--reward_function", "my_rewards.py:letters"]
-    words += ["--num_samples", "200"]  # parts of two prompts
-    command = ["-m", "trl_dpo_ext.cli", "evaluate", *words, "--max_new_tokens", "6", "--seed", "7"]
-    programs = forked.start_ranks(2, [*command, "--output", "two"], Path("logs"))
+    words += ["--num_samples", "200", "--max_new_tokens", "2"]  # parts of two prompts
+    command = ["-m", "trl_dpo_ext.cli", "evaluate", *words, "--output", "two"]
+    programs = forked.start_ranks(2, command, Path("logs"))
+    assert main(["evaluate", *words, "--output", "one"]) == 0
     statuses, printed = forked.wait_for_all(programs, 200), "".join(program.output for program in programs)
     assert statuses == [0, 0], printed
     assert printed.count("Wrote two/evaluation.json") == 1
-    alone = forked.start([*command, "--output", "one"], Path("log"))
-    assert alone.wait(200) == 0, alone.output
     samples = [Path(folder, "evaluation.samples", "policy.jsonl").read_bytes() for folder in ("one", "two")]
     assert samples[0] == samples[1]
     one, two = (results(f"{folder}/evaluation.json")["policies"]["policy"] for folder in ("one", "two"))
