@@ -18,8 +18,9 @@ from trl_dpo_ext.sampling.options import SamplingOptions
 from trl_dpo_ext.sampling.policy_forward import PolicyForward
 
 
-# All prompts of one to three words: ragged, so padded on the left while they are sampled
-PROMPTS = [" ".join(words) for length in (1, 2, 3) for words in itertools.product(WORDS[1:], repeat=length)]
+# Prompts of one, two and five words: ragged, so padded on the left while they are sampled
+PROMPTS = [" ".join(words) for length in (1, 2) for words in itertools.product(WORDS[1:], repeat=length)]
+PROMPTS += [f"{prompt} a d b c" for prompt in WORDS[1:]]
 GROUPS, PROMPTS_OF_GROUP, SAMPLES = 60, 32, 4
 BEST_OF = (1, 2, 4)
 
@@ -40,7 +41,7 @@ def exact_values(policy, reference, tokenizer, options: SamplingOptions) -> dict
         p = np.exp([logps[one] for one in logps])
         texts = [tokenizer.decode(one, skip_special_tokens=True) for one in logps]
         rewards = np.array(letters([prompt] * len(texts), texts))
-        of_reference = enumerated(reference, ids, options)
+        of_reference = itself if options.temperature == 1 else enumerated(reference, ids, options)
         q = np.exp([of_reference.get(one, -math.inf) for one in logps])
         better = (rewards[:, None] > rewards) + 0.5 * (rewards[:, None] == rewards)
         row = {
