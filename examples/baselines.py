@@ -7,9 +7,10 @@ From the quickstart's model and pairs of its completions, four trainers learn wi
 updates: `DPOPaperTrainer`, `PreferredFTTrainer`, and `UnlikelihoodTrainer` with alpha 0.1 and 1. True reward and KL
 from the initial model are measured during training on held-out beginnings of reviews.
 
-Measured on two CPU cores (reward 0.493 +- 0.009 at the start): Preferred-FT ends at 0.578 +- 0.008 and KL 0.36. DPO ends
-at 0.666 +- 0.008 and KL 0.81, and at Preferred-FT's KL it is 0.031 +- 0.005 above. Unlikelihood with alpha 0.1 is like
-Preferred-FT. With alpha 1 it reaches DPO's reward at KL 3 to 8, and ends at 0.741 +- 0.006 and KL 44, with invented words.
+Measured on two CPU cores (reward 0.493 +- 0.009 at the start): Preferred-FT ends at 0.578 +- 0.008 and KL 0.36. DPO
+ends at 0.666 +- 0.008 and KL 0.81, and at Preferred-FT's KL it is 0.031 +- 0.005 above. Unlikelihood with alpha 0.1 is
+like Preferred-FT. With alpha 1 it reaches DPO's reward at KL 3 to 8, and ends at 0.741 +- 0.006 and KL 44, with
+invented words.
 
 The output folder (`outputs/baselines`) then contains `pairs.jsonl`, `results.json`, `baselines.png`, and `sft/` unless
 the quickstart has created it. `--quick` is a smaller version, whose numbers have no meaning.
