@@ -14,12 +14,15 @@ script: once one of the processes has failed, the others do not fit together wit
 """
 
 import argparse
+import gc
+import importlib.metadata
 import json
 import os
 import sys
 import time
 import traceback
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -41,6 +44,9 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    importlib.metadata.metadata = cache(importlib.metadata.metadata)  # this and the next two lines as in `conftest.py`
+    gc.collect()
+    gc.freeze()
     rank, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if set(given.case) & set(ZERO):
         # On a CPU accelerate starts torch's process group and not DeepSpeed's beside it
