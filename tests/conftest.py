@@ -4,6 +4,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -26,6 +27,8 @@ os.environ.update(
         "WANDB_MODE": "disabled",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": _THREADS,
+        # The ninja that DeepSpeed installs: its operator is compiled again where another version comes first
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
 )
 import pytest
