@@ -2,10 +2,9 @@
 
 # ruff: noqa: E402
 
-import gc
-import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -28,12 +27,15 @@ os.environ.update(
         "WANDB_MODE": "disabled",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": _THREADS,
+        # The ninja that DeepSpeed installs: its operator is compiled again where another version comes first
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
 )
-# accelerate reads a package's metadata from disk each time that it asks whether it is installed, many times a training
-importlib.metadata.metadata = cache(importlib.metadata.metadata)
-
 import pytest
+from import_costs import after_imports, before_imports
+
+
+before_imports()
 
 
 # The process that hands the tests to workers reads this file, too, and they wait for it: torch is imported where it is
@@ -49,9 +51,7 @@ def _threads_and_frozen_imports() -> None:
     import torch
 
     torch.set_num_threads(int(_THREADS))
-    # accelerate collects garbage after every training. Half of a tiny run would go into the objects of the imports.
-    gc.collect()
-    gc.freeze()
+    after_imports()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 
+LAUNCHER = str(Path(__file__).with_name("forked_launcher.py"))
 _CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["forked_imports"])
 
@@ -110,22 +111,27 @@ def _start_server() -> None:
         multiprocessing.forkserver.ensure_running()
 
 
-def _run(words: list[str], log: str, env: dict[str, str], cwd: str) -> None:
-    # In the new process
+def run(words: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
+    """Runs a program in this process, which is a fork, as in a new interpreter."""
     import torch
 
-    with open(log, "w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
     if words[0] == "-m":
-        sys.argv = words[1:]
+        sys.argv = list(words[1:])
         sys.path.insert(0, cwd)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv = list(words)
         sys.path.insert(0, str(Path(words[0]).parent))
         runpy.run_path(words[0], run_name="__main__")
+
+
+def _run(words: list[str], log: str, env: dict[str, str], cwd: str) -> None:
+    # In the new process
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(cwd)
+    run(words, env, cwd)

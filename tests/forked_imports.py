@@ -2,12 +2,10 @@
 
 # ruff: noqa: E402
 
-import gc
-import importlib.metadata
-from functools import cache
+from import_costs import after_imports, before_imports
 
 
-importlib.metadata.metadata = cache(importlib.metadata.metadata)  # as in `conftest.py`
+before_imports()
 
 import datasets  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
@@ -21,5 +19,4 @@ import trl_dpo_ext.trainers.dpo_trainer  # noqa: F401
 import trl_dpo_ext.trainers.ranking_trainer  # noqa: F401
 
 
-gc.collect()
-gc.freeze()
+after_imports()

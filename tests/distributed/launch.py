@@ -28,6 +28,8 @@ UPDATE = 4  # rows an update, whatever the number of processes
 # gradient of the wrong scale.
 SGD = {"optim": "sgd", "learning_rate": 0.3}
 RESUME_AFTER = 2  # updates
+# Three prompts, with answers of at most 32 tokens: `max_length` is 512. No row is so long that its prompt is truncated
+SAMPLES = {"log_samples": 3, "max_prompt_length": 480}
 
 
 @dataclass

@@ -134,6 +134,16 @@ def assert_same_samples(ones: list[dict[str, Any]], twos: list[dict[str, Any]]) 
             assert two[name] == (same(value) if isinstance(value, float) else value), name
 
 
+def assert_file_missed_by_the_second(launched: Launched) -> None:
+    """The command ends on both processes with the message of the second."""
+    (first, other) = (launched.result("misses_a_file", rank=rank) for rank in range(2))
+    path = launched.out / "misses_a_file" / "rows_of_rank1.jsonl"
+    message = re.escape(f"`dataset_name`: {path} does not exist.")
+    assert first["status"] == other["status"] == 2
+    assert re.search(rf"trl-dpo-ext dpo: {message}", other["said"])
+    assert re.search(rf"trl-dpo-ext dpo: Process 1 of 2 \(on .*\) failed with ValueError: {message}", first["said"])
+
+
 def sigmoid_loss(predictions: list[list[float]]) -> float:
     chosen, rejected = np.array(predictions, dtype=float).T
     return float(np.logaddexp(0.0, rejected - chosen).mean())

@@ -22,11 +22,15 @@ import traceback
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from import_costs import after_imports, before_imports  # noqa: E402
+
+
+before_imports()
+
+import torch  # noqa: E402
 from cases import CASES, IN_FLOAT32, ZERO  # noqa: E402
 from closeness import in_float64  # noqa: E402
 from launch import Launch  # noqa: E402
@@ -41,6 +45,7 @@ def main() -> None:
     given = parser.parse_args()
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    after_imports()
     rank, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if set(given.case) & set(ZERO):
         # On a CPU accelerate starts torch's process group and not DeepSpeed's beside it

@@ -8,7 +8,6 @@ both as a user starts it on two hosts. Where namespaces are not permitted the te
 
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from launched import (
     LAUNCH_SECONDS,
     RUN_CASE,
     Launched,
+    assert_file_missed_by_the_second,
     assert_float32_training,
     assert_same_entries,
     assert_same_training,
@@ -44,7 +44,7 @@ TWO_NODES = Path(__file__).parents[2] / "recipes" / "accelerate" / "two_nodes.ya
 
 ONE = ["ragged", "ragged_float32", "ranks", "cached", "resumes_ragged", "nonfinite"]
 TWO = ["ragged", "ranks", "cached", "cached_before", "resumes_from_one", "nonfinite", "refused_row"]
-TWO += ["refused_in_one_copy", "loses_a_process"]  # the last ends the launch
+TWO += ["refused_in_one_copy", "misses_a_file", "loses_a_process"]  # the last ends the launch
 
 
 def ip(*words: str) -> str:
@@ -273,18 +273,8 @@ def test_bad_row_in_one_machines_copy_is_refused_by_both(two: Launched) -> None:
 # Command line
 
 
-def test_file_that_is_missing_on_one_machine(machines: Machines, llama_folder: str, tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    preference_rows(11).to_json(rows)
-    missing = tmp_path / "elsewhere.jsonl"
-    options = ["--model_name_or_path", llama_folder, "--output_dir", str(tmp_path / "run"), "--use_cpu", "true"]
-    training = ["-m", "trl_dpo_ext.cli", "dpo", *options, "--dataset_name"]
-    commands = [[*torchrun(rank), *training, str(path)] for rank, path in enumerate((rows, missing))]
-    statuses, logs = machines.launch(commands, tmp_path, seconds=FAILURE_SECONDS)
-    assert statuses == [1, 1], [log[-3000:] for log in logs]
-    message = re.escape(f"`dataset_name`: {missing} does not exist.")
-    assert re.search(rf"trl-dpo-ext dpo: {message}", logs[1])
-    assert re.search(rf"trl-dpo-ext dpo: Process 1 of 2 \(on .*\) failed with ValueError: {message}", logs[0])
+def test_file_that_is_missing_on_one_machine(two: Launched) -> None:
+    assert_file_missed_by_the_second(two)
 
 
 def test_accelerate_launch(one: Launched, machines: Machines, llama_folder: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from launched import (
     TIMINGS,
     Launched,
     assert_exact_means,
+    assert_file_missed_by_the_second,
     assert_float32_training,
     assert_same_entries,
     assert_same_samples,
@@ -115,8 +116,10 @@ def test_best_checkpoint(both: Both) -> None:
     assert two["metrics"]["eval_rewards/chosen"] == same(min(steps.values()))
 
 
-# In two cases one process fails and tells the other
-@pytest.mark.parametrize("name", sorted(set(cases_for(2)) - {"refused_row", "refused_in_one_copy"}))
+FAILED_BY_ONE = {"refused_row", "refused_in_one_copy", "misses_a_file"}  # which tells the other
+
+
+@pytest.mark.parametrize("name", sorted(set(cases_for(2)) - FAILED_BY_ONE))
 def test_all_processes_report_the_same(both: Both, name: str) -> None:
     """Metrics that decide (best model, early stopping) and weights are bit for bit the same on both."""
 
@@ -395,6 +398,10 @@ def test_bad_data_of_one_process_is_refused_by_all(both: Both, kind: str, messag
     assert told[failing].startswith(message)
     where = f"Process {failing} of 2 (on {socket.gethostname()})"
     assert told[1 - failing] == f"{where} failed with ValueError: {told[failing]}"
+
+
+def test_file_that_is_missing_for_one_process(both: Both) -> None:
+    assert_file_missed_by_the_second(both.two)
 
 
 @pytest.mark.parametrize(("failing", "counts"), [(0, "11 on process 0, 12 on"), (1, "12 on process 0, 11 on")])

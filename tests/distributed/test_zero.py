@@ -40,6 +40,8 @@ ONE = [
     "resumes_ragged",
 ]
 STAGE = {stage: Path(__file__).parents[2] / "recipes" / "accelerate" / f"zero{stage}.yaml" for stage in (2, 3)}
+# Forks, and new interpreters, which import everything in DeepSpeed's environment
+LAUNCHER = {2: [forked.LAUNCHER], 3: ["-m", "accelerate.commands.accelerate_cli", "launch"]}
 PROMPTS = "computed once (attention by segments, packed)"
 WHOLE = {"distributed_type": "DEEPSPEED", "prompts": PROMPTS, "policy": [0, 21], "reference": [0, 21]}
 IN_PARTS = WHOLE | {"policy": [21, 21], "reference": [21, 21]}
@@ -143,8 +145,8 @@ def test_resume(one: Launched, zero: Launched) -> None:
 def test_accelerate_launch(one: Launched, llama_folder: str, tmp_path: Path, stage: int) -> None:
     """`ragged` by the command at the head of `zero2.yaml` and `zero3.yaml`."""
     preference_rows(11).to_json(tmp_path / "rows.jsonl")
-    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch"]
-    launcher += ["--config_file", str(STAGE[stage]), "--num_processes", "2", "-m", "trl_dpo_ext.cli", "dpo"]
+    launcher = [*LAUNCHER[stage], "--config_file", str(STAGE[stage]), "--num_processes", "2"]
+    launcher += ["-m", "trl_dpo_ext.cli", "dpo"]
     options = {
         "model_name_or_path": llama_folder,
         "dataset_name": tmp_path / "rows.jsonl",

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 TRAINS = {"max_steps": 4, "learning_rate": 3e-3}
 EVALUATES = TRAINS | {"eval_strategy": "steps", "eval_steps": 2}
+SAMPLES = EVALUATES | {"log_samples": 2, "max_prompt_length": 480}  # `max_length` is 512: 32 tokens an answer
 
 
 def lines(trainer, name: str) -> list[dict]:
@@ -196,9 +197,7 @@ class TestDistributions:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         rows = preference_rows(9, start=20)
-        trainer = trained(
-            llama_folder, EVALUATES | {"report_to": ["tensorboard"], "log_samples": 1}, eval_dataset=rows
-        )
+        trainer = trained(llama_folder, SAMPLES | {"report_to": ["tensorboard"], "log_samples": 1}, eval_dataset=rows)
         folder = next(Path(trainer.args.output_dir, "runs").iterdir())
         events = EventAccumulator(str(folder), size_guidance={"histograms": 0}).Reload()
         margins = events.Histograms("eval/rewards/margins_distribution")
@@ -256,7 +255,7 @@ class TestSamples:
     def test_a_streamed_evaluation_set(self, trained, llama_folder):
         # The first rows of the stream are answered, as those of the same rows in memory
         rows = preference_rows(5, start=20)
-        options = EVALUATES | {"log_samples": 2, "accelerator_config": {"dispatch_batches": False}}
+        options = SAMPLES | {"accelerator_config": {"dispatch_batches": False}}
         held, streamed = (
             trained(llama_folder, options | {"folder": f"samples_{name}"}, eval_dataset=each)
             for name, each in {"held": rows, "streamed": rows.to_iterable_dataset()}.items()
@@ -284,7 +283,7 @@ class TestSamples:
     def test_training_is_the_same_with_and_without(self, options, trained, gpt2_folder):
         rows = preference_rows(5, start=20)
         runs = [
-            trained(gpt2_folder, EVALUATES | options | {"log_samples": n, "folder": f"samples{n}"}, eval_dataset=rows)
+            trained(gpt2_folder, SAMPLES | options | {"log_samples": n, "folder": f"samples{n}"}, eval_dataset=rows)
             for n in (0, 3)
         ]
         assert len(lines(runs[1], "samples")) == 6
@@ -296,7 +295,7 @@ class TestSamples:
         reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
         trainer = trained(
             llama_folder,
-            EVALUATES | reentrant | {"log_samples": 1, "reference_free": True},
+            SAMPLES | reentrant | {"log_samples": 1, "reference_free": True},
             eval_dataset=preference_rows(2, start=20),
         )
         layers = trainer.model.model.layers

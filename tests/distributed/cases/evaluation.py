@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launch import Launch, case, evaluate, explicit_reference, make_trainer, run_log, train
+from launch import SAMPLES, Launch, case, evaluate, explicit_reference, make_trainer, run_log, train
 from tiny import preference_rows
 
 
@@ -35,7 +35,7 @@ def evaluates_sets(launch: Launch) -> dict[str, Any]:
 @case()
 def samples(launch: Launch) -> dict[str, Any]:
     """Samples of the rows of `evaluates` after `ragged`."""
-    options = {"num_train_epochs": 2, "log_samples": 3}
+    options = {"num_train_epochs": 2} | SAMPLES
     trainer = make_trainer(launch, 11, options=options, eval_dataset=preference_rows(9, start=40))
     result = train(launch, trainer, "samples")
     trainer.evaluate()

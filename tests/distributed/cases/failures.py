@@ -3,6 +3,8 @@
 import os
 import signal
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import Any
 
 from datasets import Dataset
@@ -11,6 +13,7 @@ from tiny import lora_config, preference_rows, ranking_rows, tiny_tokenizer
 from transformers import TrainerCallback
 
 from trl_dpo_ext import RankingDPOConfig, RankingDPOTrainer
+from trl_dpo_ext.cli import main
 
 
 @case()
@@ -52,6 +55,18 @@ def refused_in_one_copy(launch: Launch) -> dict[str, Any]:
             except ValueError as error:
                 messages[f"{kind}, {rank}"] = str(error)
     return {"messages": messages}
+
+
+@case(TWO_PROCESSES_ONLY)
+def misses_a_file(launch: Launch) -> dict[str, Any]:
+    """The command `dpo`, whose file of rows is there for the first process alone."""
+    path = launch.folder / f"rows_of_rank{launch.rank}.jsonl"
+    if launch.rank == 0:
+        preference_rows(11).to_json(path)
+    options = ["--model_name_or_path", launch.model, "--dataset_name", str(path), "--use_cpu", "true"]
+    with redirect_stderr(StringIO()) as said:
+        status = main(["dpo", "--output_dir", str(launch.folder / "run"), *options])
+    return {"status": status, "said": said.getvalue()}
 
 
 def _one_prompt(launch: Launch, bad: bool) -> None:

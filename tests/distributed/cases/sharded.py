@@ -6,6 +6,7 @@ from accelerate import PartialState
 from accelerate.utils import DistributedType
 from flash_on_cpu import flash_on_cpu
 from launch import (
+    SAMPLES,
     SGD,
     TWO_PROCESSES_ONLY,
     Launch,
@@ -32,7 +33,7 @@ FSDP2 = {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_w
 def sharded(launch: Launch) -> dict[str, Any]:
     """`ragged` under FSDP2, evaluated like `evaluates` and saved."""
     rows = preference_rows(9, start=40)
-    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "log_samples": 3}
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3} | SAMPLES
     trainer = _make_sharded(launch, 11, options=options | {"folder": "sharded"}, eval_dataset=rows)
     result = train(launch, trainer, "sharded")
     return result | {"shards": _shards(trainer)} | evaluate(trainer, rows) | {"run_log": run_log(trainer)}

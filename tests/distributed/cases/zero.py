@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launch import SGD, ZERO, Launch, case, evaluate, make_trainer, models_of, run_log, train
+from launch import SAMPLES, SGD, ZERO, Launch, case, evaluate, make_trainer, models_of, run_log, train
 from tiny import lora_config, preference_rows
 
 from cases.cache import cached_options, files_of
@@ -35,7 +35,7 @@ def zero2_accumulates(launch: Launch) -> dict[str, Any]:
 def zero3(launch: Launch) -> dict[str, Any]:
     """`ragged` under ZeRO-3, evaluated like `evaluates` and saved."""
     rows = preference_rows(9, start=40)
-    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3, "log_samples": 3} | _zero(3)
+    options = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3} | SAMPLES | _zero(3)
     trainer = make_trainer(launch, 11, options=options, eval_dataset=rows)
     result = train(launch, trainer, "zero3")
     trainer.save_model(str(launch.folder / "saved"))
