@@ -181,8 +181,9 @@ def start_or_continue(output_dir: Path, settings: Settings) -> None:
     """Creates the output folder. An existing one must be of a run with the same settings, which is continued."""
     record = output_dir / "settings.json"
     wanted = json.dumps(asdict(settings), indent=2) + "\n"
-    if output_dir.is_dir() and any(output_dir.iterdir()) and (not record.is_file() or record.read_text() != wanted):
-        raise SystemExit(f"`{output_dir}` is of other settings. Delete it, or choose another `--output_dir`.")
+    others = [path for path in output_dir.glob("*") if path.name != "packages"]
+    if others and not (record.is_file() and record.read_text() == wanted):
+        raise SystemExit(f"`{output_dir}` has files of something else. Delete them, or choose another `--output_dir`.")
     output_dir.mkdir(parents=True, exist_ok=True)
     record.write_text(wanted)
 
@@ -344,7 +345,7 @@ def held_out_rewards(
     """Returns the log-likelihoods of models and the implicit rewards of policies, each computed once."""
     found = {}
     for name, folder in models.items():
-        found[f"{name}, likelihood"] = computed_once(
+        found[f"{name}, log-likelihood"] = computed_once(
             output_dir / f"rewards_{folder.name}.json", partial(_likelihoods, folder, tokenizer, rows)
         )
     for name, folder in policies.items():

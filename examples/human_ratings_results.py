@@ -16,7 +16,8 @@ from trl_dpo_ext.evaluation import kendall_tau, preference_accuracy, preference_
 
 BASE, REFERENCE, RANKINGS, PAIRS = "SmolLM2-Instruct", "Preferred-FT", "DPO on rankings", "DPO on pairs"
 RULES, CRITICS = "VADER's rules", "critics' classifier"
-COLORS = {BASE: INK, REFERENCE: GREY, RANKINGS: BLUE, PAIRS: ORANGE, RULES: INK, CRITICS: INK}
+GREEN = "#2f855a"
+COLORS = {BASE: INK, REFERENCE: GREY, RANKINGS: BLUE, PAIRS: ORANGE, RULES: GREEN, CRITICS: GREEN}
 METRICS = ("preference_accuracy", "kendall_tau", "calibration_error")
 BINS = 5
 Rewards = list[list[float]]
@@ -93,11 +94,11 @@ def _interval(values: np.ndarray) -> Interval:
 
 def print_agreement(agreement: Agreement) -> None:
     """Prints the metrics, with their intervals."""
-    print(f"{'':30}{'accuracy':>24}{'Kendall tau':>24}{'calibration error':>24}")
+    print(f"{'':34}{'accuracy':>24}{'Kendall tau':>24}{'calibration error':>24}")
     for name, metrics in (agreement.metrics | {"rankings - pairs": agreement.difference}).items():
         sign = "+" if metrics is agreement.difference else ""
         cells = (f"{mean:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]" for mean, low, high in metrics.values())
-        print(f"{name:30}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"{name:34}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def draw_agreement(path: Path, agreement: Agreement) -> None:
@@ -124,7 +125,7 @@ def draw_agreement(path: Path, agreement: Agreement) -> None:
     calibration.set(
         title="Calibration of the implicit reward", xlabel="probability of the order", ylabel="share in this order"
     )
-    calibration.legend(frameon=False, loc="upper left")
+    calibration.legend(frameon=False, loc="lower right")
     _finish(figure, path)
 
 
@@ -172,19 +173,11 @@ def draw_reward_against_kl(path: Path, evaluations: dict[str, dict[str, Any]]) -
         for name, evaluation in evaluations.items():
             summary = evaluation["summary"]
             reward = summary["rewards"][judge]
-            _draw_point(
-                axis, summary["kl"], reward["reward"], COLORS[name], xerr=summary["kl_se"], yerr=reward["reward_se"]
-            )
-            axis.annotate(
-                name,
-                (summary["kl"], reward["reward"]),
-                xytext=(7, 7),
-                textcoords="offset points",
-                color=COLORS[name],
-                fontsize=9,
-            )
+            errors = {"xerr": summary["kl_se"], "yerr": reward["reward_se"]}
+            _draw_point(axis, summary["kl"], reward["reward"], COLORS[name], label=name, **errors)
         axis.set(title=f"Reward by {judge}", xlabel="KL from Preferred-FT, nats", ylabel="mean reward")
-        axis.margins(x=0.25, y=0.2)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     _finish(figure, path)
 
 
@@ -198,8 +191,8 @@ def _with_se(summary: dict[str, float], name: str) -> str:
     return f"{summary[name]:.3f} +- {summary[f'{name}_se']:.3f}"
 
 
-def _draw_point(axis: Axes, x: float, y: float, color: str, **errors: Any) -> None:
-    axis.errorbar(x, y, color=color, marker="o", markersize=5, capsize=3, linestyle="none", **errors)
+def _draw_point(axis: Axes, x: float, y: float, color: str, **options: Any) -> None:
+    axis.errorbar(x, y, color=color, marker="o", markersize=5, capsize=3, linestyle="none", **options)
 
 
 def _finish(figure: Any, path: Path) -> None:
