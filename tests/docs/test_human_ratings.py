@@ -152,10 +152,10 @@ def test_agreement(results: ModuleType):
     agreement = results.Agreement.of({results.RANKINGS: right, results.PAIRS: wrong}, ranks, num_resamples=20, seed=0)
     tau = 5 / 30**0.5  # five of six pairs of ranks differ, and all pairs of rewards
     for key, expected in (("preference_accuracy", 1.0), ("kendall_tau", tau)):
-        assert agreement.metrics[results.RANKINGS][key] == pytest.approx((expected,) * 3)
-    assert agreement.metrics[results.PAIRS]["preference_accuracy"] == (0, 0, 0)
-    assert agreement.metrics[results.PAIRS]["kendall_tau"] == pytest.approx((-1, -1, -1))
-    assert agreement.difference["preference_accuracy"] == (1, 1, 1)
+        assert agreement.metrics[results.RANKINGS][key] == pytest.approx([expected] * 3)
+    assert agreement.metrics[results.PAIRS]["preference_accuracy"] == [0, 0, 0]
+    assert agreement.metrics[results.PAIRS]["kendall_tau"] == pytest.approx([-1, -1, -1])
+    assert agreement.difference["preference_accuracy"] == [1, 1, 1]
     assert agreement.metrics[results.PAIRS]["calibration_error"][0] > 0.99  # sure, and wrong
 
 
