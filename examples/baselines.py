@@ -79,9 +79,9 @@ def main() -> None:
 
     print("\n2. Sample 4 completions of every prefix and pair them by the ground-truth reward")
     prefixes, test_prefixes = begin.prefixes(settings.num_prefixes, settings.num_test_prefixes)
-    pairs, _ = preference_pairs(reference, tokenizer, reward, prefixes)
+    pairs, _ = preference_pairs(reference, tokenizer, reward, prefixes, seed=begin.seed)
     pairs_file = output_dir / "pairs.jsonl"
-    quickstart.write_preferences(pairs_file, pairs)
+    quickstart.write_rows(pairs_file, pairs)
     dataset = load_dataset("json", data_files=str(pairs_file), split="train")
     print(f"{pairs_file}: {len(dataset):,} pairs of {len(prefixes):,} prefixes")
 
@@ -139,7 +139,7 @@ def dpo_at_the_kl_of_preferred_ft(curves: Curves) -> tuple[float, float] | None:
     """Difference in reward at the final KL of Preferred-FT, by prefix. `None` if DPO does not reach this KL."""
     rewards, kls = over_seeds(curves[PREFERRED_FT], -1)
     kl = kls.mean()
-    if any(max(point.evaluation.kls.mean() for point in run) < kl for run in curves[DPO]):
+    if any(max(point.kls.mean() for point in run) < kl for run in curves[DPO]):
         return None
     dpo = np.mean([reward_at_kl(run, kl) for run in curves[DPO]], axis=0)
     return mean_and_stderr(dpo - rewards)
@@ -158,7 +158,7 @@ def print_samples(prefixes: list[str], curves: Curves, num_samples: int = 4) -> 
         print(f"\n{prefixes[i]} ...")
         for method, runs in curves.items():
             evaluation = runs[0][-1].evaluation
-            print(f"  {method:18}{evaluation.rewards[i]:.2f} {evaluation.completions[i][:150]}")
+            print(f"  {method:18}{evaluation.reward[i, 0]:.2f} {evaluation.completions[i][0][:150]}")
 
 
 def draw(path: Path, curves: Curves) -> None:
@@ -170,7 +170,7 @@ def draw(path: Path, curves: Curves) -> None:
             axes.errorbar(
                 [point["kl"] for point in summaries],
                 [point["reward"] for point in summaries],
-                yerr=[point["reward_stderr"] for point in summaries],
+                yerr=[point["reward_se"] for point in summaries],
                 color=COLORS[method],
                 marker="o",
                 markersize=3,

@@ -10,15 +10,13 @@ import json
 import random
 import shutil
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import quickstart  # before torch: it makes the thread library wait without using a core
-import torch
 from datasets import Dataset
-from sentiment_task import REVIEWS, Evaluation, SentimentReward, cut_prefixes, evaluate, load_reviews
+from sentiment_task import MAX_NEW_TOKENS, REVIEWS, SentimentReward, cut_prefixes, load_reviews
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,6 +26,8 @@ from transformers import (
     TrainerCallback,
     set_seed,
 )
+
+from trl_dpo_ext.evaluation import PolicyEvaluation, PolicyEvaluator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +134,17 @@ class Point:
     """Results of a policy on the held-out prefixes at one point of training."""
 
     num_sequences: int
-    evaluation: Evaluation
+    evaluation: PolicyEvaluation
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """True reward of each prefix."""
+        return self.evaluation.reward[:, 0]
+
+    @property
+    def kls(self) -> np.ndarray:
+        """KL of each prefix, in nats."""
+        return self.evaluation.kl[:, 0]
 
     def summary(self) -> dict[str, float]:
         return {"num_sequences": self.num_sequences} | self.evaluation.summary()
@@ -155,7 +165,10 @@ class HeldOutEvaluation(TrainerCallback):
         settings: Settings,
     ):
         self.reference = reference
-        self.measure = partial(evaluate, ref=reference, tokenizer=tokenizer, reward=reward, prefixes=prefixes, seed=0)
+        self.evaluator = PolicyEvaluator(
+            reference, tokenizer, reward, num_samples=1, max_new_tokens=MAX_NEW_TOKENS, progress=False
+        )
+        self.prefixes = prefixes
         self.settings = settings
         self.points: list[Point] = []
 
@@ -168,10 +181,7 @@ class HeldOutEvaluation(TrainerCallback):
             self.points.append(self.point(state.global_step, model))
 
     def point(self, num_updates: int, model: PreTrainedModel) -> Point:
-        was_training = model.training
-        with torch.random.fork_rng():  # does not change the order of the training data
-            evaluation = self.measure(model.eval())
-        model.train(was_training)
+        evaluation = self.evaluator.evaluate(model, self.prefixes)
         return Point(num_updates * self.settings.sequences_per_update, evaluation)
 
 
@@ -226,8 +236,8 @@ def mean_and_stderr(values: np.ndarray) -> tuple[float, float]:
 
 def over_seeds(runs: list[list[Point]], i: int) -> tuple[np.ndarray, np.ndarray]:
     """Rewards and KLs of every prefix at the `i`-th evaluation, averaged over seeds."""
-    evaluations = [run[i].evaluation for run in runs]
-    return np.mean([e.rewards for e in evaluations], axis=0), np.mean([e.kls for e in evaluations], axis=0)
+    points = [run[i] for run in runs]
+    return np.mean([point.rewards for point in points], axis=0), np.mean([point.kls for point in points], axis=0)
 
 
 def reward_at_kl(run: list[Point], kl: float) -> np.ndarray:
@@ -237,8 +247,8 @@ def reward_at_kl(run: list[Point], kl: float) -> np.ndarray:
     The mean is the value of this line at `kl`. The standard error is that of the delta method: noise in the KLs moves
     the point along the line, hence `rewards - slope * (KLs - kl)`.
     """
-    crossing = next(i for i in range(1, len(run)) if run[i].evaluation.kls.mean() >= kl)
-    before, after = run[crossing - 1].evaluation, run[crossing].evaluation
+    crossing = next(i for i in range(1, len(run)) if run[i].kls.mean() >= kl)
+    before, after = run[crossing - 1], run[crossing]
     rise, width = after.rewards.mean() - before.rewards.mean(), after.kls.mean() - before.kls.mean()
     weight = (kl - before.kls.mean()) / width
     rewards = (1 - weight) * before.rewards + weight * after.rewards

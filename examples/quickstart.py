@@ -10,6 +10,7 @@ contains:
 
     sft/                    the fine-tuned model: initial policy and reference
     preferences.jsonl       training pairs, and preferences_test.jsonl, pairs of held-out beginnings
+    prompts_test.jsonl      the held-out beginnings
     dpo/                    the last checkpoint and the logs: `trl-dpo-ext report outputs/quickstart/dpo`
     policy/                 the trained model, also a reward model: `examples/reward_model.py`
     results.json            true reward and KL, before and after
@@ -40,11 +41,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
 from datasets import load_dataset
 from sentiment_task import (
+    MAX_NEW_TOKENS,
     REVIEWS,
-    Evaluation,
     SentimentReward,
     cut_prefixes,
-    evaluate,
     fine_tune,
     language_modeling_loss,
     load_reviews,
@@ -56,6 +56,7 @@ from training_curves import draw_training_curves
 from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, set_seed
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
+from trl_dpo_ext.evaluation import PolicyEvaluation, PolicyEvaluator
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole_here
 
 
@@ -134,11 +135,11 @@ def main() -> None:
         held_out, tokenizer, num_prefixes=settings.num_test_prefixes, exclude=frozenset(prefixes)
     )
     train_file, test_file = output_dir / "preferences.jsonl", output_dir / "preferences_test.jsonl"
+    write_rows(output_dir / "prompts_test.jsonl", [{"prompt": prefix} for prefix in test_prefixes])
     for path, some in ((train_file, prefixes), (test_file, test_prefixes[: settings.num_test_pair_prefixes])):
         if not path.is_file():
-            set_seed(settings.seed)
-            pairs, num_left_out = preference_pairs(reference, tokenizer, reward, some)
-            write_preferences(path, pairs)
+            pairs, num_left_out = preference_pairs(reference, tokenizer, reward, some, seed=settings.seed)
+            write_rows(path, pairs)
             print(f"{path}: {len(pairs):,} pairs of {len(some):,} prefixes, {num_left_out} ties or empty dropped")
 
     print("\n3. Train with DPO on the preference file")
@@ -146,19 +147,27 @@ def main() -> None:
     trainer.save_model(str(output_dir / "policy"))
 
     print(f"\n4. Evaluate on {len(test_prefixes)} prefixes that do not occur in training")
-    policy = trainer.model.eval()
-    reference.to(policy.device)
-    before = evaluate(reference, reference, tokenizer, reward, test_prefixes, seed=settings.seed)
-    after = evaluate(policy, reference, tokenizer, reward, test_prefixes, seed=settings.seed)
+    reference.to(trainer.model.device)
+    evaluator = PolicyEvaluator(
+        reference, tokenizer, reward, num_samples=1, max_new_tokens=MAX_NEW_TOKENS, seed=settings.seed
+    )
+    before, after = (evaluator.evaluate(model, test_prefixes) for model in (reference, trainer.model))
     print_results(before, after)
     print_samples(test_prefixes, before, after)
     picture = output_dir / "training_curves.png"
-    draw_training_curves(picture, trainer.state.log_history, before.rewards, after.rewards)
+    draw_training_curves(picture, trainer.state.log_history, before.reward[:, 0], after.reward[:, 0])
     seconds = time.perf_counter() - start
     results = {"before": before.summary(), "after": after.summary(), "seconds": seconds, "settings": asdict(settings)}
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"\nTotal time: {seconds:.0f} s. The training curves are in {picture}")
-    print(f"Next: `trl-dpo-ext report {output_dir / 'dpo'}`, `python examples/reward_model.py --run_dir {output_dir}`")
+    print("Next:")
+    print(f"  trl-dpo-ext report {output_dir / 'dpo'}")
+    print(f"  python examples/reward_model.py --run_dir {output_dir}")
+    print(
+        f"  trl-dpo-ext evaluate {output_dir / 'policy'} {output_dir / 'prompts_test.jsonl'} --output "
+        f"{output_dir / 'evaluation'} --reward_function examples/sentiment_task.py:true_reward --num_samples 8 "
+        f"--max_new_tokens {MAX_NEW_TOKENS}"
+    )
 
 
 def start_or_continue(output_dir: Path, settings: Settings) -> None:
@@ -176,7 +185,13 @@ def start_or_continue(output_dir: Path, settings: Settings) -> None:
     if record.is_file() and record.read_text() != wanted:
         for folder in ("sft", "dpo", "policy"):
             shutil.rmtree(output_dir / folder, ignore_errors=True)
-        for file in ("preferences.jsonl", "preferences_test.jsonl", "results.json", "training_curves.png"):
+        for file in (
+            "preferences.jsonl",
+            "preferences_test.jsonl",
+            "prompts_test.jsonl",
+            "results.json",
+            "training_curves.png",
+        ):
             (output_dir / file).unlink(missing_ok=True)
     output_dir.mkdir(parents=True, exist_ok=True)
     record.write_text(wanted)
@@ -194,10 +209,10 @@ def make_sft_model(sft_dir: Path, texts: list[str], settings: Settings) -> None:
     unfinished.rename(sft_dir)
 
 
-def write_preferences(path: Path, pairs: list[dict[str, str]]) -> None:
-    """Writes one pair per line to `path`, which is created when complete."""
+def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
+    """Writes one row per line to `path`, which is created when complete."""
     unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     unfinished.rename(path)
 
 
@@ -240,20 +255,20 @@ def train_dpo(
     return trainer
 
 
-def print_results(before: Evaluation, after: Evaluation) -> None:
+def print_results(before: PolicyEvaluation, after: PolicyEvaluation) -> None:
     """Prints a table of true reward, KL and unfinished completions, with standard errors."""
     print(f"{'':8}{'true reward':>18}{'KL, nats':>18}{'unfinished':>13}")
     for name, summary in (("before", before.summary()), ("after", after.summary())):
         print(
-            f"{name:8}{summary['reward']:>9.3f} +- {summary['reward_stderr']:.3f}"
-            f"{summary['kl']:>9.3f} +- {summary['kl_stderr']:.3f}{summary['unfinished']:>13.1%}"
+            f"{name:8}{summary['reward']:>9.3f} +- {summary['reward_se']:.3f}"
+            f"{summary['kl']:>9.3f} +- {summary['kl_se']:.3f}{1 - summary['finished_share']:>13.1%}"
         )
-    gains = after.rewards - before.rewards  # by prefix
+    gains = after.reward[:, 0] - before.reward[:, 0]  # by prefix
     print(f"{'gain':8}{gains.mean():>9.3f} +- {gains.std(ddof=1) / len(gains) ** 0.5:.3f}")
 
 
 def print_samples(
-    prefixes: list[str], before: Evaluation, after: Evaluation, num_samples: int = 8, width: int = 50
+    prefixes: list[str], before: PolicyEvaluation, after: PolicyEvaluation, num_samples: int = 8, width: int = 50
 ) -> None:
     """Prints completions of the same prefixes before and after training, with their true rewards."""
     print(f"\n{'reward  before':{width + 8}} | reward  after")
@@ -261,8 +276,10 @@ def print_samples(
         print(f"{prefixes[i]} ...")
         columns = []
         for evaluation in (before, after):
-            lines = textwrap.wrap(evaluation.completions[i], width) or [""]
-            columns.append([f"  {evaluation.rewards[i]:.2f}  {lines[0]}", *(f"        {line}" for line in lines[1:])])
+            lines = textwrap.wrap(evaluation.completions[i][0], width) or [""]
+            columns.append(
+                [f"  {evaluation.reward[i, 0]:.2f}  {lines[0]}", *(f"        {line}" for line in lines[1:])]
+            )
         for left, right in itertools.zip_longest(*columns, fillvalue=""):
             print(f"{left:{width + 8}} | {right}")
 

@@ -16,11 +16,10 @@ from pathlib import Path
 
 import numpy as np
 from datasets import load_dataset
-from sentiment_task import SentimentReward, load_reviews, sample_completions
-from transformers import AutoModelForCausalLM, set_seed
+from sentiment_task import MAX_NEW_TOKENS, SentimentReward, load_reviews
 
 from trl_dpo_ext import ImplicitRewardModel
-from trl_dpo_ext.evaluation import preference_calibration, reward_margin
+from trl_dpo_ext.evaluation import Sampler, preference_calibration, reward_margin
 
 
 def main() -> None:
@@ -45,15 +44,15 @@ def main() -> None:
 
     prompts = list(dict.fromkeys(pairs["prompt"]))
     print(f"\n2. Best of {options.num_completions} answers of the model before DPO to {len(prompts)} prompts")
-    before = AutoModelForCausalLM.from_pretrained(options.run_dir / "sft").eval()
-    set_seed(0)
-    repeated = [prompt for prompt in prompts for _ in range(options.num_completions)]
-    completions = sample_completions(before, reward_model.processing_class, repeated).completions
-    true = SentimentReward(load_reviews())(repeated, completions).reshape(len(prompts), -1)
-    groups = np.array(completions, dtype=object).reshape(true.shape).tolist()
+    sampler = Sampler.from_pretrained(
+        options.run_dir / "sft", num_samples=options.num_completions, max_new_tokens=MAX_NEW_TOKENS, seed=1
+    )
+    groups = [[sample.completion for sample in samples] for samples in sampler.sample(prompts)]
+    true_reward = SentimentReward(load_reviews())
+    true = np.array([true_reward([prompt] * len(group), group) for prompt, group in zip(prompts, groups, strict=True)])
     picked = [best.index for best in reward_model.best_of_n(prompts, groups)]
     for name, values in {
-        "a random one": true[:, 0],
+        "a random one": true.mean(axis=1),
         "picked by the implicit reward": true[np.arange(len(true)), picked],
         "best by the true reward": true.max(axis=1),
     }.items():

@@ -2,17 +2,14 @@
 The sentiment experiment of the DPO paper (Sec. 6.1), small enough for a laptop.
 
 Film reviews, a small GPT-2 that is fine-tuned on them, a ground-truth reward (the probability of "positive" from a
-classifier), sampled and ranked completions of review prefixes, and the evaluation by true reward and KL from the
-reference. `quickstart.py` combines these parts.
-
-Axes: **B** sequences, **P** prompt tokens, **C** completion tokens, **V** vocabulary.
+classifier), and sampled and ranked completions of review prefixes. `quickstart.py` combines these parts.
 """
 
 import itertools
 import json
 import random
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +27,9 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     get_cosine_schedule_with_warmup,
-    set_seed,
 )
+
+from trl_dpo_ext.evaluation import Sampler
 
 
 REVIEWS = Path(__file__).parent / "film_reviews" / "reviews.jsonl"
@@ -39,7 +37,6 @@ EOS, PAD = "<|endoftext|>", "<|pad|>"
 SPACE = "\u0120"  # byte-level BPE's character for a space
 MIN_PREFIX_TOKENS, MAX_PREFIX_TOKENS = 2, 8
 MAX_NEW_TOKENS = 40
-SAMPLING_BATCH = 500
 
 
 # Model
@@ -154,6 +151,16 @@ class SentimentReward:
         return self.classifier.predict_proba(texts)[:, 1]
 
 
+@cache
+def sentiment_reward() -> SentimentReward:
+    return SentimentReward(load_reviews())
+
+
+def true_reward(prompts: list[str], completions: list[str]) -> np.ndarray:
+    """The reward by name: `trl-dpo-ext evaluate ... --reward_function examples/sentiment_task.py:true_reward`."""
+    return sentiment_reward()(prompts, completions)
+
+
 # Prefixes and completions
 
 
@@ -176,41 +183,13 @@ def cut_prefixes(
     return [prefix for prefix in prefixes if prefix not in exclude][:num_prefixes]
 
 
-@dataclass
-class Samples:
-    """Completions of one batch of prompts, padded on the left of the prompt and on the right of the completion."""
-
-    input_ids: Tensor  # (B, P + C)
-    prompt_mask: Tensor  # (B, P), True on the prompt
-    completion_mask: Tensor  # (B, C), True up to and including the end-of-sequence token
-    completions: list[str]
-    finished: Tensor  # (B,), whether there is an end-of-sequence token
-
-
-@torch.no_grad()
-def sample_completions(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: list[str]) -> Samples:
-    """Samples one completion for each of `prompts` from `model` at temperature 1."""
-    batch = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left").to(model.device)
-    input_ids = model.generate(
-        **batch, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=MAX_NEW_TOKENS
-    )
-    completion_ids = input_ids[:, batch["input_ids"].shape[1] :]  # (B, C)
-    is_eos = completion_ids == tokenizer.eos_token_id
-    return Samples(
-        input_ids=input_ids,
-        prompt_mask=batch["attention_mask"].bool(),
-        completion_mask=is_eos.cumsum(1) - is_eos.long() == 0,
-        completions=tokenizer.batch_decode(completion_ids, skip_special_tokens=True),
-        finished=is_eos.any(1),
-    )
-
-
 def preference_pairs(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     reward: SentimentReward,
     prefixes: list[str],
     *,
+    seed: int,
     num_completions: int = 4,
 ) -> tuple[list[dict[str, str]], int]:
     """
@@ -220,87 +199,15 @@ def preference_pairs(
         Pairs with the columns `prompt`, `chosen` and `rejected`, and the number of dropped ones, because rewards are
         equal or a completion is empty.
     """
+    sampler = Sampler(model, tokenizer, num_samples=num_completions, max_new_tokens=MAX_NEW_TOKENS, seed=seed)
     pairs, num_left_out = [], 0
-    prompts = [prefix for prefix in prefixes for _ in range(num_completions)]
-    completions = []
-    for start in tqdm(range(0, len(prompts), SAMPLING_BATCH), desc="sampling", unit="batch"):
-        completions += sample_completions(model, tokenizer, prompts[start : start + SAMPLING_BATCH]).completions
-    rewards = reward(prompts, completions)
-    for start in range(0, len(prompts), num_completions):
-        ranked = sorted(range(start, start + num_completions), key=lambda i: -rewards[i])
+    for prefix, samples in zip(prefixes, sampler.sample(prefixes), strict=True):
+        completions = [sample.completion for sample in samples]
+        rewards = reward([prefix] * num_completions, completions)
+        ranked = sorted(range(num_completions), key=lambda i: -rewards[i])
         for better, worse in itertools.combinations(ranked, 2):
             if rewards[better] == rewards[worse] or not completions[better] or not completions[worse]:
                 num_left_out += 1
             else:
-                pairs.append({"prompt": prompts[start], "chosen": completions[better], "rejected": completions[worse]})
+                pairs.append({"prompt": prefix, "chosen": completions[better], "rejected": completions[worse]})
     return pairs, num_left_out
-
-
-# Evaluation
-
-
-@dataclass
-class Evaluation:
-    """Results of a policy on prefixes, one entry per prefix."""
-
-    completions: list[str]
-    rewards: np.ndarray
-    kls: np.ndarray  # nats, of whole completions
-    unfinished: float  # share of completions without an end-of-sequence token
-
-    def summary(self) -> dict[str, float]:
-        """Returns means and standard errors."""
-        root_n = len(self.completions) ** 0.5
-        return {
-            "reward": float(self.rewards.mean()),
-            "reward_stderr": float(self.rewards.std(ddof=1) / root_n),
-            "kl": float(self.kls.mean()),
-            "kl_stderr": float(self.kls.std(ddof=1) / root_n),
-            "unfinished": self.unfinished,
-        }
-
-
-def evaluate(
-    policy: PreTrainedModel,
-    ref: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    reward: SentimentReward,
-    prefixes: list[str],
-    *,
-    seed: int,
-) -> Evaluation:
-    """Returns the true reward of the policy's completions of `prefixes`, and their KL from the reference."""
-    set_seed(seed)
-    samples = sample_completions(policy, tokenizer, prefixes)
-    return Evaluation(
-        completions=samples.completions,
-        rewards=reward(prefixes, samples.completions),
-        kls=sequence_kl(policy, ref, samples).cpu().numpy(),
-        unfinished=1 - samples.finished.float().mean().item(),
-    )
-
-
-@torch.no_grad()
-def sequence_kl(policy: PreTrainedModel, ref: PreTrainedModel, samples: Samples) -> Tensor:
-    r"""
-    KL of the policy from the reference along sampled completions.
-
-    $$ \sum_t \sum_v \pi(v | x, y_{<t}) \log \frac{\pi(v | x, y_{<t})}{\pi_{ref}(v | x, y_{<t})} $$
-
-    The mean over completions drawn from the policy estimates the KL of the two distributions over completions. The KL
-    of every step is exact, so the estimate has less noise than the log-ratio of the sampled tokens.
-
-    Returns:
-        `torch.Tensor` of shape `(B,)`: KL in nats.
-    """
-    attention_mask = torch.cat([samples.prompt_mask, samples.completion_mask], dim=1).long()  # (B, P + C)
-    inputs = {
-        "input_ids": samples.input_ids,
-        "attention_mask": attention_mask,
-        "position_ids": (attention_mask.cumsum(1) - 1).clamp(min=0),  # without the padding on the left
-        "logits_to_keep": samples.completion_mask.shape[1] + 1,
-    }
-    policy_logprobs = policy(**inputs).logits[:, :-1].log_softmax(-1)  # (B, C, V)
-    ref_logprobs = ref(**inputs).logits[:, :-1].log_softmax(-1)
-    step_kls = (policy_logprobs.exp() * (policy_logprobs - ref_logprobs)).sum(-1)  # (B, C)
-    return (step_kls * samples.completion_mask).sum(-1)

@@ -14,7 +14,7 @@ import transformers
 import trl
 from packaging.version import Version
 from trl import DPOTrainer
-from trl.models.utils import prepare_deepspeed, unwrap_model_for_generation
+from trl.models.utils import prepare_deepspeed
 from trl.scripts.utils import DatasetConfig
 from trl.trainer import dpo_trainer as trl_dpo_trainer
 from trl.trainer import utils as trl_utils
@@ -40,7 +40,6 @@ __all__ = [
     "lm_head_tiles_for",
     "loading_models_by",
     "prepare_deepspeed",
-    "unwrap_model_for_generation",
     "use_adapter",
 ]
 

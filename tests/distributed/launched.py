@@ -126,6 +126,14 @@ def assert_exact_means(metrics: dict[str, float], prefix: str, predictions: list
     assert found == same(expected)
 
 
+def assert_same_samples(ones: list[dict[str, Any]], twos: list[dict[str, Any]]) -> None:
+    """Same answers in two `samples.jsonl`, with the same rewards to what float64 allows."""
+    assert len(ones) == len(twos) > 0
+    for one, two in zip(ones, twos, strict=True):
+        for name, value in one.items():
+            assert two[name] == (same(value) if isinstance(value, float) else value), name
+
+
 def sigmoid_loss(predictions: list[list[float]]) -> float:
     chosen, rejected = np.array(predictions, dtype=float).T
     return float(np.logaddexp(0.0, rejected - chosen).mean())

@@ -25,6 +25,7 @@ from launched import (
     assert_exact_means,
     assert_float32_training,
     assert_same_entries,
+    assert_same_samples,
     assert_same_training,
     sigmoid_loss,
     start,
@@ -241,9 +242,15 @@ def test_distributions_are_of_all_rows(both: Both) -> None:
 def test_samples_are_of_the_first_prompts(both: Both) -> None:
     one, two = (launched.result("evaluates_sets")["run_log"]["samples"] for launched in (both.one, both.two))
     assert len(two) == 6  # three of each set, though two processes do not divide them
-    assert [(line["name"], line["prompt"]) for line in one] == [(line["name"], line["prompt"]) for line in two]
+    assert_same_samples(one, two)
     # The policy and the other model that is its reference say different things, and each prefers its own
     assert all(line["policy_reward"] > 0 > line["reference_reward"] for line in one + two)
+
+
+def test_samples_after_a_training(both: Both) -> None:
+    one, two = (launched.result("samples")["run_log"]["samples"] for launched in (both.one, both.two))
+    assert any(line["policy"] != line["reference"] for line in one)
+    assert_same_samples(one, two)
 
 
 def test_predictions_keep_the_order_of_the_rows(both: Both) -> None:
@@ -310,9 +317,7 @@ def test_sharded_training(both: Both) -> None:
     assert_same_training(both.one, "ragged", both.two, "sharded")
     assert_exact_means(result["metrics"], "eval", result["predictions"])
     assert result["metrics"]["eval_loss"] == same(sigmoid_loss(result["predictions"]))
-    samples = result["run_log"]["samples"]
-    assert [line["name"] for line in samples] == ["eval"] * 3
-    assert all(np.isfinite([line["policy_reward"], line["reference_reward"]]).all() for line in samples)
+    assert_same_samples(both.one.result("samples")["run_log"]["samples"], result["run_log"]["samples"])
 
 
 def test_sharded_adapter(both: Both) -> None:

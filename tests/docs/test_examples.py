@@ -37,13 +37,13 @@ def check_picture(path: Path) -> None:
 
 def check_evaluation(summary: dict[str, float], is_reference: bool, num_prefixes: int) -> None:
     assert 0.3 < summary["reward"] < 0.8
-    assert 0 < summary["reward_stderr"] <= 0.5 / (num_prefixes - 1) ** 0.5  # of numbers between 0 and 1
-    assert 0 <= summary["unfinished"] < 0.5
+    assert 0 < summary["reward_se"] <= 0.5 / (num_prefixes - 1) ** 0.5  # of numbers between 0 and 1
+    assert 0.5 < summary["finished_share"] <= 1
     if is_reference:
-        assert summary["kl"] == summary["kl_stderr"] == 0  # one model, computed twice in the same way
+        assert summary["kl"] == summary["kl_se"] == 0  # one model, computed twice in the same way
     else:
-        assert 2 * summary["kl_stderr"] < summary["kl"] < 5
-        assert summary["kl_stderr"] > 0
+        assert 2 * summary["kl_se"] < summary["kl"] < 5
+        assert summary["kl_se"] > 0
 
 
 @pytest.mark.slow
@@ -78,6 +78,23 @@ def test_quickstart(folder: Path):
     assert margin == pytest.approx(last["eval_rewards/margins"], abs=0.5e-4 + ROUNDING)
     random, picked, best = map(float, re.findall(r"true reward ([\d.]+)", printed))
     assert random < best and picked <= best
+
+
+@pytest.mark.slow
+def test_the_command_that_the_quickstart_prints(folder: Path):
+    printed = (folder / "quickstart.py.log").read_text()
+    [command] = re.findall(r"^  trl-dpo-ext (evaluate .*)$", printed, flags=re.MULTILINE)
+    words = command.replace("examples/", f"{EXAMPLES}/").replace("--num_samples 8", "--num_samples 2").split()
+    program = forked.start(["-m", "trl_dpo_ext.cli", *words], folder / "evaluate.log", cwd=folder)
+    assert program.wait(300) == 0, program.output[-3000:]
+    output_dir = folder / "outputs" / "quickstart_quick"
+    found = json.loads((output_dir / "evaluation" / "evaluation.json").read_text())
+    expected = json.loads((output_dir / "results.json").read_text())
+    for entry, summary in ((found["policies"]["policy"], expected["after"]), (found["reference"], expected["before"])):
+        check_evaluation(entry, entry is found["reference"], found["num_prompts"])
+        for name in ("reward", "kl"):
+            assert abs(entry[name] - summary[name]) <= 4 * (summary[f"{name}_se"] + ROUNDING)  # other samples
+    check_picture(output_dir / "evaluation" / "evaluation.png")
 
 
 @pytest.mark.slow
@@ -126,5 +143,5 @@ def test_baselines(folder: Path):
         assert run[-1]["num_sequences"] == results["settings"]["num_updates"] * 64
         assert 0 < run[-1]["kl"] < 50
         mean, stderr = results["table"][method]["reward at end"]
-        assert mean == pytest.approx(run[-1]["reward"]) and stderr == pytest.approx(run[-1]["reward_stderr"])
+        assert mean == pytest.approx(run[-1]["reward"]) and stderr == pytest.approx(run[-1]["reward_se"])
     assert all(start == starts[0] for start in starts)  # one model, one set of prefixes

@@ -77,6 +77,19 @@ def test_metrics_snippet_runs(capsys: pytest.CaptureFixture):
     assert found == same([0.5, 0.0, (1 - sure + wrong) / 2, -0.2, 0.75])
 
 
+@pytest.mark.slow
+def test_evaluation_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for seed, folder in enumerate(("sft-model", "dpo-model")):
+        save_tiny(tiny_llama(seed), tiny_tokenizer(), tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(SNIPPETS[8], "README.md", "exec"), names)
+    evaluation = names["evaluation"]
+    assert evaluation.kl.shape == (2, 8) and (evaluation.kl > 1).all() and (evaluation.reference.kl == 0).all()
+    found = {row["n"]: row["reward"] for row in evaluation.summary(best_of=(1, 4, 8))["best_of_n"]}
+    assert found[1] == same(evaluation.reward.mean()) and found[8] == same(evaluation.reward.max(axis=1).mean())
+
+
 def test_preset_table():
     section = README[README.index("## Presets") : README.index("## What differs")]
     rows = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", section, flags=re.MULTILINE))

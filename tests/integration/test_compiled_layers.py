@@ -26,7 +26,11 @@ pytestmark = [
 def train(folder, **options):
     args = DPOPaperConfig(str(folder / "out"), **TINY | {"max_steps": 4, "learning_rate": 1e-4} | options)
     trainer = DPOPaperTrainer(
-        tiny_llama(), args=args, train_dataset=preference_rows(16), processing_class=tiny_tokenizer()
+        tiny_llama(),
+        args=args,
+        train_dataset=preference_rows(16),
+        eval_dataset=preference_rows(3, start=40),
+        processing_class=tiny_tokenizer(),
     )
     trainer.train()
     return trainer
@@ -46,6 +50,18 @@ def test_one_graph_for_all_layouts(tmp_path):
     assert not counters["graph_break"]
     assert compiled.accelerator.state.dynamo_plugin.backend == DynamoBackend.NO
     assert_same_run(compiled, separate)
+
+
+def test_samples_are_not_compiled(tmp_path):
+    """Each layer would be compiled again for its part of the cache."""
+    graphs = []
+    for number in (0, 2):
+        torch._dynamo.reset()
+        counters.clear()
+        options = {"eval_strategy": "steps", "eval_steps": 2, "max_length": 48, "log_samples": number}
+        train(tmp_path, torch_compile=True, torch_compile_backend="eager", **options)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1] > 0
 
 
 def test_masks_are_not_compiled(tmp_path):

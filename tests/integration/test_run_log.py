@@ -9,7 +9,7 @@ import pytest
 import torch
 from closeness import ROUNDING, same
 from integration.conftest import TINY
-from tiny import preference_rows, tiny_llama, tiny_tokenizer
+from tiny import lora_config, preference_rows, tiny_llama, tiny_tokenizer
 
 from trl_dpo_ext import (
     DPOPaperConfig,
@@ -21,6 +21,7 @@ from trl_dpo_ext import (
     UnlikelihoodConfig,
     UnlikelihoodTrainer,
 )
+from trl_dpo_ext.evaluation import Sampler
 from trl_dpo_ext.trainers.logs.likelihood_displacement import DisplacementWatch
 
 
@@ -211,9 +212,11 @@ class TestDistributions:
 
 
 class TestSamples:
-    def test_before_training_both_say_the_same_and_rewards_are_0(self, config, llama_folder):
+    @pytest.mark.parametrize("kind", ["copy", "lora"])
+    def test_before_training_both_say_the_same_and_rewards_are_0(self, kind, config, llama_folder):
         args = config(log_samples=3, max_length=48)
-        trainer = DPOPaperTrainer(llama_folder, args=args, train_dataset=preference_rows(4))
+        adapter = lora_config() if kind == "lora" else None
+        trainer = DPOPaperTrainer(llama_folder, args=args, train_dataset=preference_rows(4), peft_config=adapter)
         rows = preference_rows(5, start=20)
         trainer.predict(rows)  # logs nothing
         trainer.evaluate(rows)
@@ -260,14 +263,46 @@ class TestSamples:
         )
         assert lines(streamed, "samples") == lines(held, "samples") != []
 
-    def test_training_is_the_same_with_and_without(self, trained, llama_folder):
+    def test_they_are_the_first_samples_of_a_sampler(self, config, llama_folder):
+        """Policy and reference have the random numbers of a prompt's index, and each answer ends with EOS."""
+        rows, explicit = preference_rows(5, start=20), tiny_llama(1)
+        args = config(log_samples=5, max_length=400, max_prompt_length=360)
+        trainer = DPOPaperTrainer(llama_folder, explicit, args=args, train_dataset=preference_rows(4))
+        trainer.samples._text = lambda ids: ids
+        trainer.evaluate(rows)
+        samples = lines(trainer, "samples")
+        for who, model in (("policy", tiny_llama()), ("reference", tiny_llama(1))):
+            sampler = Sampler(model, tiny_tokenizer(), max_new_tokens=40)
+            assert [sample[who] for sample in samples] == [one.token_ids for [one] in sampler.sample(rows["prompt"])]
+        assert {len(sample["policy"]) < 40 for sample in samples} == {True, False}
+
+    @pytest.mark.parametrize(
+        "options",
+        [{}, {"disable_dropout": False, "train_sampling_strategy": "random"}],
+        ids=["plain", "random_numbers"],
+    )
+    def test_training_is_the_same_with_and_without(self, options, trained, gpt2_folder):
         rows = preference_rows(5, start=20)
         runs = [
-            trained(llama_folder, EVALUATES | {"log_samples": n, "folder": f"samples{n}"}, eval_dataset=rows)
+            trained(gpt2_folder, EVALUATES | options | {"log_samples": n, "folder": f"samples{n}"}, eval_dataset=rows)
             for n in (0, 3)
         ]
+        assert len(lines(runs[1], "samples")) == 6
         for one, other in zip(*(run.model.state_dict().values() for run in runs), strict=True):
             assert torch.equal(one, other)
+
+    def test_gradient_checkpointing_keeps_its_options(self, trained, llama_folder):
+        """Without a reference, whose forward pass would set them again."""
+        reentrant = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}}
+        trainer = trained(
+            llama_folder,
+            EVALUATES | reentrant | {"log_samples": 1, "reference_free": True},
+            eval_dataset=preference_rows(2, start=20),
+        )
+        layers = trainer.model.model.layers
+        assert all(layer.gradient_checkpointing for layer in layers)
+        options = [layer._gradient_checkpointing_func.keywords for layer in layers]
+        assert options == [{"use_reentrant": True}] * len(layers)
 
     def test_without_a_reference_the_policy_answers_alone(self, config, llama_folder):
         args = config(log_samples=2, reference_free=True, max_length=48)

@@ -12,8 +12,9 @@ from closeness import same
 from datasets import Dataset
 from peft import get_peft_model
 from tiny import lora_config, preference_rows, save_tiny, tiny_gpt2, tiny_llama, tiny_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from trl_dpo_ext import ImplicitRewardModel
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.evaluation import Sampler, open_prompts, sample_file
 from trl_dpo_ext.sampling import options as sampling_options
@@ -82,6 +83,28 @@ def test_an_adapter(llama_folder):
         with torch.no_grad():
             logps = model(torch.tensor([ids + row["token_ids"]])).logits[0, len(ids) - 1 : -1].log_softmax(1)
         assert row["logp"] == same(logps.gather(1, torch.tensor(row["token_ids"])[:, None]).sum().item())
+
+
+@pytest.mark.float32
+def test_a_quantized_base(llama_folder):
+    quantization = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    base = AutoModelForCausalLM.from_pretrained(llama_folder, quantization_config=quantization, dtype="float32")
+    torch.manual_seed(0)
+    model = get_peft_model(base, lora_config(init_lora_weights=False))
+    ImplicitRewardModel(model, None, tiny_tokenizer(), beta=0.1).save_pretrained("adapter")
+    policy, reference = Sampler.with_reference("adapter", **OPTIONS)
+    assert policy.model is reference.model and policy.model.config.quantization_config.bnb_4bit_quant_type == "nf4"
+    prompts = write_prompts(3)
+    assert sample("adapter") == 0
+    rows = read_samples("out.jsonl")
+    assert rows == [asdict(one) for of_prompt in policy.sample(prompts) for one in of_prompt]
+    assert [one.logp for row in reference.sample(prompts) for one in row] != [row["logp"] for row in rows]
+    for row in rows:
+        ids = tiny_tokenizer()(prompts[row["prompt_id"]])["input_ids"]
+        with torch.no_grad():
+            logps = model.eval()(torch.tensor([ids + row["token_ids"]])).logits[0, len(ids) - 1 : -1].log_softmax(1)
+        own = logps.gather(1, torch.tensor(row["token_ids"])[:, None]).sum().item()
+        assert row["logp"] == pytest.approx(own, rel=1e-3)  # 4 bits, other shapes
 
 
 def test_tools_and_variables_of_a_template(llama_folder):
@@ -199,8 +222,14 @@ def test_other_settings_are_refused_by_name(llama_folder, tmp_path, capsys):
 
 def test_parts_of_other_settings_are_refused_by_name(llama_folder, small_parts, capsys, monkeypatch):
     write_prompts(7)
+    real, done = Sampler.sample_part, []
+
+    def once(self: Sampler, prompts: Any) -> Any:
+        done.append(real(self, prompts) if not done else [][0])
+        return done[-1]
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Sampler, "sample_part", lambda *args: [][0])
+        patch.setattr(Sampler, "sample_part", once)
         assert sample(llama_folder) == 2
     capsys.readouterr()
     found = refused(capsys, llama_folder, "--max_new_tokens", "5")

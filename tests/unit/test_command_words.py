@@ -35,7 +35,7 @@ DOCTOR = ["doctor", "rows.jsonl", "--tokenizer", "model"]
         (["score", "m", "rows.jsonl"], "the following arguments are required: --output."),
         (["sample", "m", "p.jsonl"], "the following arguments are required: --output."),
         (["sample", "m", "p.jsonl", "--num_sample", "2"], "no option --num_sample. Did you mean --num_samples?"),
-        (["sample", "m", "p.jsonl", "--temperature", "0"], "--temperature: 0 is not a finite number above 0"),
+        (["sample", "m", "p.jsonl", "--temperature", "-1"], "--temperature: -1 is not a finite number of at least 0"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closeness import drawn_in_float32, same
+from closeness import same
+from enumerated import LENGTH, enumerated, few_tokens
 from peft import get_peft_model
 from tiny import MODELS, lora_config, preference_rows, tiny_gpt2, tiny_llama, tiny_tokenizer
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trl_dpo_ext.evaluation import Sampler
 from trl_dpo_ext.evaluation.samples import sampler as sampler_module
@@ -23,57 +22,7 @@ from trl_dpo_ext.sampling.options import SamplingOptions
 from trl_dpo_ext.sampling.policy_forward import PolicyForward
 
 
-WORDS = ["<eos>", "a", "b", "c", "d"]
 PROMPTS = ["a", "a b c d a b", "c c"]
-LENGTH = 3
-
-
-def few_tokens(kind: str) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
-    """A model of five tokens, with dropout, and its tokenizer."""
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
-    ids = {"vocab_size": len(WORDS), "bos_token_id": None, "eos_token_id": 0, "initializer_range": 0.5}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        if kind == "gpt2":
-            config = GPT2Config(n_embd=8, n_layer=2, n_head=2, n_positions=16, **ids)  # dropout 0.1
-            return drawn_in_float32(lambda: GPT2LMHeadModel(config)), tokenizer
-        config = LlamaConfig(
-            hidden_size=8,
-            intermediate_size=16,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            attention_dropout=0.1,
-            max_position_embeddings=16,
-            **ids,
-        )
-        return drawn_in_float32(lambda: LlamaForCausalLM(config)), tokenizer
-
-
-def enumerated(model, prompt_ids: list[int], options: SamplingOptions) -> dict[tuple[int, ...], float]:
-    """Log-probability of every completion of up to `LENGTH` tokens, one forward pass for each."""
-    model.eval()
-    found = {}
-    for length in range(1, LENGTH + 1):
-        for ids in itertools.product(range(len(WORDS)), repeat=length):
-            if 0 in ids[:-1] or length < LENGTH and ids[-1] != 0:
-                continue
-            with torch.no_grad():
-                logits = model(torch.tensor([[*prompt_ids, *ids]])).logits[0, len(prompt_ids) - 1 : -1]
-            logps = []
-            for row, token in zip(logits.double() / options.temperature, ids, strict=True):
-                order = row.argsort(descending=True).tolist()
-                if options.top_k:
-                    order = order[: options.top_k]
-                p = row[order].softmax(0)
-                before = p.cumsum(0) - p
-                order = [i for i, less in zip(order, before.tolist(), strict=True) if less < options.top_p]
-                kept = row[order].log_softmax(0).tolist()
-                logps.append(dict(zip(order, kept, strict=True)).get(token, -math.inf))
-            if sum(logps) > -math.inf:
-                found[ids] = sum(logps)
-    return found
 
 
 @pytest.mark.usefixtures("float64")
@@ -110,6 +59,18 @@ def test_samples_have_the_enumerated_distribution(kind, warp):
             assert sample.completion == tokenizer.decode(sample.token_ids, skip_special_tokens=True)
             assert sample.prompt == prompt
     assert [sample.sample for sample in samples] == list(range(n))
+
+
+@pytest.mark.usefixtures("float64")
+def test_temperature_0_takes_the_most_likely_token():
+    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    sampler = Sampler(model, tokenizer, temperature=0, num_samples=2, max_new_tokens=8, progress=False)
+    prompts = ["The film was", "A", "What is the weather"]
+    for prompt, samples in zip(prompts, sampler.sample(prompts), strict=True):
+        ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        [whole] = model.generate(ids, do_sample=False, max_new_tokens=8, eos_token_id=tokenizer.eos_token_id).tolist()
+        assert [sample.token_ids for sample in samples] == [whole[ids.size(1) :]] * 2
+        assert [sample.logp for sample in samples] == [0, 0]
 
 
 @pytest.mark.usefixtures("float64")
@@ -273,7 +234,7 @@ def test_defaults_sample_the_policy():
         ({"num_samples": 0}, "`num_samples=0` must be a whole number of at least 1"),
         ({"top_k": -1}, "`top_k=-1` must be a whole number of at least 0"),
         ({"seed": 1.5}, "`seed=1.5` must be a whole number"),
-        ({"temperature": 0.0}, "`temperature=0.0` must be a finite number above 0"),
+        ({"temperature": -0.1}, "`temperature=-0.1` must be a finite number of at least 0"),
         ({"temperature": math.nan}, "`temperature=nan`"),
         ({"top_p": 1.1}, "`top_p=1.1` must be above 0 and at most 1"),
     ],

@@ -16,6 +16,8 @@ _COMMANDS = {
     "preferred-ft": "train PreferredFTTrainer, on preferred answers only: the stage before DPO",
     "unlikelihood": "train UnlikelihoodTrainer, a baseline",
     "sample": "sample completions of the prompts of a file",
+    "evaluate": "measure policies on prompts: reward, KL from the reference, win rate over it, best of N",
+    "agreement": "how far people agree with each other, and judges with people",
     "score": "add implicit rewards to the rows of a file",
     "doctor": "examine a dataset before training: invalid rows, truncation, and suspicious patterns",
     "report": "draw the metrics of a run on one page",

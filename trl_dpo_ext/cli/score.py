@@ -4,10 +4,10 @@ import argparse
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
 
 from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.cli.launch import connect, hub_name_explained
+from trl_dpo_ext.cli.model_options import MODEL_OPTIONS, ROWS_HELP, add_model_options, add_row_options, given
 from trl_dpo_ext.cli.words import WordParser, count, number
 
 
@@ -37,19 +37,7 @@ exit status: 0, all rows are scored; 1, some rows are not scored; 2, nothing was
 Several processes: accelerate launch -m trl_dpo_ext.cli score MODEL ROWS --output OUTPUT
 """
 # Options of `ImplicitRewardModel.from_pretrained` that have the same name here
-_MODEL_OPTIONS = (
-    "reference",
-    "beta",
-    "reference_free",
-    "dtype",
-    "mixed_precision",
-    "device",
-    "revision",
-    "tokenization",
-    "max_length",
-    "max_prompt_length",
-    "max_tokens_per_batch",
-)
+_REWARD_OPTIONS = ("reference", "beta", "reference_free", "tokenization", "max_length", "max_prompt_length")
 # Arguments that the messages of `ImplicitRewardModel.from_pretrained` name, and their options here
 _FLAGS = {
     "`reference=`": "--reference",
@@ -80,18 +68,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="folder or hub name of the policy (a model or an adapter)")
-    parser.add_argument(
-        "rows",
-        metavar="ROWS",
-        help=".jsonl, .json, .parquet, .csv or .arrow file, folder, or name of a hub dataset",
-    )
+    parser.add_argument("rows", metavar="ROWS", help=ROWS_HELP)
     parser.add_argument(
         "--output", type=_output, metavar="OUTPUT", required=True, help=".jsonl or .parquet file to write"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT, and parts of a different run")
     parser.add_argument("--overwrite_columns", action="store_true", help="replace existing rewards")
-    parser.add_argument("--split", default="train", help="split of the dataset (default: %(default)s)")
-    parser.add_argument("--dataset_config", help="configuration of a dataset with several")
+    add_row_options(parser)
     parser.add_argument(
         "--rows_per_part", type=count(), default=512, metavar="N", help="rows of a part (default: %(default)s)"
     )
@@ -101,16 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     model.add_argument("--reference", help="folder or hub name of the reference")
     model.add_argument("--beta", type=number(above_0=True), help="strength of the KL constraint")
     model.add_argument("--reference_free", action="store_true", default=None, help="rewards are beta log pi(y|x)")
-    model.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="dtype of the weights")
-    model.add_argument("--mixed_precision", choices=["no", "bf16", "fp16"], help="autocast")
-    model.add_argument("--device", help="device to score on, for example cpu or cuda:1")
-    model.add_argument("--revision", help="revision of the policy on the hub")
+    add_model_options(model)
     model.add_argument("--tokenization", choices=["separate", "joint"], help="as in training")
     model.add_argument("--max_length", type=count(), metavar="N", help="maximum tokens of a prompt with a completion")
     model.add_argument(
         "--max_prompt_length", type=count(), metavar="N", help="maximum tokens of the prompt in a truncated row"
     )
-    model.add_argument("--max_tokens_per_batch", type=count(), metavar="N", help="maximum tokens of a forward pass")
     model.add_argument(
         "--no_check_reference", action="store_true", help="accept a reference that differs from the recorded one"
     )
@@ -138,13 +117,12 @@ def _score(options: argparse.Namespace, output: Path) -> int:
         check_output(source, output, options.overwrite)
         if state.is_main_process:
             ScoredParts(output).check_free()
-    given: dict[str, Any] = {name: getattr(options, name) for name in _MODEL_OPTIONS}
     with hub_name_explained(options.model):
         reward_model = ImplicitRewardModel.from_pretrained(
             options.model,
             check_reference=not options.no_check_reference,
             progress=False,
-            **{name: value for name, value in given.items() if value is not None},
+            **given(options, (*_REWARD_OPTIONS, *MODEL_OPTIONS)),
         )
     result = score_file(
         reward_model, source, output, overwrite=options.overwrite, overwrite_columns=options.overwrite_columns

@@ -117,11 +117,12 @@ class ResumableFile:
                 if state.is_main_process:
                     self._parts.begin(found, discard=overwrite)
             num_new = self._compute(rows_of)
-            if state.is_main_process:
-                self.output.unlink(missing_ok=True)  # there is never a file with the settings of another
-                write_text(settings_file(self.output), json.dumps(found, indent=2) + "\n")
-                self._join()
-                self._parts.remove()
+            with together():  # the others go on when the file exists
+                if state.is_main_process:
+                    self.output.unlink(missing_ok=True)  # there is never a file with the settings of another
+                    write_text(settings_file(self.output), json.dumps(found, indent=2) + "\n")
+                    self._join()
+                    self._parts.remove()
         return num_new
 
     def _is_complete(self, identity: dict[str, Any], overwrite: bool) -> bool:

@@ -253,21 +253,23 @@ def _inline(svg: str, label: str) -> str:
     return svg.replace("xlink:href", "href")
 
 
-def write_png(path: Path, run: RunData, title: str, described: str, panels: list[tuple[str, Draw]]) -> None:
+def write_png(
+    path: Path, title: str, described: str, panels: list[tuple[str, Draw]], styles: dict[str, dict[str, Any]]
+) -> None:
     """
     Writes all panels to one picture.
 
     Args:
         path (`Path`):
             Where to write.
-        run ([`~trl_dpo_ext.report.run_data.RunData`]):
-            The run, for the legend of its curves.
         title (`str`):
             First line of the heading.
         described (`str`):
             Second line of the heading.
         panels (`list[tuple[str, Callable]]`):
             Title of each panel, and the function that draws it.
+        styles (`dict[str, dict]`):
+            Line style of each entry of the legend, by label, as options of matplotlib's `plot`.
     """
     columns = min(len(panels), 3 if len(panels) < 13 else 4)
     rows = math.ceil(len(panels) / columns)
@@ -278,6 +280,6 @@ def write_png(path: Path, run: RunData, title: str, described: str, panels: list
             draw(axes)
             axes.set_title(name)
         figure.suptitle(f"{title}\n{described}", x=0.01, ha="left", fontsize=12)
-        lines = [Line2D([], [], color=INK, label=label, **style) for label, style in source_styles(run).items()]
+        lines = [Line2D([], [], label=label, **{"color": INK, **style}) for label, style in styles.items()]
         figure.legend(handles=lines, loc="outside lower left", ncols=6, handlelength=3)
         FigureCanvasAgg(figure).print_png(path)

@@ -20,7 +20,7 @@ from trl_dpo_ext.sampling.options import SamplingOptions
 from trl_dpo_ext.sampling.policy_forward import PolicyForward
 
 
-__all__ = ["Continuation", "decode"]
+__all__ = ["Continuation", "decode", "eos_ids_of"]
 
 # Share of the rows of a batch that must have ended before they are removed, which copies the cache
 _REMOVED_AT_ONCE = 1 / 8
@@ -52,6 +52,23 @@ class Continuation:
     token_ids: list[int] = field(default_factory=list)
     logp: float = 0.0
     has_ended: bool = False
+
+
+def eos_ids_of(model: Any, tokenizer: Any) -> frozenset[int]:
+    """
+    Tokens that end a sample: the tokenizer's EOS, and those that the model is generated with.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
+    if not found:
+        raise ValueError(
+            "The tokenizer has no EOS token, and the model's generation config names none, so no sample could end. "
+            "Set `tokenizer.eos_token`."
+        )
+    return frozenset(found)
 
 
 def decode(

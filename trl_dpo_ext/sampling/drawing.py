@@ -53,7 +53,7 @@ def draw(logits: Tensor, steps: Sequence[Step], options: SamplingOptions) -> Dra
     scaled = sampled_logits(logits, options)  # (N, V)
     scaled = scaled - scaled.amax(dim=1, keepdim=True)
     weights = scaled.exp()
-    noise = torch.from_numpy(_exponentials(options.seed, steps, logits.size(1))).to(logits.device)
+    noise = torch.from_numpy(_exponentials(options.seed, steps, logits.size(1))).to(scaled.device)
     tokens = (weights / noise).argmax(dim=1)
     logps = scaled.gather(1, tokens[:, None])[:, 0] - weights.sum(dim=1).log()
     return Draws(tokens, logps)
@@ -72,6 +72,11 @@ def sampled_logits(logits: Tensor, options: SamplingOptions) -> Tensor:
     Returns:
         `torch.Tensor` of shape `(N, V)`: float64, -inf for tokens that are left out.
     """
+    if logits.device.type == "mps":  # has no float64
+        logits = logits.cpu()
+    if options.temperature == 0:  # the limit
+        most_likely = logits == logits.amax(dim=1, keepdim=True)
+        return torch.zeros_like(logits, dtype=torch.double).masked_fill(~most_likely, -torch.inf)
     return _kept(logits.double() / options.temperature, options)
 
 

@@ -21,7 +21,7 @@ class SamplingOptions:
         num_samples (`int`, *optional*, defaults to `1`):
             Number of samples of each prompt.
         temperature (`float`, *optional*, defaults to `1.0`):
-            Divisor of the logits.
+            Divisor of the logits. 0 takes the most likely token.
         top_k (`int`, *optional*, defaults to `0`):
             Number of most likely tokens that are kept. 0 keeps all.
         top_p (`float`, *optional*, defaults to `1.0`):
@@ -47,8 +47,8 @@ class SamplingOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least or value >= 2**63:
                 raise ValueError(f"`{name}={value!r}` must be a whole number of at least {least}.")
-        if not (0 < self.temperature < math.inf):
-            raise ValueError(f"`temperature={self.temperature}` must be a finite number above 0.")
+        if not (0 <= self.temperature < math.inf):
+            raise ValueError(f"`temperature={self.temperature}` must be a finite number of at least 0.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"`top_p={self.top_p}` must be above 0 and at most 1.")
 

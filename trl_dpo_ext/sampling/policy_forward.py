@@ -1,4 +1,4 @@
-"""Logits of a policy in evaluation mode, at the last positions of a batch."""
+"""Logits of a policy at the last positions of a batch."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,6 +9,7 @@ from accelerate.utils import is_peft_model
 from torch import Tensor
 
 from trl_dpo_ext.compat import use_adapter
+from trl_dpo_ext.models.comparison import in_evaluation_mode
 from trl_dpo_ext.models.limits import check_is_causal_lm
 from trl_dpo_ext.models.precision import PRECISIONS
 
@@ -18,7 +19,7 @@ __all__ = ["PolicyForward"]
 
 class PolicyForward:
     """
-    Forward passes of a policy without gradient.
+    Forward passes of a policy without gradient. The model must be in evaluation mode.
 
     Args:
         model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -45,18 +46,14 @@ class PolicyForward:
         self.can_cache = not (is_peft_model(model) and model.active_peft_config.is_prompt_learning)
 
     @contextmanager
-    def in_evaluation_mode(self) -> Iterator[None]:
-        """Sets the model to evaluation mode, and restores its mode afterwards. Calls need it."""
-        modes = [(module, module.training) for module in self.model.modules()]
+    def ready(self) -> Iterator[None]:
+        """Sets the model to evaluation mode, with the adapter of this forward, and restores both afterwards."""
         # PEFT changes these when it switches adapters
         trainable = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        self.model.eval()
         try:
-            with self._adapter():
+            with in_evaluation_mode(self.model), self._adapter():
                 yield
         finally:
-            for module, mode in modes:
-                module.training = mode
             for parameter, requires_grad in trainable:
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)

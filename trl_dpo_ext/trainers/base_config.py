@@ -89,7 +89,8 @@ class BaseDPOConfig(DPOConfig):
             names it, and the reason why it is not a better one. Raises an error if the requested one is not exact.
         log_samples (`int`, *optional*, defaults to 0):
             Number of prompts of each evaluation set that policy and reference answer at every evaluation. The answers
-            and their rewards are saved in `run_log/samples.jsonl` and sent to the trackers.
+            and their rewards are saved in `run_log/samples.jsonl` and sent to the trackers. They are sampled at
+            temperature 1 with the same random numbers at every evaluation, on any number of processes.
         ref_logps_cache_dir (`str`, *optional*):
             With `precompute_ref_log_probs=True`: folder of the cached reference log-probabilities. Default:
             `trl_dpo_ext/` inside the `datasets` cache.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launch import Launch, case, evaluate, explicit_reference, make_trainer, run_log
+from launch import Launch, case, evaluate, explicit_reference, make_trainer, run_log, train
 from tiny import preference_rows
 
 
@@ -30,6 +30,16 @@ def evaluates_sets(launch: Launch) -> dict[str, Any]:
         "predictions": {name: trainer.predict(rows).predictions.tolist() for name, rows in sets.items()},
         "run_log": run_log(trainer),
     }
+
+
+@case()
+def samples(launch: Launch) -> dict[str, Any]:
+    """Samples of the rows of `evaluates` after `ragged`."""
+    options = {"num_train_epochs": 2, "log_samples": 3}
+    trainer = make_trainer(launch, 11, options=options, eval_dataset=preference_rows(9, start=40))
+    result = train(launch, trainer, "samples")
+    trainer.evaluate()
+    return result | {"run_log": run_log(trainer)}
 
 
 @case()

@@ -1,12 +1,12 @@
 """Estimates over prompts, each with several samples, and their standard errors clustered by prompt."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-__all__ = ["Difference", "Estimate", "mean_over_prompts", "paired_difference", "wins_by_prompt"]
+__all__ = ["Difference", "Estimate", "mean_over_prompts", "paired_difference", "t_distribution", "wins_by_prompt"]
 
 
 class Estimate(NamedTuple):
@@ -82,6 +82,20 @@ def wins_by_prompt(rewards: np.ndarray, others: np.ndarray) -> np.ndarray:
     return shares
 
 
+def t_distribution() -> Any:
+    """
+    Returns scipy's t distribution.
+
+    Raises:
+        ImportError: Without scipy.
+    """
+    try:
+        from scipy.stats import t
+    except ImportError as error:
+        raise ImportError('Intervals need scipy: pip install "trl-dpo-ext[evaluate]"') from error
+    return t
+
+
 def paired_difference(values: np.ndarray, others: np.ndarray) -> Difference:
     """
     Mean difference of two policies on the same prompts, with the 95 % interval of the t distribution.
@@ -98,10 +112,6 @@ def paired_difference(values: np.ndarray, others: np.ndarray) -> Difference:
     Raises:
         ImportError: Without scipy.
     """
-    try:
-        from scipy.stats import t
-    except ImportError as error:
-        raise ImportError('Intervals need scipy: pip install "trl-dpo-ext[evaluate]"') from error
     mean, se = mean_over_prompts(values.mean(axis=1) - others.mean(axis=1))
-    reach = float(t.ppf(0.975, len(values) - 1)) * se if len(values) > 1 else math.nan
+    reach = float(t_distribution().ppf(0.975, len(values) - 1)) * se if len(values) > 1 else math.nan
     return Difference(mean, se, mean - reach, mean + reach)

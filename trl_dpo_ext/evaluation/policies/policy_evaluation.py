@@ -67,11 +67,11 @@ class PolicyEvaluation:
             texts (`bool`):
                 Whether to keep the texts.
         """
-        rows: list[list[tuple[float, ...]]] = []
+        rows: list[np.ndarray] = []
         completions: list[list[str]] = []
         names: list[str] = []
         for of_prompt in measured:
-            rows.append([_numbers(sample) for sample in of_prompt])
+            rows.append(np.array([_numbers(sample) for sample in of_prompt]))
             names = list(of_prompt[0].rewards)
             if texts:
                 completions.append([sample.completion for sample in of_prompt])

@@ -154,6 +154,6 @@ def _length(row: TokenizedCompletion) -> int:
 
 
 def _logits(forward: PolicyForward, ids: Tensor, num_last: int) -> Tensor:
-    with forward.in_evaluation_mode():
+    with forward.ready():
         logits, _ = forward(ids, num_last, use_cache=False)
-    return logits
+    return logits.cpu() if logits.device.type == "mps" else logits  # which has no float64

@@ -64,7 +64,9 @@ def open_prompts(
     return open_rows(name, rows_per_part=per_part, split=split, dataset_config=dataset_config, option="PROMPTS")
 
 
-def sample_file(sampler: Sampler, source: RowSource, output: Path, *, overwrite: bool = False) -> SampledFile | None:
+def sample_file(
+    sampler: Sampler, source: RowSource, output: Path, *, overwrite: bool = False, title: str = "Sampling"
+) -> SampledFile | None:
     """
     Samples completions of the prompts of a source and writes them, in order, to a file.
 
@@ -80,6 +82,8 @@ def sample_file(sampler: Sampler, source: RowSource, output: Path, *, overwrite:
             `.jsonl` file.
         overwrite (`bool`, *optional*, defaults to `False`):
             Whether to replace a file, and the parts of a run, with other settings.
+        title (`str`, *optional*, defaults to `"Sampling"`):
+            What the progress bar says.
 
     Returns:
         [`SampledFile`] on the main process, `None` on the others.
@@ -101,7 +105,7 @@ def sample_file(sampler: Sampler, source: RowSource, output: Path, *, overwrite:
         prompts_of(part)
 
     sizes = [per_prompt * source.size_of(part) for part in range(source.num_parts)]
-    file = ResumableFile(output, sizes, unit="sample", title="Sampling")
+    file = ResumableFile(output, sizes, unit="sample", title=title)
     num_new = file.write(
         lambda: _identity(sampler, source),
         rows_of,

@@ -16,7 +16,7 @@ from trl_dpo_ext.evaluation.samples.prompts import PromptTokenizer, TokenizedPro
 from trl_dpo_ext.models.precision import PRECISIONS
 from trl_dpo_ext.reward_model.policy_folder import load_policy, to_folder
 from trl_dpo_ext.sampling.batches import batches_of, run_batches, tokens_per_batch
-from trl_dpo_ext.sampling.decoding import Continuation, decode
+from trl_dpo_ext.sampling.decoding import Continuation, decode, eos_ids_of
 from trl_dpo_ext.sampling.options import SamplingOptions
 from trl_dpo_ext.sampling.policy_forward import PolicyForward
 
@@ -119,7 +119,7 @@ class Sampler:
         self.mixed_precision = mixed_precision
         self.options = SamplingOptions(**options)
         self.progress = progress
-        self.eos_ids = _eos_ids(model, processing_class)
+        self.eos_ids = eos_ids_of(model, processing_class)
         self.tokenize = PromptTokenizer(processing_class, model, self.options.max_new_tokens)
         self.max_tokens_per_batch = max_tokens_per_batch
         self.forward = PolicyForward(model, mixed_precision, reference_adapter=reference_adapter)
@@ -164,19 +164,75 @@ class Sampler:
         Returns:
             [`Sampler`]
         """
+        sampler, _ = cls._load(
+            name,
+            reference_free=True,
+            processing_class=processing_class,
+            dtype=dtype,
+            mixed_precision=mixed_precision,
+            device=device,
+            revision=revision,
+            token=token,
+            quantization_config=quantization_config,
+            **options,
+        )
+        return sampler
+
+    @classmethod
+    def with_reference(cls, name: str | Path, **options: Any) -> tuple[Self, Self]:
+        """
+        Loads a policy and the reference that it was trained with.
+
+        Args:
+            name (`str` or `Path`):
+                Folder or hub name of a model or an adapter.
+            options:
+                Other arguments of [`from_pretrained`].
+
+        Returns:
+            `tuple[Sampler, Sampler]`: Policy and reference. They share the model if it is an adapter.
+
+        Raises:
+            ValueError: If the reference is unknown, or is not the one used in training.
+        """
+        policy, reference = cls._load(name, reference_free=None, **options)
+        if reference is None:
+            raise ValueError(f"{name} was trained without a reference. Pass `reference=`.")
+        return policy, reference
+
+    @classmethod
+    def _load(
+        cls,
+        name: str | Path,
+        *,
+        reference_free: bool | None,
+        processing_class: Any = None,
+        dtype: str | torch.dtype | None = None,
+        mixed_precision: str | None = None,
+        device: torch.device | str | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        quantization_config: Any = None,
+        **options: Any,
+    ) -> tuple[Self, Self | None]:
         folder = to_folder(name, revision, token)
         with remote_code_explained(folder, "Load model and tokenizer yourself, and pass them to this class."):
             loaded = load_policy(
                 folder,
-                reference_free=True,
+                reference_free=reference_free,
                 dtype=dtype,
                 device=torch.device(PartialState().device if device is None else device),
                 quantization_config=quantization_config,
             )
             if processing_class is None:
                 processing_class = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        precision = mixed_precision or loaded.state.get("mixed_precision", "no")
-        return cls(loaded.policy, processing_class, mixed_precision=precision, **options)
+        options["mixed_precision"] = mixed_precision or loaded.state.get("mixed_precision", "no")
+        policy = cls(loaded.policy, processing_class, **options)
+        if loaded.reference_free:
+            return policy, None
+        if loaded.reference is None:
+            return policy, cls(loaded.policy, processing_class, reference_adapter=True, **options)
+        return policy, cls(loaded.reference, processing_class, **options)
 
     def sample(self, prompts: Iterable[Any]) -> list[list[Sample]]:
         """
@@ -257,7 +313,7 @@ class Sampler:
         def compute(batch: list[Continuation]) -> None:
             decode(self.forward, batch, self.options, self.eos_ids)
 
-        with self.forward.in_evaluation_mode():
+        with self.forward.ready():
             run_batches(compute, batches, device, num_at_once=self.max_tokens_per_batch // limit)
         return [
             [self._finished(prompt, sample) for sample in of_prompt]
@@ -274,15 +330,3 @@ class Sampler:
             finished=sample.has_ended,
             logp=sample.logp,
         )
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a sample: the tokenizer's EOS, and those that the model is generated with."""
-    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = {tokenizer.eos_token_id, *(of_model if isinstance(of_model, list) else [of_model])} - {None}
-    if not found:
-        raise ValueError(
-            "The tokenizer has no EOS token, and the model's generation config names none, so no sample could end. "
-            "Set `tokenizer.eos_token`."
-        )
-    return frozenset(found)

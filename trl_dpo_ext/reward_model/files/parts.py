@@ -105,7 +105,7 @@ class Parts:
         """
         identity = json.loads(json.dumps(identity))
         run_file = self.folder / _RUN_FILE
-        if run_file.is_file():
+        if any(self.folder.glob("part-*.jsonl")) and run_file.is_file():
             found = _read_identity(run_file)
             if found == identity:
                 return
