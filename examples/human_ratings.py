@@ -107,6 +107,7 @@ class Settings:
     num_resamples: int = 500
 
 
+TOKENS_PER_BATCH = 2_048  # of a forward pass in scoring: little memory, and a progress bar that moves
 INSTALLED = ("gguf==0.19.0", "vaderSentiment==3.3.2")  # by `make real`
 
 FULL = Settings()
@@ -364,11 +365,15 @@ def held_out_rewards(
 def _likelihoods(folder: Path, tokenizer: Any, rows: list[dict[str, Any]]) -> Rewards:
     model = AutoModelForCausalLM.from_pretrained(folder)
     # Reference-free rewards are beta log pi
-    return ImplicitRewardModel(model, None, tokenizer, beta=1, reference_free=True).score_rows(rows)
+    reward_model = ImplicitRewardModel(
+        model, None, tokenizer, beta=1, reference_free=True, max_tokens_per_batch=TOKENS_PER_BATCH
+    )
+    return reward_model.score_rows(rows)
 
 
 def _implicit_rewards(folder: Path, rows: list[dict[str, Any]]) -> Rewards:
-    return ImplicitRewardModel.from_pretrained(folder / "policy").score_rows(rows)
+    reward_model = ImplicitRewardModel.from_pretrained(folder / "policy", max_tokens_per_batch=TOKENS_PER_BATCH)
+    return reward_model.score_rows(rows)
 
 
 def evaluate_policies(
