@@ -284,6 +284,9 @@ def test_samples_in_place_of_sampling(policy, llama_folder, capsys):
 
     assert main(write(rows[::-1])) == 0  # in any order
     assert results("foreign/evaluation.json")["num_samples"] == 4
+    unnumbered = [{name: value for name, value in row.items() if name != "sample"} for row in rows]
+    assert main([*write(unnumbered), "--overwrite"]) == 0
+    assert [row["sample"] for row in records("policy", "foreign")] == [0, 1, 2, 3] * 5
     found = refused("evaluate", other, *write(rows)[2:])
     assert re.search(r"Sample \d of prompt \d has the log-probability -[\d.]+ in the file, and -[\d.]+ under", found)
     changes: list[tuple[Callable[[list[dict[str, Any]]], Any], str]] = [

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "spelling": set(),
     "models": {"compat", "processes"},
     "shared_prompt": PURE | {"models", "compat", "processes"},
-    "sampling": {"models", "compat"},
+    "sampling": {"models"},
     "batches": {"shared_prompt"},
     "logps": PURE | {"batches"},
     "data": PURE | {"batches", "compat", "spelling", "lazy_names", "version"},

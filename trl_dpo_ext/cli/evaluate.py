@@ -185,7 +185,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _sampling(options: argparse.Namespace) -> dict[str, Any]:
     """Options of sampling: those given, or those that given samples were sampled with."""
-
     asked = sampling_options(options)
     found: dict[str, Any] = {}
     for samples in options.samples or ():
@@ -281,6 +280,8 @@ def _openers(options: argparse.Namespace, sampling: dict[str, Any]) -> dict[str 
 
 def _table(result: dict[str, Any]) -> str:
     """Means and standard errors, a line for each policy and the reference."""
+    from trl_dpo_ext.report.evaluation_results import entries_of
+
     columns = {
         "reward": "reward",
         "win_over_reference": "win over reference",
@@ -288,7 +289,7 @@ def _table(result: dict[str, Any]) -> str:
         "finished_share": "finished",
         "mean_length": "length",
     }
-    entries = {**result["policies"], result["reference"]["name"]: result["reference"]}
+    entries = entries_of(result)
     shown = {key: label for key, label in columns.items() if any(key in entry for entry in entries.values())}
     width = max(map(len, entries))
     lines = [" " * width + "".join(f"{label:>22}" for label in shown.values())]

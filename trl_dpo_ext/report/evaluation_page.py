@@ -8,6 +8,7 @@ from typing import Any
 
 from trl_dpo_ext.report.drawing import write_png
 from trl_dpo_ext.report.evaluation_panels import evaluation_panels, policy_styles
+from trl_dpo_ext.report.evaluation_results import entries_of
 from trl_dpo_ext.report.html import document, panel_figure
 from trl_dpo_ext.report.summary import format_number
 from trl_dpo_ext.whole_file import whole_file, write_text
@@ -81,12 +82,8 @@ def _facts(result: dict[str, Any]) -> dict[str, str]:
     return facts
 
 
-def _entries(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {**result["policies"], result["reference"]["name"]: result["reference"]}
-
-
 def _results_table(result: dict[str, Any]) -> str:
-    entries = _entries(result)
+    entries = entries_of(result)
     shown = {key: label for key, label in _RESULTS.items() if any(key in entry for entry in entries.values())}
     rows = []
     for name, entry in entries.items():
@@ -124,7 +121,7 @@ def _table(head: list[str], rows: list[str]) -> str:
 
 def _samples(result: dict[str, Any], folder: Path) -> str:
     """The first sample of each policy to the first prompts."""
-    by_policy = {name: _first_samples(folder / entry["records"]) for name, entry in _entries(result).items()}
+    by_policy = {name: _first_samples(folder / entry["records"]) for name, entry in entries_of(result).items()}
     head = "".join(f"<th>{escape(name)}</th>" for name in ("prompt", *by_policy))
     rows = ""
     for same in zip(*by_policy.values(), strict=True):

@@ -4,6 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from trl_dpo_ext.report.drawing import CHOSEN, GREY, REJECTED, SECOND
+from trl_dpo_ext.report.evaluation_results import entries_of
 from trl_dpo_ext.report.panels import Panel
 
 
@@ -92,10 +93,6 @@ def evaluation_panels(result: dict[str, Any]) -> list[Panel]:
     return panels
 
 
-def _entries(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {**result["policies"], result["reference"]["name"]: result["reference"]}
-
-
 def _best_of_n(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """Best of N by the first reward, if there is more than one N."""
     rows = entry.get("best_of_n", [])
@@ -113,7 +110,7 @@ def _draw_frontier(result: dict[str, Any], axes: "Axes") -> None:
             label = str(row["n"]) if place else f"N = {row['n']}"
             at = (row["kl"], row["reward"])
             axes.annotate(label, at, (-3, 4), textcoords="offset points", ha="right", color=GREY)
-    for name, entry in _entries(result).items():
+    for name, entry in entries_of(result).items():
         axes.errorbar(
             entry["kl"],
             entry["reward"],
@@ -129,7 +126,7 @@ def _draw_frontier(result: dict[str, Any], axes: "Axes") -> None:
 
 def _draw_best_of_n(result: dict[str, Any], axes: "Axes") -> None:
     styles = policy_styles(result)
-    for name, entry in _entries(result).items():
+    for name, entry in entries_of(result).items():
         rows = _best_of_n(entry)
         numbers = [row["n"] for row in rows]
         style = {**styles[name], "linestyle": "-"}
@@ -144,7 +141,7 @@ def _draw_best_of_n(result: dict[str, Any], axes: "Axes") -> None:
 def _draw_values(result: dict[str, Any], key: str, line: float | None, axes: "Axes") -> None:
     """A value of each policy, from top to bottom, with its 95 % interval."""
     styles = policy_styles(result)
-    entries = {name: entry for name, entry in _entries(result).items() if entry.get(key) is not None}
+    entries = {name: entry for name, entry in entries_of(result).items() if entry.get(key) is not None}
     for place, (name, entry) in enumerate(entries.items()):
         axes.errorbar(
             entry[key], -place, xerr=1.96 * (entry[f"{key}_se"] or 0), markersize=6, capsize=2, **styles[name]

@@ -9,11 +9,12 @@ from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
 from trl_dpo_ext.batches import Batch
-from trl_dpo_ext.compat import add_fused_lm_head, use_adapter
+from trl_dpo_ext.compat import add_fused_lm_head
 from trl_dpo_ext.logps import completion_token_logps
 from trl_dpo_ext.models.limits import Limits, check_is_causal_lm
 from trl_dpo_ext.models.lm_head import CheckedHead
 from trl_dpo_ext.models.precision import PRECISIONS
+from trl_dpo_ext.models.reference_adapter import use_reference_adapter
 from trl_dpo_ext.shared_prompt.forward import GroupedForward, LayoutOptions
 from trl_dpo_ext.shared_prompt.layout import to_device
 from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, whole_rows_for_adapter
@@ -100,7 +101,7 @@ class ScoringForward:
             arguments["output_router_logits"] = False  # no load-balancing loss is needed
         adapter: AbstractContextManager[None] = nullcontext()
         if reference_adapter:
-            adapter = use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None)
+            adapter = use_reference_adapter(self.model)
         # No inference mode, because buffers created in it cannot be used in training afterwards
         with torch.no_grad(), self._autocast(), adapter:
             token_logps, mask = completion_token_logps(self.model, rows, **arguments)
@@ -115,8 +116,6 @@ class ScoringForward:
 def _left_as_it_was(model: nn.Module, base: Any) -> Iterator[None]:
     forwards = [(module, vars(module).get("forward")) for module in (model, base)]
     modes = [(module, module.training) for module in model.modules()]
-    # PEFT changes these when it switches adapters
-    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     attention = base.config._attn_implementation
     try:
         yield
@@ -127,9 +126,6 @@ def _left_as_it_was(model: nn.Module, base: Any) -> Iterator[None]:
                 vars(module)["forward"] = forward
         for module, mode in modes:
             module.training = mode
-        for parameter, requires_grad in trainable:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
         _set_attention(base, attention)
 
 

@@ -1,17 +1,17 @@
 """Logits of a policy at the last positions of a batch."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import is_peft_model
 from torch import Tensor
 
-from trl_dpo_ext.compat import use_adapter
 from trl_dpo_ext.models.comparison import in_evaluation_mode
 from trl_dpo_ext.models.limits import check_is_causal_lm
 from trl_dpo_ext.models.precision import PRECISIONS
+from trl_dpo_ext.models.reference_adapter import use_reference_adapter
 
 
 __all__ = ["PolicyForward"]
@@ -48,15 +48,9 @@ class PolicyForward:
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Sets the model to evaluation mode, with the adapter of this forward, and restores both afterwards."""
-        # PEFT changes these when it switches adapters
-        trainable = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
-        try:
-            with in_evaluation_mode(self.model), self._adapter():
+        with in_evaluation_mode(self.model):
+            with use_reference_adapter(self.model) if self.reference_adapter else nullcontext():
                 yield
-        finally:
-            for parameter, requires_grad in trainable:
-                if parameter.requires_grad != requires_grad:
-                    parameter.requires_grad_(requires_grad)
 
     def __call__(self, input_ids: Tensor, num_last: int, **inputs: Any) -> tuple[Tensor, Any]:
         """
@@ -79,8 +73,3 @@ class PolicyForward:
         with torch.no_grad(), torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             outputs = self.model(input_ids=input_ids.to(self.device), **inputs, **self._options)
         return outputs.logits[:, -num_last:], outputs.get("past_key_values")
-
-    def _adapter(self) -> AbstractContextManager[None]:
-        if not self.reference_adapter:
-            return nullcontext()
-        return use_adapter(self.model, "ref" if "ref" in self.model.peft_config else None)

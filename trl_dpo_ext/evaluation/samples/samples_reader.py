@@ -96,7 +96,8 @@ class SamplesReader:
         with self.path.open("rb") as file:
             found = []
             for prompt in prompts:
-                own = [self._at(file, place) for place in self._offsets[prompt.prompt_id]]
+                places = self._offsets[prompt.prompt_id]
+                own = [self._at(file, place, number) for number, place in enumerate(places)]
                 for sample in own:
                     if sample.prompt != prompt.prompt:
                         raise ValueError(
@@ -106,14 +107,14 @@ class SamplesReader:
                 found.append(own)
         return found
 
-    def _at(self, file: Any, place: int) -> Sample:
+    def _at(self, file: Any, place: int, number: int) -> Sample:
         file.seek(place)
-        return read_sample(file.readline(), self.path.name)
+        return read_sample(file.readline(), self.path.name, number)
 
 
-def read_sample(line: bytes, where: str) -> Sample:
+def read_sample(line: bytes, where: str, number: int = 0) -> Sample:
     """
-    Reads a row of a file of samples.
+    Reads a row of a file of samples, the sample `number` of its prompt if the row does not say which one it is.
 
     Raises:
         ValueError: If it cannot be read, or a column is missing or has another type.
@@ -131,4 +132,4 @@ def read_sample(line: bytes, where: str) -> Sample:
             raise ValueError(f"`{name}` in {where} is {json.dumps(value)[:40]}. Expected {expected}.")
     if not row["token_ids"] or not all(type(token) is int and token >= 0 for token in row["token_ids"]):
         raise ValueError(f"`token_ids` in {where} has a value that is no token id, or is empty.")
-    return Sample(sample=row.get("sample", 0), **{name: row[name] for name in _COLUMNS})
+    return Sample(sample=row.get("sample", number), **{name: row[name] for name in _COLUMNS})

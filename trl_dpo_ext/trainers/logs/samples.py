@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, is_peft_model
 from torch import Tensor, nn
 
-from trl_dpo_ext.compat import use_adapter
 from trl_dpo_ext.models.comparison import in_evaluation_mode
+from trl_dpo_ext.models.reference_adapter import use_reference_adapter
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.sampling.batches import batches_of, tokens_per_batch
 from trl_dpo_ext.sampling.decoding import Continuation, decode, eos_ids_of
@@ -94,7 +94,7 @@ class SampleLog:
     def _decode(self, model: nn.Module, prompts: Sequence[list[int]], reference: bool = False) -> list[list[int]]:
         accelerator = self.trainer.accelerator
         model = accelerator.unwrap_model(model)
-        adapter = use_adapter(model, "ref" if "ref" in model.peft_config else None) if reference else None
+        adapter = use_reference_adapter(model) if reference else None
         options = SamplingOptions(max_new_tokens=self.max_new_tokens, seed=_SEED)
         # Random numbers belong to the index of a prompt: policy and reference have the same
         samples = [Continuation(i, ids, 0) for i, ids in enumerate(prompts)]
