@@ -82,7 +82,7 @@ from trl_dpo_ext import (
 )
 from trl_dpo_ext.data import all_pairs, scores_to_ranking
 from trl_dpo_ext.evaluation import PolicyEvaluator
-from trl_dpo_ext.evaluation.policies.policy_evaluation import as_json
+from trl_dpo_ext.evaluation.json_results import as_json
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole_here
 
 

@@ -17,6 +17,7 @@ _COMMANDS = {
     "unlikelihood": "train UnlikelihoodTrainer, a baseline",
     "sample": "sample completions of the prompts of a file",
     "evaluate": "measure policies on prompts: reward, KL from the reference, win rate over it, best of N",
+    "win-rate": "win rate of policies over a baseline: by a judge, a reward or people",
     "agreement": "how far people agree with each other, and judges with people",
     "score": "add implicit rewards to the rows of a file",
     "doctor": "examine a dataset before training: invalid rows, truncation, and suspicious patterns",

@@ -1,7 +1,6 @@
 """`trl-dpo-ext agreement`: how far people agree with each other, and judges with people."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,11 +48,10 @@ def run(argv: list[str]) -> int:
 
 
 def _agreement(options: argparse.Namespace) -> int:
+    from trl_dpo_ext.evaluation.json_results import as_json, write_json
     from trl_dpo_ext.evaluation.judging.agreement import agreement_table
     from trl_dpo_ext.evaluation.judging.judgements import read_judgements
-    from trl_dpo_ext.evaluation.policies.policy_evaluation import as_json
     from trl_dpo_ext.reward_model.files.row_sources import open_rows
-    from trl_dpo_ext.whole_file import write_text
 
     rows = open_rows(
         options.verdicts,
@@ -66,7 +64,7 @@ def _agreement(options: argparse.Namespace) -> int:
     print(_shown(table))
     if options.output:
         path = Path(options.output)
-        write_text(path, json.dumps(table, indent=2) + "\n")
+        write_json(path, table)
         print(f"Wrote {path}.", file=sys.stderr)
     return 0
 

@@ -20,6 +20,7 @@ from trl_dpo_ext.cli.model_options import (
     given,
     sampling_options,
 )
+from trl_dpo_ext.cli.reward_options import add_reward_options, load_rewards
 from trl_dpo_ext.cli.words import WordParser, count
 
 
@@ -108,19 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         help="numbers of samples for best of N (default: those of 1, 4, 16, 64 and 128 up to --num_samples)",
     )
     add_row_options(parser)
-    rewards = parser.add_argument_group("rewards")
-    rewards.add_argument(
-        "--reward_function",
-        action="append",
-        default=[],
-        metavar="MODULE:NAME",
-        help="function f(prompts, completions) that returns the rewards, of a module or a .py file; may be repeated",
-    )
-    rewards.add_argument("--reward_model", metavar="FOLDER", help="sequence classifier or reward model")
-    rewards.add_argument(
-        "--reward_label", metavar="LABEL", help="label of the classifier whose probability is the reward"
-    )
-    rewards.add_argument("--implicit_reward", metavar="FOLDER", help="policy trained by DPO, as a reward model")
+    add_reward_options(parser.add_argument_group("rewards"))
     add_sampling_options(parser)
     add_model_options(parser.add_argument_group("the models"))
     return parser
@@ -142,8 +131,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         raise ValueError("Several policies need a common reference. Pass --reference.")
     if options.samples and len(options.samples) != len(options.policies):
         raise ValueError(f"--samples has {len(options.samples)} files for {len(options.policies)} policies.")
-    if options.reward_label is not None and options.reward_model is None:
-        raise ValueError("--reward_label has no effect without --reward_model.")
     files = EvaluationFiles.of(options.output)
     *names, ref_name = distinct_names([*options.policies, options.reference or f"{options.policies[0]}/reference"])
     sampling = _sampling(options)
@@ -158,7 +145,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         prompts = open_prompts(
             options.prompts, SamplingOptions(**sampling), split=options.split, dataset_config=options.dataset_config
         )
-        rewards = _rewards(options)
+        rewards = load_rewards(options)
     openers = _openers(options, sampling)
     policies = [
         PolicySource(name, path, openers[path], samples)
@@ -210,31 +197,6 @@ def _settings_of(samples: Path) -> dict[str, Any]:
         return {"num_samples": num_samples}
     settings = json.loads(settings_file(samples).read_text(encoding="utf-8"))
     return {name: settings[name] for name in ("num_samples", "temperature", "top_k", "top_p", "max_new_tokens")}
-
-
-def _rewards(options: argparse.Namespace) -> dict[str, Any]:
-    from trl_dpo_ext.evaluation.rewards.classifier_reward import ClassifierReward
-    from trl_dpo_ext.evaluation.rewards.reward_function import load_function
-    from trl_dpo_ext.reward_model.implicit_reward_model import ImplicitRewardModel
-
-    rewards: list[tuple[str, Any]] = []
-    for name in options.reward_function:
-        rewards.append((name.rpartition(":")[2], load_function(name)))
-    if options.reward_model:
-        with hub_name_explained(options.reward_model):
-            reward = ClassifierReward.from_pretrained(
-                options.reward_model, options.reward_label, device=options.device
-            )
-        rewards.append((Path(options.reward_model).name, reward))
-    if options.implicit_reward:
-        with hub_name_explained(options.implicit_reward):
-            model = ImplicitRewardModel.from_pretrained(options.implicit_reward, device=options.device, progress=False)
-        rewards.append((f"implicit reward of {Path(options.implicit_reward).name}", model))
-    names = [name for name, _ in rewards]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"Two rewards have the name `{name}`. Rename one.")
-    return dict(rewards)
 
 
 def _openers(options: argparse.Namespace, sampling: dict[str, Any]) -> dict[str | None, Callable[[], tuple[Any, Any]]]:

@@ -9,7 +9,7 @@ from typing import Any
 from trl_dpo_ext.report.drawing import write_png
 from trl_dpo_ext.report.evaluation_panels import evaluation_panels, policy_styles
 from trl_dpo_ext.report.evaluation_results import entries_of
-from trl_dpo_ext.report.html import document, panel_figure
+from trl_dpo_ext.report.html import document, facts_list, panel_figure, prompt_text, samples_table, table
 from trl_dpo_ext.report.summary import format_number
 from trl_dpo_ext.whole_file import whole_file, write_text
 
@@ -53,9 +53,8 @@ def write_evaluation_page(results: str | Path) -> tuple[Path, Path]:
     with whole_file(picture) as unfinished:
         line = "    ".join(f"{name}: {value}" for name, value in described.items())
         write_png(unfinished, title, line, [(panel.title, panel.draw) for panel in panels], policy_styles(result))
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in described.items())
     body = (
-        f"<h1>{escape(title)}</h1>\n<dl>{facts}</dl>\n<h2>Results</h2>\n{_results_table(result)}"
+        f"<h1>{escape(title)}</h1>\n{facts_list(described)}<h2>Results</h2>\n{_results_table(result)}"
         f"<p><small>Means over prompts and their standard errors, clustered by prompt.</small></p>\n"
         f'<div class="panels">\n{"".join(map(panel_figure, panels))}</div>\n'
         f"<h2>Paired differences</h2>\n{_differences_table(result)}"
@@ -87,9 +86,8 @@ def _results_table(result: dict[str, Any]) -> str:
     shown = {key: label for key, label in _RESULTS.items() if any(key in entry for entry in entries.values())}
     rows = []
     for name, entry in entries.items():
-        cells = "".join(f'<td class="number">{_with_se(entry, key)}</td>' for key in shown)
-        rows.append(f"<tr><td>{escape(name)}</td>{cells}</tr>\n")
-    return _table(["", *shown.values()], rows)
+        rows.append([name, *(_with_se(entry, key) for key in shown)])
+    return table(["", *shown.values()], rows)
 
 
 def _with_se(entry: dict[str, Any], key: str) -> str:
@@ -103,32 +101,24 @@ def _differences_table(result: dict[str, Any]) -> str:
     shown = {key: label for key, label in _DIFFERENCES.items() if any(key in row for row in result["differences"])}
     rows = []
     for row in result["differences"]:
-        cells = ""
+        cells = []
         for key in shown:
             interval = ""
             if row[f"{key}_low"] is not None:
                 low, high = (format_number(row[f"{key}_{end}"]) for end in ("low", "high"))
                 interval = f" <small>{low} to {high}</small>"
-            cells += f'<td class="number">{format_number(row[key])}{interval}</td>'
-        rows.append(f"<tr><td>{escape(row['policy'])} − {escape(row['other'])}</td>{cells}</tr>\n")
-    return _table(["", *shown.values()], rows)
-
-
-def _table(head: list[str], rows: list[str]) -> str:
-    names = "".join(f'<th class="number">{escape(name)}</th>' for name in head)
-    return f"<table>\n<thead><tr>{names}</tr></thead>\n<tbody>\n{''.join(rows)}</tbody>\n</table>\n"
+            cells.append(format_number(row[key]) + interval)
+        rows.append([f"{row['policy']} − {row['other']}", *cells])
+    return table(["", *shown.values()], rows)
 
 
 def _samples(result: dict[str, Any], folder: Path) -> str:
     """The first sample of each policy to the first prompts."""
     by_policy = {name: _first_samples(folder / entry["records"]) for name, entry in entries_of(result).items()}
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("prompt", *by_policy))
-    rows = ""
-    for same in zip(*by_policy.values(), strict=True):
-        cells = "".join(map(_sample, by_policy, same))
-        rows += f'<tr><td data-label="prompt">{escape(_text(same[0]["prompt"]))}</td>{cells}</tr>\n'
-    table = f"<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody>\n"
-    return f'<h2>Samples</h2>\n<table class="samples">\n{table}</table>\n'
+    rows = [
+        [escape(prompt_text(same[0]["prompt"])), *map(_sample, same)] for same in zip(*by_policy.values(), strict=True)
+    ]
+    return f"<h2>Samples</h2>\n{samples_table(['prompt', *by_policy], rows)}"
 
 
 def _first_samples(records: Path) -> list[dict[str, Any]]:
@@ -137,13 +127,7 @@ def _first_samples(records: Path) -> list[dict[str, Any]]:
         return list(islice(first, _PROMPTS_SHOWN))
 
 
-def _sample(name: str, row: dict[str, Any]) -> str:
+def _sample(row: dict[str, Any]) -> str:
     values = [f"{reward} {format_number(value)}" for reward, value in row["rewards"].items()]
     shown = ", ".join([*values, f"KL {format_number(row['kl'])}", *([] if row["finished"] else ["not finished"])])
-    return f'<td data-label="{escape(name)}">{escape(row["completion"])}<small>{escape(shown)}</small></td>'
-
-
-def _text(prompt: Any) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(f"{message['role']}: {message.get('content')}" for message in prompt)
+    return f"{escape(row['completion'])}<small>{escape(shown)}</small>"

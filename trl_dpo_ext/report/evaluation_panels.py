@@ -3,9 +3,10 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from trl_dpo_ext.report.drawing import CHOSEN, GREY, REJECTED, SECOND
+from trl_dpo_ext.report.drawing import GREY
 from trl_dpo_ext.report.evaluation_results import entries_of
 from trl_dpo_ext.report.panels import Panel
+from trl_dpo_ext.report.policy_rows import draw_center, name_rows, styles_of
 
 
 if TYPE_CHECKING:
@@ -14,22 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluation_panels", "policy_styles"]
 
-# Okabe and Ito's palette. Policies beyond it use it again, with another marker
-_COLORS = (CHOSEN, REJECTED, SECOND, "#cc79a7", "#e69f00", "#56b4e9")
-_MARKERS = ("o", "s", "^", "D")
-
 
 def policy_styles(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Returns the style of each policy and of the reference, by name, as options of matplotlib's `plot`."""
-    styles: dict[str, dict[str, Any]] = {
-        name: {
-            "color": _COLORS[i % len(_COLORS)],
-            "marker": _MARKERS[i // len(_COLORS) % len(_MARKERS)],
-            "linestyle": "none",
-        }
-        for i, name in enumerate(result["policies"])
-    }
-    return styles | {result["reference"]["name"]: {"color": GREY, "marker": "o", "linestyle": "none"}}
+    reference = {"color": GREY, "marker": "o"}
+    styles = {**styles_of(result["policies"]), result["reference"]["name"]: reference}
+    return {name: {**style, "linestyle": "none"} for name, style in styles.items()}
 
 
 def evaluation_panels(result: dict[str, Any]) -> list[Panel]:
@@ -146,12 +137,6 @@ def _draw_values(result: dict[str, Any], key: str, line: float | None, axes: "Ax
         axes.errorbar(
             entry[key], -place, xerr=1.96 * (entry[f"{key}_se"] or 0), markersize=6, capsize=2, **styles[name]
         )
-    axes.set_yticks([-place for place in range(len(entries))], [_short(name) for name in entries])
-    axes.set_ylim(-len(entries) + 0.5, 0.5)
-    axes.margins(x=0.12)
+    name_rows(axes, list(entries))
     if line is not None:
-        axes.axvline(line, color=GREY, linewidth=1.2, linestyle=":")
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"...{name[-21:]}"
+        draw_center(axes, line)

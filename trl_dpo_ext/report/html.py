@@ -1,12 +1,14 @@
 """What the pages of the report share: the document and its style, and the figure of a panel."""
 
+from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 from trl_dpo_ext.report.drawing import svg_element
 from trl_dpo_ext.report.panels import Panel
 
 
-__all__ = ["document", "panel_figure"]
+__all__ = ["document", "facts_list", "panel_figure", "prompt_text", "samples_table", "table"]
 
 _CSS = """
 :root {
@@ -77,3 +79,36 @@ def panel_figure(panel: Panel) -> str:
         f"<figcaption>{escape(panel.reading)} <strong>Bad sign:</strong> {escape(panel.bad_sign)}</figcaption>\n"
         "</figure>\n"
     )
+
+
+def facts_list(facts: dict[str, str]) -> str:
+    """Returns names and values as a description list."""
+    entries = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
+    return f"<dl>{''.join(entries)}</dl>\n"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table of numbers. The first cell of a row is its name. The other cells are HTML."""
+    names = "".join(f'<th class="number">{escape(name)}</th>' for name in head)
+    lines = ""
+    for name, *cells in rows:
+        numbers = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+        lines += f"<tr><td>{escape(name)}</td>{numbers}</tr>\n"
+    return f"<table>\n<thead><tr>{names}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n"
+
+
+def samples_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table of texts. The cells are HTML."""
+    names = "".join(f"<th>{escape(name)}</th>" for name in head)
+    lines = ""
+    for row in rows:
+        cells = (f'<td data-label="{escape(name)}">{cell}</td>' for name, cell in zip(head, row, strict=True))
+        lines += f"<tr>{''.join(cells)}</tr>\n"
+    return f'<table class="samples">\n<thead><tr>{names}</tr></thead>\n<tbody>\n{lines}</tbody>\n</table>\n'
+
+
+def prompt_text(prompt: Any) -> str:
+    """Returns a prompt, a text or messages, as text."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n".join(f"{message['role']}: {message.get('content')}" for message in prompt)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trl_dpo_ext.evaluation.judging.judgements import TIE, VERDICTS, Judgement
+from trl_dpo_ext.evaluation.judging.judgements import TIE, VERDICTS, Judgement, score_of
 
 
 __all__ = ["agreement_table"]
@@ -96,7 +96,7 @@ _TIES = {"ties_dropped": ("a", "b"), "ties_kept": ("a", "b", TIE)}
 def _rater(verdicts: _Verdicts, rater: str, kind: str, seed: int) -> dict[str, Any]:
     own = [row[rater] for row in verdicts.values() if rater in row]
     counts = Counter(own)
-    wins = np.array([{"a": 1.0, TIE: 0.5, "b": 0.0}[verdict] for verdict in own if verdict in _TIES["ties_kept"]])
+    wins = np.array([score for verdict in own if (score := score_of(verdict)) is not None])
     rate, low, high = _ratio(wins, np.ones_like(wins), seed)
     return {
         "kind": kind,

@@ -8,7 +8,7 @@ from trl_dpo_ext.reward_model.files.row_sources import RowSource
 from trl_dpo_ext.spelling import did_you_mean, likely_column
 
 
-__all__ = ["FAILED", "TIE", "UNPARSABLE", "VERDICTS", "Judgement", "read_judgements"]
+__all__ = ["FAILED", "TIE", "UNPARSABLE", "VERDICTS", "Judgement", "read_judgements", "score_of"]
 
 TIE, UNPARSABLE, FAILED = "tie", "unparsable", "failed"
 # Preferred: the first completion, the second, neither; an answer that says none of these, and no answer
@@ -38,20 +38,33 @@ class Judgement:
     kind: str = "human"
 
 
+_SCORES = {"a": 1.0, TIE: 0.5, "b": 0.0}
+
+
+def score_of(verdict: str) -> float | None:
+    """Returns 1 if `a` is preferred, 0 if `b` is, 1/2 for a tie, and `None` without a preference."""
+    return _SCORES.get(verdict)
+
+
 def read_judgements(source: RowSource) -> list[Judgement]:
     """
     Reads judgements.
 
     Args:
         source ([`~trl_dpo_ext.reward_model.files.row_sources.RowSource`]):
-            Rows with `item`, `rater`, `verdict` and optionally `kind`.
+            Rows with `item`, `rater`, `verdict` and optionally `kind` and `order`, as `trl-dpo-ext win-rate` writes
+            them.
+
+    Returns:
+        `list[Judgement]`: One of each rater and item. Verdicts of a rater on the same item in two orders are one:
+        `"a"` if `a` is preferred in both, or in one with a tie in the other, `"b"` likewise, and else a tie. One that
+        is unparsable or failed does not count beside another.
 
     Raises:
-        ValueError: If a row cannot be read, a column is missing, a value is unknown, a rater judges an item twice, or
-            has two kinds.
+        ValueError: If a row cannot be read, a column is missing, a value is unknown, a rater judges an item twice in
+            the same order, or has two kinds.
     """
-    judgements: list[Judgement] = []
-    found: dict[tuple[str, str], str] = {}
+    found: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}  # verdict and place, by item, rater and order
     kinds: dict[str, str] = {}
     for part in range(source.num_parts):
         for record in source.read(part):
@@ -59,18 +72,30 @@ def read_judgements(source: RowSource) -> list[Judgement]:
             if record.problem is not None:
                 raise ValueError(f"The judgement in {where} cannot be read: {record.problem}.")
             judgement = _judgement(record.row, where)
-            key = (judgement.item, judgement.rater)
-            if key in found:
+            of_rater = found.setdefault((judgement.item, judgement.rater), {})
+            order = str(record.row.get("order"))
+            if order in of_rater and of_rater[order][0] != FAILED:  # one that failed is asked again
                 raise ValueError(
-                    f"`{judgement.rater}` judges the item `{judgement.item}` twice, in {found[key]} and in {where}. "
-                    "Keep one verdict of each rater."
+                    f"`{judgement.rater}` judges the item `{judgement.item}` twice, in {of_rater[order][1]} and in "
+                    f"{where}. Keep one verdict of each rater."
                 )
-            found[key] = where
+            of_rater[order] = (judgement.verdict, where)
             kind = kinds.setdefault(judgement.rater, judgement.kind)
             if kind != judgement.kind:
                 raise ValueError(f"The rater `{judgement.rater}` is a {kind}, and a {judgement.kind} in {where}.")
-            judgements.append(judgement)
-    return judgements
+    return [
+        Judgement(item, rater, _one_verdict([verdict for verdict, _ in of_orders.values()]), kinds[rater])
+        for (item, rater), of_orders in found.items()
+    ]
+
+
+def _one_verdict(verdicts: list[str]) -> str:
+    """The verdict of several orders."""
+    scores = [score for verdict in verdicts if (score := score_of(verdict)) is not None]
+    if not scores:
+        return verdicts[0]
+    mean = sum(scores) / len(scores)
+    return TIE if mean == 0.5 else "a" if mean > 0.5 else "b"
 
 
 def _judgement(row: Mapping[str, Any], where: str) -> Judgement:

@@ -13,7 +13,7 @@ from trl_dpo_ext.evaluation.policies.estimates import Estimate, mean_over_prompt
 from trl_dpo_ext.evaluation.policies.measured_samples import MeasuredSample
 
 
-__all__ = ["PolicyEvaluation", "as_json"]
+__all__ = ["PolicyEvaluation"]
 
 
 @dataclass
@@ -148,15 +148,6 @@ class PolicyEvaluation:
             **_with_se("kl", mean_over_prompts(best_of_n(scores, n, values=kls))),
             "kl_bound": best_of_n_kl_bound(n),
         }
-
-
-def as_json(value: Any) -> Any:
-    """Returns a result with `None` in place of NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {name: as_json(entry) for name, entry in value.items()}
-    if isinstance(value, list):
-        return [as_json(entry) for entry in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _numbers(sample: MeasuredSample) -> tuple[float, ...]:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from accelerate import PartialState
 
+from trl_dpo_ext.evaluation.json_results import as_json, write_json
 from trl_dpo_ext.evaluation.policies.estimates import paired_difference, t_distribution
 from trl_dpo_ext.evaluation.policies.measured_samples import MeasuredSample, measure
-from trl_dpo_ext.evaluation.policies.policy_evaluation import PolicyEvaluation, as_json
+from trl_dpo_ext.evaluation.policies.policy_evaluation import PolicyEvaluation
 from trl_dpo_ext.evaluation.policies.sequence_kl import SequenceKL
 from trl_dpo_ext.evaluation.resumable_file import ResumableFile, settings_file
 from trl_dpo_ext.evaluation.rewards.reward import Reward
@@ -24,7 +25,6 @@ from trl_dpo_ext.evaluation.samples.samples_reader import SamplesReader
 from trl_dpo_ext.processes import together
 from trl_dpo_ext.reward_model.files.row_sources import RowSource
 from trl_dpo_ext.reward_model.files.run_identity import hash_model, hash_tokenizer, versions
-from trl_dpo_ext.whole_file import write_text
 
 
 __all__ = ["BEST_OF", "EvaluationFiles", "PolicySource", "distinct_names", "evaluate_files"]
@@ -79,7 +79,7 @@ def distinct_names(paths: Sequence[str]) -> list[str]:
     all_parts = [[part for part in Path(path).parts if part not in ("/", "..")] or ["model"] for path in paths]
     for path, parts in zip(paths, all_parts, strict=True):
         if all_parts.count(parts) > 1:
-            raise ValueError(f"The model {path} is given twice.")
+            raise ValueError(f"{path} is given twice.")
     names = []
     for parts in all_parts:
         num = next(n for n in range(1, len(parts) + 1) if [other[-n:] for other in all_parts].count(parts[-n:]) == 1)
@@ -174,7 +174,7 @@ def evaluate_files(
         "versions": versions(),
     }
     result = as_json(result)
-    write_text(files.results, json.dumps(result, indent=2) + "\n")
+    write_json(files.results, result)
     return result
 
 
