@@ -142,6 +142,8 @@ class ChatJudge:
         try:
             return self._retrying.copy()(self._attempt, messages)
         except _Temporary as error:
+            if self._stopped.is_set():  # it may have had other attempts
+                raise AskingStopped(str(error)) from error
             return Answer(None, str(error))
 
     def stop(self) -> None:
@@ -172,7 +174,7 @@ class ChatJudge:
 
     def _refused(self, error: HfHubHTTPError) -> Answer:
         status = error.response.status_code
-        said = self._hidden(error.server_message or _body(error))[:300]
+        said = self._hidden(_said(error))[:300].rstrip(".")
         message = f"status {status}" + (f": {said}" if said else "")
         if status in _FINAL:
             raise AskingStopped(f"{self.url} answers with {message}. {_FINAL[status]}") from None
@@ -223,11 +225,16 @@ def _seconds(retry_after: str | None) -> float | None:
         return None
 
 
-def _body(error: HfHubHTTPError) -> str:
+def _said(error: HfHubHTTPError) -> str:
+    """What the server says of an error: `error.message` of the protocol, or the text of its response."""
     try:
-        return error.response.text
+        text = str(error.response.text)
     except Exception:  # it was not read
-        return ""
+        return error.server_message or ""
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return text.strip()
 
 
 def _allow_offline(url: str) -> None:

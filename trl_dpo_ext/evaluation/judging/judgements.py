@@ -58,11 +58,12 @@ def read_judgements(source: RowSource) -> list[Judgement]:
     Returns:
         `list[Judgement]`: One of each rater and item. Verdicts of a rater on the same item in two orders are one:
         `"a"` if `a` is preferred in both, or in one with a tie in the other, `"b"` likewise, and else a tie. One that
-        is unparsable or failed does not count beside another.
+        is unparsable or failed does not count beside another. Of several lines with the same `order` the last one
+        counts.
 
     Raises:
-        ValueError: If a row cannot be read, a column is missing, a value is unknown, a rater judges an item twice in
-            the same order, or has two kinds.
+        ValueError: If a row cannot be read, a column is missing, a value is unknown, a rater without `order` judges
+            an item twice, or a rater has two kinds.
     """
     found: dict[tuple[str, str], dict[str, tuple[str, str]]] = {}  # verdict and place, by item, rater and order
     kinds: dict[str, str] = {}
@@ -74,7 +75,7 @@ def read_judgements(source: RowSource) -> list[Judgement]:
             judgement = _judgement(record.row, where)
             of_rater = found.setdefault((judgement.item, judgement.rater), {})
             order = str(record.row.get("order"))
-            if order in of_rater and of_rater[order][0] != FAILED:  # one that failed is asked again
+            if order in of_rater and "order" not in record.row:
                 raise ValueError(
                     f"`{judgement.rater}` judges the item `{judgement.item}` twice, in {of_rater[order][1]} and in "
                     f"{where}. Keep one verdict of each rater."
