@@ -213,7 +213,7 @@ def test_one_question_that_is_refused():
 
 
 def test_killed_at_ten_moments_and_resumed():
-    num = 30
+    num = 12
     write_completions(num, "a"), write_completions(num, "b")
 
     def decide(prompt: str, first: str, second: str) -> str:
@@ -224,7 +224,7 @@ def test_killed_at_ten_moments_and_resumed():
     with served(ScriptedJudge(decide)) as judge:
         assert main(words(judge.url, output="straight.jsonl")) == 0
     straight = summary("straight")
-    for moment in range(1, 60, 6):
+    for moment in range(1, 21, 2):
         output, running = f"{moment}.jsonl", []
 
         def kill(number: int, moment: int = moment, running: list[Any] = running) -> None:
