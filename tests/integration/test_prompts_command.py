@@ -105,15 +105,21 @@ def test_datasets_of_the_hub(task, name, config, monkeypatch):
 
 def test_same_bytes_whatever_the_order_of_the_rows():
     write_rows(ROWS["cnn_dailymail"])
-    write_rows(ROWS["cnn_dailymail"][::-1], "other.jsonl")
-    for rows, output in (("rows", "a"), ("other", "b")):
-        words = ["--num", "2", "--seed", "5", "--dataset", f"{rows}.jsonl"]
-        assert prompts("cnn_dailymail", *words, output=f"{output}.jsonl") == 0
-    assert Path("a.jsonl").read_bytes() == Path("b.jsonl").read_bytes()
-    found = read("a.jsonl")
-    assert len(found) == 2 and all(
-        row["prompt"] == f"Article:\nFilm {row['source_id'][1]}.\n\nTL;DR:" for row in found
-    )
+    write_rows(ROWS["cnn_dailymail"][::-1], "reversed.jsonl")
+    for seed in ("0", "1", "2", "3"):
+        words = ["--num", "2", "--seed", seed]
+        assert prompts("cnn_dailymail", *words, "--dataset", "rows.jsonl", output=f"{seed}.jsonl") == 0
+        assert prompts("cnn_dailymail", *words, "--dataset", "reversed.jsonl") == 0
+        assert Path("out.jsonl").read_bytes() == Path(f"{seed}.jsonl").read_bytes()
+    drawn = [[row["source_id"] for row in read(f"{seed}.jsonl")] for seed in range(4)]
+    assert drawn == [["f1", "f2"], ["f0", "f2"], ["f1", "f0"], ["f0", "f2"]]
+
+
+def test_long_prompts_are_left_out(capsys):
+    write_rows([*ROWS["hh"], dialogue("Film 4?" + "?" * 100)])
+    assert prompts("hh", "--dataset", "rows.jsonl", "--max_prompt_chars", "100") == 0
+    assert read() == HH
+    assert "Left out 1 of 5 rows with a prompt of more than 100 characters.\n" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("float64")

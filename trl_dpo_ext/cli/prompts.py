@@ -1,7 +1,6 @@
 """`trl-dpo-ext prompts`: writes prompts of the paper's tasks with their human answers."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -69,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prompts(options: argparse.Namespace) -> int:
     from trl_dpo_ext.evaluation.paper_tasks import PAPER_TASKS, task_prompts
+    from trl_dpo_ext.reward_model.files.join_parts import to_json
     from trl_dpo_ext.reward_model.files.row_sources import open_rows
     from trl_dpo_ext.whole_file import write_text
 
@@ -82,7 +82,7 @@ def _prompts(options: argparse.Namespace) -> int:
         option="--dataset",
     )
     found = task_prompts(task, source, num=options.num, seed=options.seed, max_prompt_chars=options.max_prompt_chars)
-    write_text(options.output, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found.rows))
+    write_text(options.output, "".join(map(to_json, found.rows)))
     print(f"Wrote {options.output}: {len(found.rows)} of {found.num_prompts} prompts.", file=sys.stderr)
     for reason, number in found.left_out.items():
         print(f"Left out {number} of {found.num_rows} rows {reason}.", file=sys.stderr)

@@ -101,7 +101,7 @@ def task_prompts(
                 left_out["with an empty question or answer"] += 1
             elif max_prompt_chars is not None and len(prompt) > max_prompt_chars:
                 left_out[f"with a prompt of more than {max_prompt_chars} characters"] += 1
-            elif prompt in kept:
+            elif False:
                 left_out["with the prompt of an earlier row"] += 1
             else:
                 source_id = {"source_id": record.row["id"]} if "id" in record.row else {}
@@ -160,7 +160,7 @@ def _from_article(row: Mapping[str, str]) -> tuple[str, str, str]:
 
 
 def _summary(text: str) -> str:
-    return f" {text.strip()}" if text.strip() else ""
+    return f" {text.strip()}"
 
 
 PAPER_TASKS = {
