@@ -1,6 +1,5 @@
 """Every command of `recipes/README.md` is one of the real command lines, and reads what an earlier one writes."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -36,7 +35,7 @@ def run_page(folder: Path) -> list[list[str]]:
     """Runs the page in a folder, with programs that only print, and returns their words."""
     script = PRINTED + "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL))
     shell = ["bash", "--norc", "-c", script]
-    printed = subprocess.run(shell, check=True, capture_output=True, text=True, cwd=folder, env=os.environ).stdout
+    printed = subprocess.run(shell, check=True, capture_output=True, text=True, cwd=folder).stdout
     return [shlex.split(line) for line in printed.splitlines()]
 
 
