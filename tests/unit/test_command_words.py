@@ -33,6 +33,13 @@ DOCTOR = ["doctor", "rows.jsonl", "--tokenizer", "model"]
         (["env", "--al"], "there is no option --al."),
         (["score", "m", "rows.jsonl", "--outptu", "x.jsonl"], "there is no option --outptu. Did you mean --output?"),
         (["score", "m", "rows.jsonl"], "the following arguments are required: --output."),
+        (["prompts", "tldr"], "the following arguments are required: --output."),
+        (
+            ["prompts", "imdb", "--output", "o.jsonl"],
+            "argument TASK: invalid choice: 'imdb' (choose from 'hh', 'tldr', ",
+        ),
+        (["prompts", "hh", "--output", "o.jsonl", "--num", "0"], "--num: 0 is not a whole number above 0"),
+        (["prompts", "hh", "--output", "none/o.jsonl"], "argument --output: there is no folder none."),
         (["sample", "m", "p.jsonl"], "the following arguments are required: --output."),
         (["sample", "m", "p.jsonl", "--num_sample", "2"], "no option --num_sample. Did you mean --num_samples?"),
         (["sample", "m", "p.jsonl", "--temperature", "-1"], "--temperature: -1 is not a finite number of at least 0"),

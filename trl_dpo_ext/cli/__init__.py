@@ -15,6 +15,7 @@ _COMMANDS = {
     "rank": "train RankingDPOTrainer, on ranked or scored answers",
     "preferred-ft": "train PreferredFTTrainer, on preferred answers only: the stage before DPO",
     "unlikelihood": "train UnlikelihoodTrainer, a baseline",
+    "prompts": "write prompts of the paper's tasks, with their human answers",
     "sample": "sample completions of the prompts of a file",
     "evaluate": "measure policies on prompts: reward, KL from the reference, win rate over it, best of N",
     "win-rate": "win rate of policies over a baseline: by a judge, a reward or people",

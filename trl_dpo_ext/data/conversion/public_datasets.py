@@ -8,8 +8,8 @@ from typing import Any
 __all__ = ["from_nectar", "from_stack_exchange", "from_summarize_from_feedback", "from_ultrafeedback"]
 
 _TURN = re.compile(r"\n\n(Human|Assistant): ?")
-_REDDIT = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
-_NEWS = "Article:\n{article}\n\nTL;DR:"
+REDDIT_PROMPT = "SUBREDDIT: r/{subreddit}\n\nTITLE: {title}\n\nPOST: {post}\n\nTL;DR:"
+NEWS_PROMPT = "Article:\n{article}\n\nTL;DR:"
 
 
 def from_ultrafeedback(row: Mapping[str, Any], *, score: str = "overall_score", chat: bool = True) -> dict[str, Any]:
@@ -175,9 +175,9 @@ def from_summarize_from_feedback(row: Mapping[str, Any], *, chat: bool = False) 
     if choice not in range(len(texts)):
         raise ValueError(f"`choice` is {choice!r} with {len(texts)} summaries. Expected a row of {schema}.")
     if info.get("post") is not None:
-        prompt = _REDDIT.format_map(info)
+        prompt = REDDIT_PROMPT.format_map(info)
     elif info.get("article") is not None:
-        prompt = _NEWS.format_map(info)
+        prompt = NEWS_PROMPT.format_map(info)
     else:
         raise ValueError(f"`info` has neither `post` nor `article`. Expected a row of {schema}.")
     summaries = [text.strip() for text in texts]
