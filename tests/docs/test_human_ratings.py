@@ -185,3 +185,26 @@ def test_a_run(tmp_path: Path):
         assert found["evaluations"][name]["rewards"].keys() == {"VADER's rules", "critics' classifier"}
     for picture in ("agreement.png", "reward_against_kl.png"):
         assert (output_dir / picture).stat().st_size > 10_000
+
+
+# `rater_agreement.py`
+
+
+def test_agreement_of_raters(data, tmp_path, monkeypatch, capsys):
+    example = importlib.import_module("rater_agreement")
+    packages = tmp_path / "out" / "packages"
+    packages.mkdir(parents=True)
+    # Pairs of signs: 3 of 3 agree, 1 of 3, and 1 of 1 beside a tie
+    rated = [("good film", [3, 1, 2]), ("so so", [2, -1, -1]), ("bad film", [-4, 0, -1])]
+    write_snippets(data, packages / data.SNIPPETS_ARCHIVE, rated)
+    monkeypatch.setattr(example, "download", lambda folder, archives: None)
+    monkeypatch.setattr("sys.argv", ["rater_agreement.py", "--output_dir", str(tmp_path / "out")])
+    example.main()
+    table = json.loads((tmp_path / "out" / "agreement.json").read_text())["human_human"]
+    assert (table["ties_dropped"]["agreement"], table["ties_dropped"]["num_pairs"]) == (same(5 / 7), 7)
+    assert (table["ties_kept"]["agreement"], table["ties_kept"]["num_pairs"]) == (same(5 / 9), 9)
+    with (tmp_path / "out" / "raters.csv").open(newline="") as file:
+        rows = [(row["rater"], float(row["agreement"]), int(row["snippets"])) for row in csv.DictReader(file)]
+    # Of the second snippet the others' means are -1, 1/2 and 1/2; of the third -1/2 and -2
+    assert rows == [("rater 1", same(2 / 3), 3), ("rater 2", same(1 / 2), 2), ("rater 3", same(2 / 3), 3)]
+    assert "A rater and the mean of the others: 0.611 (0.500 to 0.667 of 3 raters)" in capsys.readouterr().out

@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
     return found.value.args[0]
 
 
-COUNTS = {"preferred-ft": 2, "dpo": 2, "prompts": 3, "sample": 10 + 15 + 4, "win-rate": 2 + 3 + 2 + 2, "agreement": 1}
+COUNTS = {"preferred-ft": 2, "dpo": 2, "prompts": 3, "sample": 10 + 15 + 4, "win-rate": 3 + 4, "agreement": 1}
 
 
 def test_all_commands_are_checked(commands):
@@ -85,8 +84,6 @@ def test_all_commands_are_checked(commands):
 
 @pytest.mark.parametrize("command", COUNTS)
 def test_command_is_read(command, commands, monkeypatch):
-    if command == "win-rate" and find_spec("trl_dpo_ext.cli.win_rate") is None:
-        pytest.skip("there is no command `win-rate`")
     for words in commands:
         if words[0] == command:
             assert options_of(words, monkeypatch) is not None
@@ -117,13 +114,16 @@ def test_files_are_those_of_earlier_commands(commands):
             assert recipe["model_name_or_path"] in {"EleutherAI/pythia-2.8b", sft} | written
             written.add(recipe["output_dir"])
             continue
-        read = {"sample": words[:2], "win-rate": [], "prompts": [], "agreement": []}[command]
+        read = {"sample": words[:2], "win-rate": [], "prompts": [], "agreement": words[:1]}[command]
         if command == "win-rate":
-            read = [*values_of(words, "--policy"), value_of(words, "--baseline")]
+            policies = [word.rpartition("=")[2] for word in values_of(words, "--policy")]
+            read = [*policies, value_of(words, "--baseline")]
+            if "--human" in words:
+                assert "outputs/tldr/sheet.csv" in written  # of which people return copies
         assert set(read) <= {sft} | written
         output = value_of(words, "--output")
-        assert output not in written
-        written.add(output)
+        assert output not in written or command == "win-rate"  # which appends
+        written |= {output, *(value_of(words, option) for option in ("--write_sheet",) if option in words)}
 
 
 def test_temperatures_are_those_of_the_paper(commands):

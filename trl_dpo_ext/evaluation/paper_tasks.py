@@ -101,7 +101,7 @@ def task_prompts(
                 left_out["with an empty question or answer"] += 1
             elif max_prompt_chars is not None and len(prompt) > max_prompt_chars:
                 left_out[f"with a prompt of more than {max_prompt_chars} characters"] += 1
-            elif False:
+            elif prompt in kept:
                 left_out["with the prompt of an earlier row"] += 1
             else:
                 source_id = {"source_id": record.row["id"]} if "id" in record.row else {}
