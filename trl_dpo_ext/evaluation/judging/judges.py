@@ -9,7 +9,7 @@ from trl_dpo_ext.evaluation.judging.verdicts import RaterIdentity
 from trl_dpo_ext.evaluation.rewards.reward_function import hash_function
 
 
-__all__ = ["Answer", "AskingStopped", "FunctionJudge", "Judge", "RequestLimitReached"]
+__all__ = ["Answer", "AskingStopped", "FunctionJudge", "Judge", "RequestLimitReached", "shown"]
 
 
 @dataclass(frozen=True)
