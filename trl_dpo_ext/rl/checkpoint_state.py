@@ -51,9 +51,7 @@ def read_state(folder: str | Path) -> RLState:
     """
     path = Path(folder, _FILE)
     if not path.is_file():
-        raise ValueError(
-            f"{folder} cannot be resumed from: it has no {_FILE}, which each checkpoint has."
-        )
+        raise ValueError(f"{folder} cannot be resumed from: it has no {_FILE}, which each checkpoint has.")
     return RLState(**json.loads(path.read_text()))
 
 

@@ -6,20 +6,20 @@ from typing import Any
 from accelerate.utils import is_peft_model
 from torch import Tensor, nn
 
-from trl_dpo_ext.evaluation.rewards.reward import Reward, name_of
+from trl_dpo_ext.evaluation.rewards.reward import Reward
 
 
 __all__ = ["checked_rewards", "count_positions", "turn_dropout_off"]
 
 
-def count_positions(model: nn.Module) -> None:
+def count_positions(model: Any) -> None:
     """
     Makes a model count the positions of its tokens without left padding.
 
     TRL pads prompts on the left and passes no positions. Models with learned positions, such as GPT-2, then count the
     padding, so the log-probabilities of a row depend on the other rows of its batch.
     """
-    inner: Any = model.get_base_model() if is_peft_model(model) else model
+    inner = model.get_base_model() if is_peft_model(model) else model
     if "position_ids" in inspect.signature(type(inner).forward).parameters:
         model.register_forward_pre_hook(_add_positions, with_kwargs=True)
 
@@ -71,6 +71,4 @@ def checked_rewards(reward_funcs: Reward | list[Reward]) -> list[Reward]:
                 f"`reward_funcs` has a `{type(reward).__name__}`. Pass functions `f(prompts, completions)` that "
                 "return a number for each completion."
             )
-        if inspect.iscoroutinefunction(reward):
-            raise TypeError(f"The reward `{name_of(reward)}` is asynchronous. Pass a function that returns numbers.")
     return rewards

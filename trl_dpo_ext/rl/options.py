@@ -58,9 +58,7 @@ class RLOptions:
                 "constraint, use `trl.RLOOTrainer`."
             )
         if self.sync_ref_model:  # type: ignore[attr-defined]
-            raise ValueError(
-                "`sync_ref_model=True` changes the reference, but that of Eq. 3 is fixed. Leave it out."
-            )
+            raise ValueError("`sync_ref_model=True` changes the reference, but that of Eq. 3 is fixed. Leave it out.")
         for name, given in (_options_of(self) | (self.generation_kwargs or {})).items():  # type: ignore[attr-defined]
             if name in _SAMPLING and given != _SAMPLING[name]:
                 raise ValueError(

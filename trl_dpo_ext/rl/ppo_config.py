@@ -20,7 +20,7 @@ _OF_GRPO = (
 
 
 @dataclass
-class PPOPaperConfig(RLOptions, GRPOConfig):
+class PPOPaperConfig(RLOptions, GRPOConfig):  # type: ignore[misc]
     r"""
     Configuration of [`PPOPaperTrainer`]: that of [`trl.GRPOConfig`], with the defaults of
     [`~trl_dpo_ext.rl.options.RLOptions`]. Options that only affect GRPO's advantages or its KL term raise an error.
@@ -69,6 +69,6 @@ class PPOPaperConfig(RLOptions, GRPOConfig):
         for option in fields(self):
             if option.name in _OF_GRPO and getattr(self, option.name) != option.default:
                 raise ValueError(
-                    f"`{option.name}={getattr(self, option.name)!r}` changes GRPO's advantages or loss, and PPO has its "
-                    "own. Leave it out."
+                    f"`{option.name}={getattr(self, option.name)!r}` changes GRPO's advantages or loss, and PPO has "
+                    "others. Leave it out."
                 )

@@ -45,7 +45,14 @@ class RLTrainer:
     config_class: ClassVar[type]
     trl_class: ClassVar[type]
 
+    accelerator: Any
+    args: Any
     beta: float
+    model: Any
+    ref_model: Any
+    reward_funcs: list[Reward]
+    state: Any
+    _metrics: dict[str, Any]
     last_generation: Generation | None = None  # of training
 
     def __init__(
@@ -143,7 +150,7 @@ def _check_is_no_prompt_learning(model: Any, peft_config: Any) -> None:
     adapters = list(model.peft_config.values()) if reference_policy.is_peft_model(model) else [peft_config]
     if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
         raise ValueError(
-            "The adapter learns virtual tokens, and PEFT then ignores the positions that left-padded prompts need. Use "
+            "The adapter learns virtual tokens. PEFT then ignores the positions that left-padded prompts need. Use "
             "another adapter, such as LoRA."
         )
 

@@ -11,7 +11,7 @@ __all__ = ["RLOOPaperConfig"]
 
 
 @dataclass
-class RLOOPaperConfig(RLOptions, RLOOConfig):
+class RLOOPaperConfig(RLOptions, RLOOConfig):  # type: ignore[misc]
     r"""
     Configuration of [`RLOOPaperTrainer`]: that of [`trl.RLOOConfig`], with the defaults of
     [`~trl_dpo_ext.rl.options.RLOptions`].
