@@ -91,13 +91,15 @@ class PPOPaperTrainer(RLTrainer, GRPOTrainer):  # type: ignore[misc]
             }"""),
     }
 
-    def __init__(self, model: Any, *args: Any, **kwargs: Any):
-        if is_peft_model(model) or kwargs.get("peft_config") is not None:
+    def _check_model(self, model: Any, peft_config: Any) -> None:
+        if is_peft_model(model) or peft_config is not None:
             raise ValueError(
                 "`PPOPaperTrainer` trains all weights of a value model, so PEFT is not supported. Merge the adapter "
                 "into the model, or use `RLOOPaperTrainer`."
             )
-        super().__init__(model, *args, **kwargs)
+
+    def _prepare_models(self) -> None:
+        super()._prepare_models()
         if is_sharded(self.accelerator):
             raise ValueError("`PPOPaperTrainer` does not support FSDP and DeepSpeed. Use `RLOOPaperTrainer`, or DDP.")
         value_model = value_model_of(self.model)

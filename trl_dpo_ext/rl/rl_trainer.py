@@ -76,11 +76,8 @@ class RLTrainer:
         if isinstance(processing_class, ProcessorMixin):
             raise ValueError("`processing_class` is a processor, but prompts are text or chat. Pass its `.tokenizer`.")
         rewards = checked_rewards(reward_funcs)
-        reference_policy.check_adapter_start(model, peft_config)
-        _check_is_no_prompt_learning(model, peft_config)
-        if reference_policy.is_peft_model(model):
-            reference_policy.check_adapter_names(model)
-            reference_policy.forget_ref_adapter(model)
+        self._check_model(model, peft_config)
+        reference_policy.forget_ref_adapter(model)
         with _reference_from_memory(model, self.trl_class):
             super().__init__(  # type: ignore[call-arg]
                 model=model,
@@ -94,12 +91,26 @@ class RLTrainer:
                 quantization_config=quantization_config,
                 peft_config=peft_config,
             )
+        self._prepare_models()
+
+    def _check_model(self, model: Any, peft_config: Any) -> None:
+        reference_policy.check_adapter_start(model, peft_config)
+        if reference_policy.is_peft_model(model):
+            reference_policy.check_adapter_names(model)
+        adapters = model.peft_config.values() if reference_policy.is_peft_model(model) else [peft_config]
+        if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
+            raise ValueError(
+                "The adapter learns virtual tokens. PEFT then ignores the positions that left-padded prompts need. Use "
+                "another adapter, such as LoRA."
+            )
+
+    def _prepare_models(self) -> None:
         if is_peft_model(self.model):
             reference_policy.copy_to_ref_adapter(self.model)
             reference_policy.mark_ref_adapter(self.model)
-        for each in (self.model, self.ref_model):
-            if each is not None:
-                self._guard(each)
+        for model in (self.model, self.ref_model):
+            if model is not None:
+                self._guard(model)
         self._reference_hash = hash_weights(self.model)  # now, because training changes the weights
 
     def _guard(self, model: nn.Module) -> None:
@@ -144,15 +155,6 @@ class RLTrainer:
         metrics["completions/finished"].append(1 - metrics["completions/clipped_ratio"][-1])
         if mode == "train":
             self.last_generation = Generation(kl, num_samples)
-
-
-def _check_is_no_prompt_learning(model: Any, peft_config: Any) -> None:
-    adapters = list(model.peft_config.values()) if reference_policy.is_peft_model(model) else [peft_config]
-    if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
-        raise ValueError(
-            "The adapter learns virtual tokens. PEFT then ignores the positions that left-padded prompts need. Use "
-            "another adapter, such as LoRA."
-        )
 
 
 def _reference_from_memory(model: Any, trl_class: type) -> Any:
