@@ -45,7 +45,6 @@ def test_ends_at_eq_4(kind, beta, tmp_path):
 @pytest.mark.parametrize("kind", OPTIONS)
 def test_ends_at_a_kl_target(kind, target, tmp_path):
     bandit = Bandit(length=3)
-    ref = bandit.logps()
     size = {
         "per_device_train_batch_size": 128,
         "num_generations": 64,

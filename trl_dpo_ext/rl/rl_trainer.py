@@ -100,7 +100,7 @@ class RLTrainer:
         adapters = model.peft_config.values() if reference_policy.is_peft_model(model) else [peft_config]
         if any(getattr(adapter, "is_prompt_learning", False) for adapter in adapters):
             raise ValueError(
-                "The adapter learns virtual tokens. PEFT then ignores the positions that left-padded prompts need. Use "
+                "The adapter learns virtual tokens, with which PEFT ignores the positions of left-padded prompts. Use "
                 "another adapter, such as LoRA."
             )
 
