@@ -18,8 +18,13 @@ __all__ = [
     "DPOPaperTrainer",
     "DataCollatorForRanking",
     "ImplicitRewardModel",
+    "KLTargetCallback",
+    "PPOPaperConfig",
+    "PPOPaperTrainer",
     "PreferredFTConfig",
     "PreferredFTTrainer",
+    "RLOOPaperConfig",
+    "RLOOPaperTrainer",
     "RankingDPOConfig",
     "RankingDPOTrainer",
     "UnlikelihoodConfig",
@@ -31,6 +36,11 @@ __getattr__, __dir__ = lazy_names(
     {
         "trl_dpo_ext.data.rankings.collator": ("DataCollatorForRanking",),
         "trl_dpo_ext.reward_model.implicit_reward_model": ("ImplicitRewardModel",),
+        "trl_dpo_ext.rl.kl_target": ("KLTargetCallback",),
+        "trl_dpo_ext.rl.ppo_config": ("PPOPaperConfig",),
+        "trl_dpo_ext.rl.ppo_trainer": ("PPOPaperTrainer",),
+        "trl_dpo_ext.rl.rloo_config": ("RLOOPaperConfig",),
+        "trl_dpo_ext.rl.rloo_trainer": ("RLOOPaperTrainer",),
         "trl_dpo_ext.trainers.base_trainer": ("BaseDPOTrainer",),
         "trl_dpo_ext.trainers.dpo_config": ("DPOPaperConfig",),
         "trl_dpo_ext.trainers.dpo_trainer": ("DPOPaperTrainer",),
@@ -46,6 +56,11 @@ __getattr__, __dir__ = lazy_names(
 if TYPE_CHECKING:
     from trl_dpo_ext.data.rankings.collator import DataCollatorForRanking
     from trl_dpo_ext.reward_model.implicit_reward_model import ImplicitRewardModel
+    from trl_dpo_ext.rl.kl_target import KLTargetCallback
+    from trl_dpo_ext.rl.ppo_config import PPOPaperConfig
+    from trl_dpo_ext.rl.ppo_trainer import PPOPaperTrainer
+    from trl_dpo_ext.rl.rloo_config import RLOOPaperConfig
+    from trl_dpo_ext.rl.rloo_trainer import RLOOPaperTrainer
     from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
     from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
     from trl_dpo_ext.trainers.dpo_trainer import DPOPaperTrainer

@@ -6,7 +6,8 @@ Importing it checks the signatures of these methods, so that an incompatible ver
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +17,6 @@ from packaging.version import Version
 from trl import DPOTrainer
 from trl.models.utils import prepare_deepspeed
 from trl.scripts.utils import DatasetConfig
-from trl.trainer import dpo_trainer as trl_dpo_trainer
 from trl.trainer import utils as trl_utils
 from trl.trainer.utils import (
     FusedCausalLMOutput,
@@ -28,7 +28,9 @@ from trl.trainer.utils import (
 
 
 __all__ = [
+    "PPO_SEAMS",
     "RESUMES_ADAPTER_COPY",
+    "RLOO_SEAMS",
     "SEAMS",
     "DatasetConfig",
     "FusedCausalLMOutput",
@@ -98,19 +100,68 @@ SEAMS = {
     "train": ("resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
 }
 
+# The same for `trl.RLOOTrainer`
+RLOO_SEAMS = {
+    "__init__": (
+        "model",
+        "reward_funcs",
+        "args",
+        "train_dataset",
+        "eval_dataset",
+        "processing_class",
+        "reward_processing_classes",
+        "callbacks",
+        "optimizers",
+        "quantization_config",
+        "peft_config",
+    ),
+    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "_generate_and_score_completions": ("inputs",),
+    "_load_from_checkpoint": ("resume_from_checkpoint", "model"),
+    "save_model": ("output_dir", "_internal_call"),
+}
 
-def check_seams(trainer_class: type = DPOTrainer) -> None:
+# The same for `trl.GRPOTrainer`, on which PPO is built
+PPO_SEAMS = RLOO_SEAMS | {
+    "__init__": (*RLOO_SEAMS["__init__"], "tools", "rollout_func", "environment_factory"),
+    "_get_per_token_logps_and_entropies": (
+        "model",
+        "input_ids",
+        "attention_mask",
+        "logits_to_keep",
+        "batch_size",
+        "compute_entropy",
+        "compute_aux_loss",
+        "pixel_values",
+        "image_grid_thw",
+        "num_images",
+        "pixel_attention_mask",
+        "spatial_shapes",
+        "num_tiles",
+        "image_sizes",
+        "token_type_ids",
+        "mm_token_type_ids",
+        "image_position_ids",
+    ),
+    "compute_loss": ("model", "inputs", "return_outputs", "num_items_in_batch"),
+    "create_optimizer": ("model",),
+}
+
+
+def check_seams(trainer_class: type = DPOTrainer, seams: Mapping[str, tuple[str, ...]] = SEAMS) -> None:
     """
-    Checks that every method in [`SEAMS`] exists on `trainer_class` with the expected parameters.
+    Checks that methods exist on `trainer_class` with the expected parameters.
 
     Args:
         trainer_class (`type`, *optional*, defaults to `trl.DPOTrainer`):
             Class to check.
+        seams (`Mapping[str, tuple[str, ...]]`, *optional*, defaults to [`SEAMS`]):
+            Names of the methods, with their parameters except `self`.
 
     Raises:
         ImportError: If not. The message has the first method, its signature now, and the installed versions.
     """
-    for name, expected in SEAMS.items():
+    for name, expected in seams.items():
         method = getattr(trainer_class, name, None)
         found = None if method is None else tuple(list(inspect.signature(method).parameters)[1:])
         if found != expected:
@@ -155,14 +206,15 @@ def lm_head_on_every_token() -> Iterator[None]:
 
 
 @contextmanager
-def loading_models_by(load: Callable[..., torch.nn.Module]) -> Iterator[None]:
-    """Makes `trl.DPOTrainer` use `load` to load a policy or reference that is given as a path."""
-    given = trl_dpo_trainer.create_model_from_path
-    trl_dpo_trainer.create_model_from_path = load  # type: ignore[assignment]
+def loading_models_by(load: Callable[..., torch.nn.Module], trainer_class: type = DPOTrainer) -> Iterator[None]:
+    """Makes a trainer of TRL use `load` to load a policy or reference by its path."""
+    module = sys.modules[trainer_class.__module__]
+    given = module.create_model_from_path
+    module.create_model_from_path = load  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        trl_dpo_trainer.create_model_from_path = given
+        module.create_model_from_path = given  # type: ignore[attr-defined]
 
 
 check_seams()

@@ -6,10 +6,18 @@ import re
 import pytest
 import transformers
 import trl
-from trl import DPOTrainer
+from trl import DPOTrainer, GRPOTrainer, RLOOTrainer
 
-from trl_dpo_ext import BaseDPOTrainer, DPOPaperTrainer, PreferredFTTrainer, RankingDPOTrainer, UnlikelihoodTrainer
-from trl_dpo_ext.compat import SEAMS, check_seams
+from trl_dpo_ext import (
+    BaseDPOTrainer,
+    DPOPaperTrainer,
+    PPOPaperTrainer,
+    PreferredFTTrainer,
+    RankingDPOTrainer,
+    RLOOPaperTrainer,
+    UnlikelihoodTrainer,
+)
+from trl_dpo_ext.compat import PPO_SEAMS, RLOO_SEAMS, SEAMS, check_seams
 
 
 TRAINERS = (DPOPaperTrainer, PreferredFTTrainer, RankingDPOTrainer, UnlikelihoodTrainer)
@@ -48,13 +56,13 @@ def test_a_seam_that_moved_is_named(name, method, now):
     assert "constraints.txt" in str(error.value) and "upgrade trl_dpo_ext" in str(error.value)
 
 
-def overridden(cls: type) -> set[str]:
-    """Methods and properties that a class of ours replaces."""
+def overridden(cls: type, of: type = DPOTrainer) -> set[str]:
+    """Methods and properties of TRL's class that a class of ours replaces."""
     return {
         name
         for name, value in vars(cls).items()
         if (inspect.isfunction(value) or isinstance(value, (property, classmethod, staticmethod)))
-        and hasattr(DPOTrainer, name)
+        and hasattr(of, name)
     }
 
 
@@ -72,6 +80,23 @@ def test_every_override_stands_in_one_file():
 def test_what_changes_too_often_is_not_overridden():
     # `_compute_loss` had ten bodies in fifteen releases (DESIGN.md, section 5)
     assert "_compute_loss" not in set().union(*map(overridden, OURS))
+
+
+@pytest.mark.parametrize(
+    ("trainer", "of", "seams"),
+    [(RLOOPaperTrainer, RLOOTrainer, RLOO_SEAMS), (PPOPaperTrainer, GRPOTrainer, PPO_SEAMS)],
+)
+def test_seams_of_reinforcement_learning(trainer, of, seams):
+    check_seams(of, seams)
+    ours = [cls for cls in trainer.__mro__ if cls.__module__.startswith("trl_dpo_ext.")]
+    found = set().union(*(overridden(cls, of) for cls in ours))
+    assert {"_calculate_rewards", "_generate_and_score_completions"} <= found
+    assert found - set(seams) == set()
+    without = {name: parameters for name, parameters in seams.items() if name != "__init__"}
+    check_seams(trainer, without)  # so overriding changes no signature either
+    moved = type("MovedTrainer", (of,), {"_calculate_rewards": _without_a_parameter})
+    with pytest.raises(ImportError, match=re.escape("`MovedTrainer._calculate_rewards(inputs, prompts, ")):
+        check_seams(moved, seams)
 
 
 def test_constructor_arguments_are_trl_s_in_the_same_order():

@@ -1,0 +1,58 @@
+"""RL on Eq. 3 ends at its closed form, Eq. 4, where all completions can be enumerated, and at KL targets."""
+
+import pytest
+import torch
+from exactness.bandit import Bandit
+from reinforced import logged
+
+from trl_dpo_ext import KLTargetCallback
+from trl_dpo_ext.theory import optimal_policy
+
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def kl(policy: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """KL of each prompt, in nats."""
+    return (policy.exp() * (policy - other)).sum(-1)
+
+
+# Whitened advantages of a policy near the optimum are noise of variance 1, so PPO runs without
+OPTIONS = {"rloo": {"max_steps": 60}, "ppo": {"max_steps": 80, "num_iterations": 2, "whiten_advantages": False}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beta", [0.5, 1.0])
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_ends_at_eq_4(kind, beta, tmp_path):
+    bandit = Bandit()
+    ref = bandit.logps()
+    optimum = optimal_policy(ref, bandit.rewards, beta=beta)
+    bandit.trainer(kind, tmp_path, beta=beta, **OPTIONS[kind]).train()
+    found = bandit.logps()
+
+    def objective(policy):  # Eq. 3
+        return ((policy.exp() * bandit.rewards).sum(-1) - beta * kl(policy, ref)).mean()
+
+    assert kl(ref, optimum).min() > 0.1  # training has to move
+    assert kl(found, optimum).max() < 0.02
+    assert objective(ref) < 0.9 * objective(optimum)
+    assert 0.99 * objective(optimum) < objective(found) < objective(optimum)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [1.0, 3.0])
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_ends_at_a_kl_target(kind, target, tmp_path):
+    bandit = Bandit(length=3)
+    size = {
+        "per_device_train_batch_size": 128,
+        "num_generations": 64,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "constant_with_warmup",
+    }
+    trainer = bandit.trainer(kind, tmp_path, beta=0.35, **OPTIONS[kind] | size)
+    trainer.add_callback(KLTargetCallback(trainer, target=target, horizon=500))
+    trainer.train()
+    logs = [log for log in logged(trainer) if "kl_sequence" in log][-15:]  # of generations
+    assert sum(log["kl_sequence"] for log in logs) / len(logs) == pytest.approx(target, rel=0.25)
