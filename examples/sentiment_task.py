@@ -84,6 +84,12 @@ def small_gpt2(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
+def base_model() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """The model before it is fine-tuned, for `model: examples/sentiment_task.py:base_model` in `recipes/frontier`."""
+    tokenizer = train_tokenizer([review["text"] for review in load_reviews()])
+    return small_gpt2(tokenizer), tokenizer
+
+
 def fine_tune(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,

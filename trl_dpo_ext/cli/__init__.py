@@ -19,6 +19,7 @@ _COMMANDS = {
     "sample": "sample completions of the prompts of a file",
     "evaluate": "measure policies on prompts: reward, KL from the reference, win rate over it, best of N",
     "win-rate": "win rate of policies over a baseline: by a judge, a reward or people",
+    "frontier": "the reward-KL frontier: many runs from one model, measured during training",
     "agreement": "how far people agree with each other, and judges with people",
     "score": "add implicit rewards to the rows of a file",
     "doctor": "examine a dataset before training: invalid rows, truncation, and suspicious patterns",
