@@ -45,7 +45,7 @@ def _fine_tuned(config: FrontierConfig, model: Any, tokenizer: Any, texts: Seque
 
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    defaults = {"save_strategy": "no", "report_to": "none", "seed": config.seed, "bf16": False}
+    defaults = {"save_strategy": "no", "report_to": "none", "seed": config.seed, "bf16": False, "logging_steps": 100}
     args = SFTConfig(str(folder / "trainer"), **{**defaults, **dict(config.sft or {})})
     dataset = Dataset.from_dict({"text": list(texts)})
     trainer = SFTTrainer(model, args, train_dataset=dataset, processing_class=tokenizer)

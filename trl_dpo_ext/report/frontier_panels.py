@@ -50,8 +50,8 @@ def frontier_panels(rows: Sequence[Row]) -> list[Panel]:
         Panel(
             "Reward against KL",
             "Ends of runs with standard errors of reward and KL, joined in the order of the KL. Best of N of the "
-            "initial policy: solid grey at its estimated KL, dashed at the upper bound log N - (N - 1) / N. Black: the "
-            "optimum of Eq. 3, estimated from samples of the initial policy.",
+            "initial policy: solid grey at its estimated KL, dashed at the upper bound log N - (N - 1) / N. Black: "
+            "the optimum of Eq. 3, estimated from samples of the initial policy.",
             "a method below another at the same KL, by more than the bars.",
             partial(_draw_frontier, rows),
         ),
@@ -146,6 +146,8 @@ def _draw_cost(rows: Sequence[Row], column: str, label: str, axes: "Axes") -> No
         if row["method"] == _SFT:
             draw_reference_line(axes, row["reward"])
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.minorticks_off()
     axes.set(xlabel=label, ylabel="true reward")
 
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_center", "name_rows", "styles_of"]
 
-# Okabe and Ito's palette. Policies beyond it use it again, with another marker
-_COLORS = (CHOSEN, REJECTED, SECOND, "#cc79a7", "#e69f00", "#56b4e9")
+# Okabe and Ito's palette, and two of Tol's. Policies beyond it use it again, with another marker
+_COLORS = (CHOSEN, REJECTED, SECOND, "#cc79a7", "#e69f00", "#56b4e9", "#882255", "#999933")
 _MARKERS = ("o", "s", "^", "D")
 _MOST_LETTERS = 24
 
