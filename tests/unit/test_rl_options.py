@@ -34,6 +34,7 @@ def test_defaults_of_the_paper(config, tmp_path):
         ({"temperature": 0.7}, "`temperature=0.7` samples from another distribution .* set it to 1.0"),
         ({"top_k": 50}, "`top_k=50` samples from another distribution .* set it to 0"),
         ({"generation_kwargs": {"top_p": 0.9}}, "`top_p=0.9` samples from another distribution"),
+        ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` adds noise to the policy"),
         ({"sync_ref_model": True}, "`sync_ref_model=True` changes the reference"),
     ],
 )
