@@ -13,7 +13,7 @@ from trl_dpo_ext.evaluation.rewards.reward import Reward, rewards_of
 from trl_dpo_ext.processes import get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.weights_hash import hash_weights
-from trl_dpo_ext.rl.checkpoint_state import RLState, check_resumes, read_state, write_state
+from trl_dpo_ext.rl.checkpoint_state import RLState, check_resumes, read_state, warn_of_save_steps, write_state
 from trl_dpo_ext.rl.guards import checked_rewards, count_positions, turn_dropout_off
 
 
@@ -79,6 +79,7 @@ class RLTrainer:
             )
         if isinstance(processing_class, ProcessorMixin):
             raise ValueError("`processing_class` is a processor, but prompts are text or chat. Pass its `.tokenizer`.")
+        warn_of_save_steps(args)
         rewards = checked_rewards(reward_funcs)
         self._check_model(model, peft_config)
         reference_policy.forget_ref_adapter(model)
