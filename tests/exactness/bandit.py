@@ -3,11 +3,11 @@
 import itertools
 from typing import Any
 
+import reinforced
 import torch
 from closeness import drawn_in_float32
 from datasets import Dataset
 from enumerated import WORDS, few_tokens
-from reinforced import TRAINERS
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -72,24 +72,19 @@ class Bandit:
 
     def trainer(self, kind: str, folder: Any, **options: Any) -> Any:
         """A trainer of the policy, with 256 completions an update."""
-        trainer_class, config_class = TRAINERS[kind]
-        args = {
-            "per_device_train_batch_size": 256,
-            "num_generations": 128,
-            "max_completion_length": self.length,
+        trainer_class, config_class = reinforced.TRAINERS[kind]
+        size = {"per_device_train_batch_size": 256, "num_generations": 128, "max_completion_length": self.length}
+        optimization = {
             "learning_rate": 5e-3,
             "optim": "adamw_torch",
             "lr_scheduler_type": "linear",
             "warmup_steps": 5,
-            "logging_steps": 1,
-            "save_strategy": "no",
-            "report_to": "none",
-            "use_cpu": True,
         }
+        args = config_class(**reinforced.options(folder, **size | optimization | options))
         return trainer_class(
             self.policy,
             reward,
-            config_class(str(folder), **args | options),
+            args,
             train_dataset=Dataset.from_dict({"prompt": PROMPTS}),
             processing_class=TOKENIZER,
         )

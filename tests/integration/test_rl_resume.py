@@ -62,6 +62,14 @@ def test_the_value_model_is_trained_and_not_part_of_the_policy(whole):
     assert values[0] > 0 and all(value >= 0 for value in values)
 
 
+def test_checkpoints_within_a_generation_are_a_warning(tmp_path, caplog):
+    options = {"num_iterations": 3, "gradient_accumulation_steps": 2, "save_strategy": "steps"}
+    for save_steps, warnings in ((3, 0), (6, 0), (4, 1)):
+        caplog.clear()
+        trainer_of("rloo", changed_gpt2(), tmp_path, save_steps=save_steps, **options)
+        assert len([line for line in caplog.messages if "Use a multiple of 3." in line]) == warnings
+
+
 def copied(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder / "checkpoint-4", to / "checkpoint-4"))
 

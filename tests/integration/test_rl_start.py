@@ -138,6 +138,15 @@ def test_trl_alone_loads_the_reference_again(tmp_path):
     assert abs(logged(trainer)[0]["kl"]) > 1e-2
 
 
+@pytest.mark.parametrize("kind", ["rloo", "ppo"])
+def test_a_kl_at_the_start_is_a_warning(kind, tmp_path, caplog):
+    for disabled in (True, False):
+        caplog.clear()
+        trainer_of(kind, changed_gpt2(), tmp_path, disable_dropout=disabled).train()
+        found = [record.message for record in caplog.records if "before the first update" in record.message]
+        assert len(found) == (not disabled)
+
+
 ADAPTERS = {
     "new": lambda: (tiny_llama(), lora_config()),
     "trained": lambda: (get_peft_model(tiny_llama(), lora_config(init_lora_weights=False)), None),

@@ -4,6 +4,7 @@ import math
 import types
 
 import pytest
+import torch
 import trl
 from closeness import same
 from datasets import Dataset
@@ -13,6 +14,7 @@ from tiny import lora_config, tiny_gpt2, tiny_processor, tiny_tokenizer
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from trl_dpo_ext import KLTargetCallback, PPOPaperConfig, RLOOPaperConfig, RLOOPaperTrainer
+from trl_dpo_ext.evaluation import ClassifierReward
 from trl_dpo_ext.rl.rl_trainer import Generation
 
 
@@ -34,6 +36,7 @@ def test_defaults_of_the_paper(config, tmp_path):
         ({"temperature": 0.7}, "`temperature=0.7` samples from another distribution .* set it to 1.0"),
         ({"top_k": 50}, "`top_k=50` samples from another distribution .* set it to 0"),
         ({"generation_kwargs": {"top_p": 0.9}}, "`top_p=0.9` samples from another distribution"),
+        ({"neftune_noise_alpha": 5.0}, "`neftune_noise_alpha` adds noise to the policy"),
         ({"sync_ref_model": True}, "`sync_ref_model=True` changes the reference"),
     ],
 )
@@ -129,6 +132,26 @@ def test_rewards_get_completions_without_eos_as_in_evaluation(tmp_path):
     assert all([message["role"] for message in completion] == ["assistant"] for _, completion in chat)
 
 
+def test_a_reward_model_scores_completions_with_eos(tmp_path):
+    tokenizer, texts = tiny_tokenizer(), []
+    assert tokenizer.pad_token != tokenizer.eos_token  # else the EOS token is padding to a reward model
+    config = GPT2Config(vocab_size=384, n_embd=8, n_layer=1, n_head=1, n_positions=64, num_labels=1)
+    config.pad_token_id = tokenizer.pad_token_id
+    classifier_reward = ClassifierReward(GPT2ForSequenceClassification(config), tokenizer)
+
+    def reward(prompts, completions):
+        texts.extend(prompt + completion for prompt, completion in zip(prompts, completions, strict=True))
+        return classifier_reward(prompts, completions)
+
+    trainer = trainer_of("rloo", tiny_gpt2(), tmp_path, reward, max_steps=1)
+    trainer.train()
+    scores = []
+    for text in texts:
+        ids = torch.tensor([[*tokenizer(text)["input_ids"], tokenizer.eos_token_id]])
+        scores.append(classifier_reward.model(ids).logits.item())
+    assert trainer.state.log_history[0]["reward"] == pytest.approx(sum(scores) / 8, abs=1e-5)
+
+
 def test_arguments_that_are_refused(tmp_path):
     with pytest.raises(TypeError, match="`args` is a `RLOOConfig`, .* Pass a `RLOOPaperConfig`"):
         RLOOPaperTrainer(tiny_gpt2(), letters, trl.RLOOConfig(**options(tmp_path)))
@@ -161,8 +184,9 @@ def test_the_rule_of_ziegler_et_al(tmp_path):
 
 def test_targets_that_are_refused(tmp_path):
     trainer = trainer_of("rloo", tiny_gpt2(), tmp_path)
-    for name, value in {"target": 0.0, "horizon": 0}.items():
-        with pytest.raises(ValueError, match=f"`{name}={value}` must be above 0"):
-            KLTargetCallback(trainer, **{"target": 1.0} | {name: value})
+    with pytest.raises(ValueError, match="`target=0.0` must be above 0"):
+        KLTargetCallback(trainer, target=0.0)
+    with pytest.raises(ValueError, match="`horizon=7` is less than the 8 completions of a generation"):
+        KLTargetCallback(trainer, target=1.0, horizon=7)
     with pytest.raises(ValueError, match="`SimpleNamespace` does not log a sequence KL"):
         KLTargetCallback(types.SimpleNamespace(), target=1.0)

@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 
 from transformers import TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import SaveStrategy
 
+from trl_dpo_ext.processes import get_logger
 from trl_dpo_ext.whole_file import write_text
 
 
-__all__ = ["RLState", "check_resumes", "read_state", "write_state"]
+__all__ = ["RLState", "check_resumes", "read_state", "warn_of_save_steps", "write_state"]
+
+logger = get_logger(__name__)
 
 _FILE = "trl_dpo_ext_rl.json"
 
@@ -35,6 +39,16 @@ class RLState(NamedTuple):
     initial_beta: float
     beta: float
     reference_hash: str | None
+
+
+def warn_of_save_steps(args: Any) -> None:
+    """Warns if checkpoints will be saved from which a run cannot be resumed."""
+    updates = _updates_of_generations(args)
+    if args.save_strategy == SaveStrategy.STEPS and args.save_steps >= 1 and args.save_steps % updates:
+        logger.warning(
+            f"`save_steps={args.save_steps}` saves between the updates of a generation, from where a run cannot be "
+            f"resumed. Use a multiple of {updates}."
+        )
 
 
 def write_state(folder: str | Path, state: RLState) -> None:
@@ -73,10 +87,15 @@ def check_resumes(folder: str | Path, saved: RLState, now: RLState, args: Any) -
             "checkpoint, as `model`. The weights of the checkpoint are loaded by `resume_from_checkpoint`."
         )
     step = TrainerState.load_from_json(str(Path(folder, TRAINER_STATE_NAME))).global_step
-    micro_batches = args.steps_per_generation * args.num_iterations  # of a generation
-    updates = micro_batches // math.gcd(micro_batches, args.gradient_accumulation_steps)
+    updates = _updates_of_generations(args)
     if step % updates:
         raise ValueError(
             f"{folder} cannot be resumed from exactly: it was saved between the updates of a generation. Set "
             f"`save_steps` to a multiple of {updates}, the number of updates after which a generation ends."
         )
+
+
+def _updates_of_generations(args: Any) -> int:
+    """Number of updates after which all completions that were sampled have been used."""
+    micro_batches: int = args.steps_per_generation * args.num_iterations  # of a generation
+    return micro_batches // math.gcd(micro_batches, args.gradient_accumulation_steps)

@@ -51,7 +51,7 @@ def checked_rewards(reward_funcs: Reward | list[Reward]) -> list[Reward]:
         TypeError: If one is not a function of prompts and completions. TRL would also accept a model, and use its
             first output without the EOS token of its training, which for a classifier may be the wrong label.
     """
-    rewards = reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]
+    rewards = list(reward_funcs) if isinstance(reward_funcs, (list, tuple)) else [reward_funcs]
     if not rewards:
         raise TypeError("`reward_funcs` is empty. Pass a function `f(prompts, completions)` that returns numbers.")
     for reward in rewards:

@@ -19,9 +19,9 @@ class KLTargetCallback(TrainerCallback):
     $$ \beta \leftarrow \beta \left(1 + \mathrm{clip}\left(\tfrac{KL}{target} - 1, -0.2, 0.2\right)
        \tfrac{samples}{horizon}\right) $$
 
-    Section 2.2 of [Ziegler et al. (2019)](https://huggingface.co/papers/1909.08593). The points of a reward-KL
-    frontier at KL targets, as those of PPO in Fig. 2 of the DPO paper, come from this rule. It holds a KL. It does not
-    solve Eq. 3 for one `beta`: use a fixed `beta` for that.
+    Section 2.2 of [Ziegler et al. (2019)](https://huggingface.co/papers/1909.08593), with the factor samples / horizon
+    of its code. Sec. 6.1 of the DPO paper has PPO at KL targets of 3, 6, 9 and 12 nats. A run at a KL target does not
+    solve Eq. 3 for one `beta`. Use a fixed `beta` for that.
 
     Args:
         trainer ([`RLOOPaperTrainer`] or [`PPOPaperTrainer`]):
@@ -32,7 +32,7 @@ class KLTargetCallback(TrainerCallback):
             Number of completions in which a KL 20 % or more above the target raises `beta` by about 20 %.
 
     Raises:
-        ValueError: If `target` or `horizon` is not above 0, or the trainer has no sequence KL.
+        ValueError: If `target` is not above 0, `horizon` is less than a generation, or the trainer has no sequence KL.
 
     Example:
 
@@ -45,9 +45,13 @@ class KLTargetCallback(TrainerCallback):
     def __init__(self, trainer: Any, target: float, horizon: int = 10_000):
         if not isinstance(trainer, RLTrainer):
             raise ValueError(f"`{type(trainer).__name__}` does not log a sequence KL. Use `RLOOPaperTrainer`.")
-        for name, value in {"target": target, "horizon": horizon}.items():
-            if not value > 0:
-                raise ValueError(f"`{name}={value}` must be above 0.")
+        if not target > 0:
+            raise ValueError(f"`target={target}` must be above 0.")
+        if not horizon >= trainer.args.generation_batch_size:
+            raise ValueError(
+                f"`horizon={horizon}` is less than the {trainer.args.generation_batch_size} completions of a "
+                "generation, so `beta` would jump. Use a larger horizon."
+            )
         self.trainer = trainer
         self.target = target
         self.horizon = horizon

@@ -1,7 +1,6 @@
 """Options shared by the trainers of Eq. 3, and the options of TRL that Eq. 3 rules out."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 
 __all__ = ["RLOptions"]
@@ -59,13 +58,15 @@ class RLOptions:
             )
         if self.sync_ref_model:  # type: ignore[attr-defined]
             raise ValueError("`sync_ref_model=True` changes the reference, but that of Eq. 3 is fixed. Leave it out.")
-        for name, given in (_options_of(self) | (self.generation_kwargs or {})).items():  # type: ignore[attr-defined]
+        if self.neftune_noise_alpha is not None:  # type: ignore[attr-defined]
+            raise ValueError(
+                "`neftune_noise_alpha` adds noise to the policy and not to the reference, so the KL of Eq. 3 would be "
+                "wrong. Leave it out."
+            )
+        sampling = {name: getattr(self, name) for name in _SAMPLING}
+        for name, given in (sampling | (self.generation_kwargs or {})).items():  # type: ignore[attr-defined]
             if name in _SAMPLING and given != _SAMPLING[name]:
                 raise ValueError(
                     f"`{name}={given}` samples from another distribution than the policy, so the gradient and the KL "
                     f"of Eq. 3 would be wrong. Leave it out, or set it to {_SAMPLING[name]}."
                 )
-
-
-def _options_of(args: Any) -> dict[str, Any]:
-    return {name: getattr(args, name) for name in _SAMPLING}

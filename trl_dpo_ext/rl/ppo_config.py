@@ -37,7 +37,8 @@ class PPOPaperConfig(RLOptions, GRPOConfig):  # type: ignore[misc]
         value_clip_range (`float`, *optional*, defaults to `0.2`):
             Distance from the values at generation beyond which the value loss does not decrease.
         whiten_advantages (`bool`, *optional*, defaults to `True`):
-            Whether to shift and scale the advantages of a generation to mean 0 and variance 1.
+            Whether to shift and scale the advantages of a generation to mean 0 and variance 1. Scaled advantages do
+            not vanish as the policy approaches the optimum of Eq. 3, so a constant learning rate keeps it moving.
 
     Raises:
         ValueError: If an option is out of range or has no effect.

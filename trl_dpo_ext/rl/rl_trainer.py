@@ -10,14 +10,18 @@ from transformers import ProcessorMixin
 
 from trl_dpo_ext.compat import loading_models_by
 from trl_dpo_ext.evaluation.rewards.reward import Reward, rewards_of
-from trl_dpo_ext.processes import together
+from trl_dpo_ext.processes import get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.weights_hash import hash_weights
-from trl_dpo_ext.rl.checkpoint_state import RLState, check_resumes, read_state, write_state
+from trl_dpo_ext.rl.checkpoint_state import RLState, check_resumes, read_state, warn_of_save_steps, write_state
 from trl_dpo_ext.rl.guards import checked_rewards, count_positions, turn_dropout_off
 
 
 __all__ = ["Generation", "RLTrainer"]
+
+logger = get_logger(__name__)
+
+_NO_KL = 1e-3  # nats of a completion; without noise, policy and reference compute the same bits
 
 
 class Generation(NamedTuple):
@@ -75,6 +79,7 @@ class RLTrainer:
             )
         if isinstance(processing_class, ProcessorMixin):
             raise ValueError("`processing_class` is a processor, but prompts are text or chat. Pass its `.tokenizer`.")
+        warn_of_save_steps(args)
         rewards = checked_rewards(reward_funcs)
         self._check_model(model, peft_config)
         reference_policy.forget_ref_adapter(model)
@@ -153,8 +158,14 @@ class RLTrainer:
         metrics["objective"].append(metrics["reward"][-1] - self.beta * kl)  # Eq. 3
         metrics["beta"].append(self.beta)
         metrics["completions/finished"].append(1 - metrics["completions/clipped_ratio"][-1])
-        if mode == "train":
-            self.last_generation = Generation(kl, num_samples)
+        if mode == "eval":
+            return
+        if self.last_generation is None and self.state.global_step == 0 and abs(kl) > _NO_KL:
+            logger.warning(
+                f"The KL is {kl:.3g} nats before the first update, when policy and reference are the same. Disable "
+                "what makes the policy random (`disable_dropout=True`, router noise of the model's config)."
+            )
+        self.last_generation = Generation(kl, num_samples)
 
 
 def _reference_from_memory(model: Any, trl_class: type) -> Any:

@@ -7,7 +7,7 @@ A launch runs many, since starting Python, torch and TRL costs more than a case.
 # ruff: noqa: I001
 
 # Sharded weights come last: FSDP leaves its settings in the environment
-from cases import training, rankings, checkpoints, evaluation, cache, failures, sharded, zero  # noqa: F401
+from cases import training, rankings, checkpoints, evaluation, rl, cache, failures, sharded, zero  # noqa: F401
 from launch import AFTER_ANOTHER, CASES, FATAL, IN_FLOAT32, TRAININGS, TWO_PROCESSES_ONLY, ZERO
 
 
