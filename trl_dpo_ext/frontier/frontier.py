@@ -13,6 +13,7 @@ from trl_dpo_ext.frontier.runs import train_runs
 from trl_dpo_ext.frontier.stages import SharedParts
 from trl_dpo_ext.frontier.statements import costs, statements
 from trl_dpo_ext.frontier.table import Point, read_table, write_table
+from trl_dpo_ext.reward_model.files.parts import Parts
 from trl_dpo_ext.reward_model.files.run_identity import versions
 from trl_dpo_ext.whole_file import write_text
 
@@ -62,11 +63,20 @@ def make_frontier(config: FrontierConfig, folder: Path, *, retry: bool = False) 
         `dict`: contents of `frontier.json`.
 
     Raises:
-        ValueError: If a shared part cannot be made.
+        ValueError: If a shared part cannot be made, or another run writes the same folder.
     """
     files = FrontierFiles(folder)
-    parts = SharedParts(config, folder)
     folder.mkdir(parents=True, exist_ok=True)
+    lock = Parts(files.table)
+    with lock.locked():
+        try:
+            return _make_frontier(config, files, retry)
+        finally:
+            lock.remove()
+
+
+def _make_frontier(config: FrontierConfig, files: FrontierFiles, retry: bool) -> dict[str, Any]:
+    parts = SharedParts(config, files.folder)
     points: list[Point] = reference_points(parts.of_reference, parts.known_words)
     states: list[dict[str, Any]] = []
     for run in train_runs(parts, config.runs, retry=retry):
@@ -74,7 +84,7 @@ def make_frontier(config: FrontierConfig, folder: Path, *, retry: bool = False) 
         states.append({"run": run.run.name, "folder": run.folder.name, **run.status})
         write_table(files.table, points)
     points = read_table(files.table)
-    validation = folder / "reward_model" / REWARD_FIT
+    validation = files.folder / "reward_model" / REWARD_FIT
     summary = {
         "runs": states,
         "statements": statements(points),
