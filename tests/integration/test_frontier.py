@@ -195,6 +195,7 @@ def test_what_is_done_is_kept(whole, monkeypatch):
 
     monkeypatch.setattr(runs, "_train", refuse)
     monkeypatch.setattr(stages, "make_initial_policy", refuse)
+    monkeypatch.setattr(stages, "reference_points", refuse)
     monkeypatch.setattr(stages, "fit_reward_model", refuse)
     assert frontier(whole, config()) == 0
     assert Path(whole, "frontier.csv").read_text() == before

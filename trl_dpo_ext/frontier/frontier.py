@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from trl_dpo_ext.frontier.config import FrontierConfig
-from trl_dpo_ext.frontier.reference_points import reference_points
 from trl_dpo_ext.frontier.reward_fit import REWARD_FIT
 from trl_dpo_ext.frontier.runs import train_runs
 from trl_dpo_ext.frontier.stages import SharedParts
 from trl_dpo_ext.frontier.statements import costs, statements
-from trl_dpo_ext.frontier.table import Point, read_table, write_table
+from trl_dpo_ext.frontier.table import read_table, write_table
 from trl_dpo_ext.reward_model.files.parts import Parts
 from trl_dpo_ext.reward_model.files.run_identity import versions
 from trl_dpo_ext.whole_file import write_text
@@ -77,7 +76,7 @@ def make_frontier(config: FrontierConfig, folder: Path, *, retry: bool = False) 
 
 def _make_frontier(config: FrontierConfig, files: FrontierFiles, retry: bool) -> dict[str, Any]:
     parts = SharedParts(config, files.folder)
-    points: list[Point] = reference_points(parts.of_reference, parts.known_words)
+    points = list(parts.reference_points)
     states: list[dict[str, Any]] = []
     for run in train_runs(parts, config.runs, retry=retry):
         points += run.points

@@ -11,6 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from trl_dpo_ext.evaluation.json_results import as_json
 from trl_dpo_ext.evaluation.policies.policy_evaluation import PolicyEvaluation
 from trl_dpo_ext.evaluation.policies.policy_evaluator import PolicyEvaluator
 from trl_dpo_ext.evaluation.rewards.reward import Reward
@@ -154,5 +155,5 @@ class RunPoints(TrainerCallback):
             **cost,
         )
         self._points.append(point)
-        write_text(self.path, "".join(json.dumps(asdict(one)) + "\n" for one in self._points))
+        write_text(self.path, "".join(json.dumps(as_json(asdict(one))) + "\n" for one in self._points))
         self._bar.set_postfix(reward=f"{point.reward:.3f}", KL=f"{point.kl:.2f}")

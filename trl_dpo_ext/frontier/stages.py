@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_dpo_ext.data import all_pairs
+from trl_dpo_ext.evaluation.json_results import as_json
 from trl_dpo_ext.evaluation.policies.policy_evaluation import PolicyEvaluation
 from trl_dpo_ext.evaluation.policies.policy_evaluator import PolicyEvaluator
 from trl_dpo_ext.evaluation.rewards.classifier_reward import ClassifierReward
@@ -26,7 +27,9 @@ from trl_dpo_ext.frontier.config import FrontierConfig
 from trl_dpo_ext.frontier.initial_policy import make_initial_policy
 from trl_dpo_ext.frontier.points import words_of
 from trl_dpo_ext.frontier.prefixes import beginnings
+from trl_dpo_ext.frontier.reference_points import reference_points
 from trl_dpo_ext.frontier.reward_fit import fit_reward_model
+from trl_dpo_ext.frontier.table import Point
 from trl_dpo_ext.reward_model.files.join_parts import to_json
 from trl_dpo_ext.reward_model.files.row_sources import open_rows
 from trl_dpo_ext.reward_model.files.run_identity import versions
@@ -205,6 +208,28 @@ class SharedParts:
             seed=config.seed + 2,
         )
         return many.evaluate(many.reference, self.prompts[1])
+
+    @cached_property
+    def reference_points(self) -> list[Point]:
+        """The points of the initial policy, of best of N and of the optimum, which it is evaluated for once."""
+        path = self.folder / "reference.jsonl"
+        identity = {
+            "sft": self.sft_hash,
+            "test_prompts": _hash(self.prompts[1]),
+            "preferences": self.preferences_hash,  # whose words are known
+            "reward": identity_of_reward(self.reward),
+            "reference_samples": self.config.reference_samples,
+            "max_new_tokens": self.config.max_new_tokens,
+            "seed": self.config.seed,
+            **versions(),
+        }
+
+        def make(path: Path) -> None:
+            points = reference_points(self.of_reference, self.known_words)
+            write_text(path, "".join(to_json(as_json(asdict(point))) for point in points))
+
+        self._file(path, identity, make)
+        return [Point.of(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
     @cached_property
     def known_words(self) -> frozenset[str]:
