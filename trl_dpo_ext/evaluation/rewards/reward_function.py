@@ -3,6 +3,8 @@
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,18 +70,27 @@ def _load_file(path: Path) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    with _first_on_path(path.parent):  # as Python does for a script
+        spec.loader.exec_module(module)
     return module
 
 
 def _load_module(name: str) -> Any:
-    here = str(Path.cwd())
-    sys.path.insert(0, here)  # which Python does for `python -m` but not for an installed command
+    here = Path.cwd()
     try:
-        return importlib.import_module(name)
+        with _first_on_path(here):  # which Python does for `python -m` but not for an installed command
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # another module, which this one needs
         raise ValueError(f"There is no module `{name}` with a reward function, also not in {here}.") from error
+
+
+@contextmanager
+def _first_on_path(folder: Path) -> Iterator[None]:
+    name = str(folder)
+    sys.path.insert(0, name)
+    try:
+        yield
     finally:
-        sys.path.remove(here)
+        sys.path.remove(name)
