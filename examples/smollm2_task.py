@@ -44,8 +44,6 @@ def main() -> None:
 
 def base_model() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """SmolLM2-135M-Instruct in float32, with its tokenizer."""
-    from human_ratings import make_base_model
-
     folder = FOLDER / "base"
     make_base_model(folder, PACKAGES / MODEL_ARCHIVE)
     return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

@@ -84,11 +84,11 @@ def test_functions_by_name(tmp_path, monkeypatch):
     Path("length_rewards.py").write_text(source.replace("2", "3"))
     assert before != hash_function(load_function("length_rewards.py:length"))
     for name, problem in {
-        "length_rewards.py": "The reward function 'length_rewards.py' has no `:`. Write `module:function`",
+        "length_rewards.py": "The function 'length_rewards.py' has no `:`. Write `module:function`",
         "length_rewards.py:lenght": "`lenght` does not exist in length_rewards.py. Did you mean `length`?",
         "length_rewards.py:FACTOR": "`FACTOR` is not a function in length_rewards.py",
-        "none.py:length": "The file none.py with the reward function does not exist",
-        "no_such_module:length": "There is no module `no_such_module` with a reward function",
+        "none.py:length": "The file none.py with the function does not exist",
+        "no_such_module:length": "There is no module `no_such_module`",
     }.items():
         with pytest.raises(ValueError, match=re.escape(problem)):
             load_function(name)

@@ -1,4 +1,4 @@
-"""Reward functions that are named on the command line."""
+"""Functions that are named on the command line, such as rewards, with a hash of their source."""
 
 import importlib
 import importlib.util
@@ -18,7 +18,7 @@ __all__ = ["hash_function", "load_function"]
 
 def load_function(name: str) -> Any:
     """
-    Imports a reward function.
+    Imports a function.
 
     Args:
         name (`str`):
@@ -42,7 +42,7 @@ def load_function(name: str) -> Any:
     """
     module_name, _, function_name = name.rpartition(":")
     if not module_name or not function_name:
-        raise ValueError(f"The reward function {name!r} has no `:`. Write `module:function` or `file.py:function`.")
+        raise ValueError(f"The function {name!r} has no `:`. Write `module:function` or `file.py:function`.")
     module = _load_file(Path(module_name)) if module_name.endswith(".py") else _load_module(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -65,7 +65,7 @@ def hash_function(function: Any) -> str:
 
 def _load_file(path: Path) -> Any:
     if not path.is_file():
-        raise ValueError(f"The file {path} with the reward function does not exist.")
+        raise ValueError(f"The file {path} with the function does not exist.")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -83,7 +83,7 @@ def _load_module(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # another module, which this one needs
-        raise ValueError(f"There is no module `{name}` with a reward function, also not in {here}.") from error
+        raise ValueError(f"There is no module `{name}`, also not in {here}.") from error
 
 
 @contextmanager
