@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from human_ratings import make_base_model
 from human_ratings_data import (
     MODEL_ARCHIVE,
     QUOTATIONS_ARCHIVE,
