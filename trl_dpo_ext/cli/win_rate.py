@@ -24,10 +24,11 @@ Win rate of policies over a baseline, by a judge, a reward or people.
 and `trl-dpo-ext prompts` write them. Completions are compared by `prompt_id` where both files have it, else by
 `prompt`. Several --policy files are several policies, or one policy at several temperatures. NAME=FILE names them.
 
-OUTPUT is a .jsonl file with a line for each verdict. It is only appended to. Beside it:
-  OUTPUT.summary.json   win rate with its standard error and interval (clustered by prompt), bounds, counts, preference
-                        for the first position, win rate at equal length; for several policies paired differences
-  OUTPUT.html, .png     the same as a page with pictures and examples
+OUTPUT, such as verdicts.jsonl, gets a line for each verdict. It is only appended to. Beside it:
+  verdicts.summary.json   win rate with its standard error and interval (clustered by prompt), bounds, counts,
+                          preference for the first position, win rate at equal length; for several policies paired
+                          differences
+  verdicts.html, .png     the same as a page with pictures and examples
 
 The judge is one of:
   --judge URL --judge_model NAME   a model behind an endpoint that speaks the OpenAI chat protocol
