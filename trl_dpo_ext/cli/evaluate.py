@@ -20,6 +20,7 @@ from trl_dpo_ext.cli.model_options import (
     given,
     sampling_options,
 )
+from trl_dpo_ext.cli.pictures import write_pictures
 from trl_dpo_ext.cli.reward_options import add_reward_options, load_rewards
 from trl_dpo_ext.cli.words import WordParser, count
 
@@ -160,13 +161,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         return 0
     print(_table(result))
     print(f"Wrote {files.results}.", file=sys.stderr)
-    try:
-        from trl_dpo_ext.report.evaluation_page import write_evaluation_page
-    except ImportError as error:
-        print(f"No pictures. {error}", file=sys.stderr)
-    else:
-        page, picture = write_evaluation_page(files.results)
-        print(f"Wrote {page} and {picture}.", file=sys.stderr)
+    write_pictures("evaluation_page", "write_evaluation_page", files.results)
     return 0
 
 

@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 from trl_dpo_ext.cli.failure import fail
+from trl_dpo_ext.cli.pictures import write_pictures
 from trl_dpo_ext.cli.recipe_file import read_recipe
 from trl_dpo_ext.cli.words import WordParser
 
@@ -74,13 +75,7 @@ def _frontier(options: argparse.Namespace) -> int:
     print("\n".join([*summary["statements"], "", *summary["costs"]]))
     files = FrontierFiles(options.output_dir)
     print(f"Wrote {files.table} and {files.summary}.", file=sys.stderr)
-    try:
-        from trl_dpo_ext.report.frontier_page import write_frontier_page
-    except ImportError as error:
-        print(f"No pictures. {error}", file=sys.stderr)
-    else:
-        page, picture = write_frontier_page(files.folder)
-        print(f"Wrote {page} and {picture}.", file=sys.stderr)
+    write_pictures("frontier_page", "write_frontier_page", files.folder)
     failed = [state for state in summary["runs"] if state["state"] != "done"]
     for state in failed:
         print(f"{state['run']} {state['state']}. {state.get('error', '')}", file=sys.stderr)

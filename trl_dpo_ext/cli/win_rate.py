@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from trl_dpo_ext.cli.failure import fail
 from trl_dpo_ext.cli.model_options import ROWS_HELP, add_row_options
+from trl_dpo_ext.cli.pictures import write_pictures
 from trl_dpo_ext.cli.reward_options import add_reward_options, load_rewards
 from trl_dpo_ext.cli.words import WordParser, count, file_path, number
 
@@ -191,13 +192,7 @@ def _win_rate(options: argparse.Namespace) -> int:
         path = write_summary(summary, options.output)
     print(_table(summary))
     print(f"Wrote {path}.", file=sys.stderr)
-    try:
-        from trl_dpo_ext.report.win_rate_page import write_win_rate_page
-    except ImportError as error:
-        print(f"No pictures. {error}", file=sys.stderr)
-    else:
-        page, picture = write_win_rate_page(path)
-        print(f"Wrote {page} and {picture}.", file=sys.stderr)
+    write_pictures("win_rate_page", "write_win_rate_page", path)
     return 0
 
 

@@ -24,75 +24,40 @@ Preferred: A
 Preferred: B
 Preferred: tie"""
 
-_SUMMARY = f"""\
-Below are a forum post and two summaries of it. Which summary is the better one? A good summary says what is most
-important in the post, and says nothing that the post does not say.
 
-[Post]
-{{prompt}}
+def _text(introduction: str, prompt: str, completion: str) -> str:
+    return (
+        f"{introduction}\n\n[{prompt}]\n{{prompt}}\n\n[{completion} A]\n{{first}}\n\n[{completion} B]\n{{second}}\n\n"
+        f"{_ANSWER}\n"
+    )
 
-[Summary A]
-{{first}}
-
-[Summary B]
-{{second}}
-
-{_ANSWER}
-"""
-
-_SUMMARY_CONCISE = f"""\
-Below are a forum post and two summaries of it. Which summary is the better one? A good summary says what is most
-important in the post, says nothing that the post does not say, and is short: details that a reader can do without, and
-words that add nothing, make it worse.
-
-[Post]
-{{prompt}}
-
-[Summary A]
-{{first}}
-
-[Summary B]
-{{second}}
-
-{_ANSWER}
-"""
-
-_DIALOGUE = f"""\
-Below are what a person said to an assistant and two replies of assistants. Which reply is the more helpful one?
-
-[Conversation]
-{{prompt}}
-
-[Reply A]
-{{first}}
-
-[Reply B]
-{{second}}
-
-{_ANSWER}
-"""
-
-_NEWS = f"""\
-Below are a news article and two summaries of it. Which summary is the better one? A good summary says what is most
-important in the article, says nothing that the article does not say, and is short.
-
-[Article]
-{{prompt}}
-
-[Summary A]
-{{first}}
-
-[Summary B]
-{{second}}
-
-{_ANSWER}
-"""
 
 JUDGE_PROMPTS = {
-    "dialogue": _DIALOGUE,
-    "news": _NEWS,
-    "summary": _SUMMARY,
-    "summary-concise": _SUMMARY_CONCISE,
+    "dialogue": _text(
+        "Below are what a person said to an assistant and two replies of assistants. Which reply is the more helpful "
+        "one?",
+        "Conversation",
+        "Reply",
+    ),
+    "news": _text(
+        "Below are a news article and two summaries of it. Which summary is the better one? A good summary says what "
+        "is most important in the article, says nothing that the article does not say, and is short.",
+        "Article",
+        "Summary",
+    ),
+    "summary": _text(
+        "Below are a forum post and two summaries of it. Which summary is the better one? A good summary says what is "
+        "most important in the post, and says nothing that the post does not say.",
+        "Post",
+        "Summary",
+    ),
+    "summary-concise": _text(
+        "Below are a forum post and two summaries of it. Which summary is the better one? A good summary says what is "
+        "most important in the post, says nothing that the post does not say, and is short: details that a reader can "
+        "do without, and words that add nothing, make it worse.",
+        "Post",
+        "Summary",
+    ),
 }
 
 
