@@ -46,12 +46,12 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_HF_HOME, ignore_errors=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _threads_and_frozen_imports() -> None:
     import torch
 
     torch.set_num_threads(int(_THREADS))
-    after_imports()
+    after_imports()  # of this file's tests, and of what the tests before it imported
 
 
 @pytest.fixture(scope="session", autouse=True)
