@@ -41,7 +41,7 @@ ONE = [
 ]
 STAGE = {stage: Path(__file__).parents[2] / "recipes" / "accelerate" / f"zero{stage}.yaml" for stage in (2, 3)}
 # Forks, and new interpreters, which import everything in DeepSpeed's environment
-LAUNCHER = {2: [forked.LAUNCHER], 3: ["-m", "accelerate.commands.accelerate_cli", "launch"]}
+LAUNCHER = {2: [forked.LAUNCHER, "accelerate-launch"], 3: ["-m", "accelerate.commands.accelerate_cli", "launch"]}
 PROMPTS = "computed once (attention by segments, packed)"
 WHOLE = {"distributed_type": "DEEPSPEED", "prompts": PROMPTS, "policy": [0, 21], "reference": [0, 21]}
 IN_PARTS = WHOLE | {"policy": [21, 21], "reference": [21, 21]}
