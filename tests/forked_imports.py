@@ -24,7 +24,10 @@ import trl_dpo_ext.trainers.ranking_trainer  # noqa: F401
 
 
 with suppress(ImportError):
-    import deepspeed  # noqa: F401  # as accelerate does for a trainer
+    import deepspeed  # as accelerate does for a trainer
+
+    # It would compile an operator for inference, which no training uses, for a minute of two processors
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 after_imports()
