@@ -51,6 +51,10 @@ def _threads_and_frozen_imports() -> None:
     import torch
 
     torch.set_num_threads(int(_THREADS))
+    for devices in (torch.cuda, torch.xpu, torch.mtia):
+        if not devices.is_available():
+            # It would keep every seed for a device to come, and with each the stack in which it was set
+            devices.manual_seed_all = lambda seed: None
     after_imports()  # of this file's tests, and of what the tests before it imported
 
 
