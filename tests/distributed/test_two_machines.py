@@ -3,7 +3,8 @@ Two machines give the same numbers as one process, and end together when one of 
 
 The machines are two network namespaces of this host, joined by a pair of virtual Ethernet devices: each has its own
 address and its own cache of Hugging Face, and they share the disk. `torchrun` or `accelerate launch` is started in
-both as a user starts it on two hosts. Where namespaces are not permitted the tests are skipped.
+both as a user starts it on two hosts, with forks for processes (`forked.LAUNCHER`). Where namespaces are not permitted
+the tests are skipped.
 """
 
 import json
