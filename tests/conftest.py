@@ -46,12 +46,16 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_HF_HOME, ignore_errors=True)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _threads_and_frozen_imports() -> None:
     import torch
 
     torch.set_num_threads(int(_THREADS))
-    after_imports()
+    for devices in (torch.cuda, torch.xpu, torch.mtia):
+        if not devices.is_available():
+            # It would keep every seed for a device to come, and with each the stack in which it was set
+            devices.manual_seed_all = lambda seed: None
+    after_imports()  # of this file's tests, and of what the tests before it imported
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ Those imports take ten seconds of a processor in every new interpreter, far long
 `multiprocessing`'s forkserver imports them once, trains nothing, and every program is a fork of it.
 """
 
+import ctypes
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -55,7 +56,12 @@ class Program:
 
 
 def start(
-    words: Sequence[str], log: Path, *, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    words: Sequence[str],
+    log: Path,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    namespace: str | None = None,
 ) -> Program:
     """
     Starts a program.
@@ -65,11 +71,13 @@ def start(
         log (`Path`): File for what it prints.
         env (`dict`, *optional*): Environment, beside that of the tests.
         cwd (`Path`, *optional*): Folder it runs in; that of the tests by default.
+        namespace (`str`, *optional*): Network namespace that it runs in, as by `ip netns exec`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     _start_server()
+    environment = dict(os.environ) | dict(env or {})
     process = _CONTEXT.Process(
-        target=_run, args=(list(words), str(log), dict(os.environ) | dict(env or {}), str(cwd or Path.cwd()))
+        target=_run, args=(list(words), str(log), environment, str(cwd or Path.cwd()), namespace)
     )
     process.start()
     return Program(process, log)
@@ -113,10 +121,12 @@ def _start_server() -> None:
 
 def run(words: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
     """Runs a program in this process, which is a fork, as in a new interpreter."""
+    import datasets
     import torch
 
     os.environ.clear()
     os.environ.update(env)
+    datasets.config.HF_DATASETS_CACHE = Path(env["HF_DATASETS_CACHE"])  # as if it were read now
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
     if words[0] == "-m":
         sys.argv = list(words[1:])
@@ -128,10 +138,20 @@ def run(words: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
         runpy.run_path(words[0], run_name="__main__")
 
 
-def _run(words: list[str], log: str, env: dict[str, str], cwd: str) -> None:
+def _run(words: list[str], log: str, env: dict[str, str], cwd: str, namespace: str | None) -> None:
     # In the new process
+    if namespace is not None:
+        _enter(namespace)
     with open(log, "w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(cwd)
     run(words, env, cwd)
+
+
+def _enter(namespace: str) -> None:
+    # `os.setns` is new in Python 3.12
+    system = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{namespace}") as file:
+        if system.setns(file.fileno(), 0x40000000):  # CLONE_NEWNET
+            raise OSError(ctypes.get_errno(), f"cannot enter the network namespace {namespace}")

@@ -1,7 +1,8 @@
 """
-`accelerate launch` whose processes are forks of it, which need not import torch, transformers and TRL again.
+`accelerate launch` and `torchrun` whose processes are forks of them, which need not import torch and TRL again.
 
-    python forked_launcher.py [OPTIONS OF ACCELERATE LAUNCH] -m MODULE ...
+    python forked_launcher.py accelerate-launch [OPTIONS OF ACCELERATE LAUNCH] -m MODULE ...
+    python forked_launcher.py torchrun [OPTIONS OF TORCHRUN] FILE ...
 
 `forked.start` starts it.
 """
@@ -16,14 +17,15 @@ from typing import Any
 
 from accelerate.commands import launch
 from forked import run
+from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 
 class Fork:
-    """What accelerate and `torchrun` use of `subprocess.Popen`, of a module that Python runs."""
+    """What accelerate and `torchrun` use of `subprocess.Popen`, of a program that Python runs."""
 
     def __init__(self, args: Sequence[str], env: Mapping[str, str], **options: Any):
-        words = list(args[args.index("-m") :])
+        words = [word for word in args[1:] if word != "-u"]
         self._process = multiprocessing.get_context("fork").Process(target=_run_in_a_group, args=(words, env))
         self._process.start()
         self.pid = self._process.pid
@@ -51,5 +53,5 @@ if __name__ == "__main__":
     # Theirs alone: the program itself starts others
     launch.subprocess = SimpleNamespace(Popen=Fork, CalledProcessError=subprocess.CalledProcessError)
     subprocess_handler.Popen = Fork
-    sys.argv = ["accelerate launch", *sys.argv[1:]]
-    launch.main()
+    sys.argv = sys.argv[1:]
+    {"accelerate-launch": launch.main, "torchrun": torchrun.main}[sys.argv[0]]()

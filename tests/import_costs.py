@@ -15,7 +15,7 @@ def before_imports() -> None:
 
 
 def after_imports() -> None:
-    """To be called once everything is imported."""
+    """To be called once everything is imported, and again where more may have been."""
     gc.enable()
     # accelerate collects garbage after every training. Half of a tiny run would go into the objects of the imports.
     gc.collect()

@@ -3,7 +3,8 @@ Two machines give the same numbers as one process, and end together when one of 
 
 The machines are two network namespaces of this host, joined by a pair of virtual Ethernet devices: each has its own
 address and its own cache of Hugging Face, and they share the disk. `torchrun` or `accelerate launch` is started in
-both as a user starts it on two hosts. Where namespaces are not permitted the tests are skipped.
+both as a user starts it on two hosts, with forks for processes (`forked.LAUNCHER`). Where namespaces are not permitted
+the tests are skipped.
 """
 
 import json
@@ -11,12 +12,12 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import forked
 import pytest
 import yaml
 from launch import UPDATE
@@ -53,7 +54,7 @@ def ip(*words: str) -> str:
 
 def torchrun(rank: int) -> list[str]:
     """The launcher of one process on a machine."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command = [forked.LAUNCHER, "torchrun", "--nnodes", "2", "--nproc-per-node", "1"]
     return [*command, "--master-addr", ADDRESSES[0], "--master-port", PORT, "--node-rank", str(rank)]
 
 
@@ -72,33 +73,19 @@ class Machines:
 
     def launch(self, commands: list[list[str]], logs: Path, *, seconds: int) -> tuple[list[int], list[str]]:
         """Runs a command on each. Returns exit statuses, -9 where one was killed after `seconds`, and outputs."""
-        logs.mkdir(parents=True, exist_ok=True)
-        paths = [logs / f"log{rank}" for rank in range(2)]
-        started = []
+        programs = []
         try:
-            for name, command, path in zip(self.names, commands, paths, strict=True):
+            for rank, (name, command) in enumerate(zip(self.names, commands, strict=True)):
                 home = str(self.homes / name)
                 own = {"HF_HOME": home, "HF_DATASETS_CACHE": f"{home}/datasets", "GLOO_SOCKET_IFNAME": DEVICE}
-                with path.open("w") as log:
-                    started.append(
-                        subprocess.Popen(
-                            ["ip", "netns", "exec", name, *command],
-                            env=os.environ | own | {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"},
-                            stdout=log,
-                            stderr=subprocess.STDOUT,
-                        )
-                    )
+                own |= {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
+                programs.append(forked.start(command, logs / f"log{rank}", env=own, namespace=name))
             end = time.monotonic() + seconds
-            for process in started:
-                try:
-                    process.wait(max(end - time.monotonic(), 0))
-                except subprocess.TimeoutExpired:
-                    break
+            for program in programs:
+                program.process.join(max(end - time.monotonic(), 0))
         finally:
             self.stop()
-            for process in started:
-                process.kill()
-        return [process.wait() for process in started], [path.read_text() for path in paths]
+        return [program.wait(FAILURE_SECONDS) for program in programs], [program.output for program in programs]
 
     def stop(self) -> None:
         """Kills what still runs on the machines, the launchers' own children too."""
@@ -298,9 +285,9 @@ def test_accelerate_launch(one: Launched, machines: Machines, llama_folder: str,
         "train_sampling_strategy": "sequential",
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    accelerate = [forked.LAUNCHER, "accelerate-launch", "--config_file", str(TWO_NODES)]
     # DDP in place of the file's FSDP, which accelerate leaves out on a CPU
-    accelerate += ["--config_file", str(TWO_NODES), "--multi_gpu", "--num_processes", "2"]
+    accelerate += ["--multi_gpu", "--num_processes", "2"]
     accelerate += ["--main_process_ip", ADDRESSES[0]]
     training = ["-m", "trl_dpo_ext.cli", "dpo", "--config", str(tmp_path / "recipe.yaml")]
     commands = [[*accelerate, "--machine_rank", str(rank), *training] for rank in range(2)]
@@ -309,6 +296,8 @@ def test_accelerate_launch(one: Launched, machines: Machines, llama_folder: str,
         statuses, logs = machines.launch(commands, tmp_path, seconds=FAILURE_SECONDS)
     assert statuses == [0, 0], [log[-3000:] for log in logs]
     assert "4 rows an update = 2 x 1 x 2 (per device x accumulation x ranks)" in logs[0]
+    caches = [machines.homes / name / "datasets" / "json" for name in machines.names]
+    assert all(path.is_dir() for path in caches), caches
 
     figures = [json.loads(line) for line in (tmp_path / "run" / "run_log" / "metrics.jsonl").read_text().splitlines()]
     history = one.result("ragged_float32")["history"]

@@ -40,8 +40,6 @@ ONE = [
     "resumes_ragged",
 ]
 STAGE = {stage: Path(__file__).parents[2] / "recipes" / "accelerate" / f"zero{stage}.yaml" for stage in (2, 3)}
-# Forks, and new interpreters, which import everything in DeepSpeed's environment
-LAUNCHER = {2: [forked.LAUNCHER], 3: ["-m", "accelerate.commands.accelerate_cli", "launch"]}
 PROMPTS = "computed once (attention by segments, packed)"
 WHOLE = {"distributed_type": "DEEPSPEED", "prompts": PROMPTS, "policy": [0, 21], "reference": [0, 21]}
 IN_PARTS = WHOLE | {"policy": [21, 21], "reference": [21, 21]}
@@ -145,7 +143,7 @@ def test_resume(one: Launched, zero: Launched) -> None:
 def test_accelerate_launch(one: Launched, llama_folder: str, tmp_path: Path, stage: int) -> None:
     """`ragged` by the command at the head of `zero2.yaml` and `zero3.yaml`."""
     preference_rows(11).to_json(tmp_path / "rows.jsonl")
-    launcher = [*LAUNCHER[stage], "--config_file", str(STAGE[stage]), "--num_processes", "2"]
+    launcher = [forked.LAUNCHER, "accelerate-launch", "--config_file", str(STAGE[stage]), "--num_processes", "2"]
     launcher += ["-m", "trl_dpo_ext.cli", "dpo"]
     options = {
         "model_name_or_path": llama_folder,
@@ -168,3 +166,13 @@ def test_accelerate_launch(one: Launched, llama_folder: str, tmp_path: Path, sta
     program = forked.start(command, tmp_path / "log", env=env)
     assert program.wait(FAILURE_SECONDS) == 0, program.output[-3000:]
     assert_float32_training(one, llama_folder, load_file(tmp_path / "run" / "model.safetensors"))
+
+
+def test_imports_under_accelerate_launch(folder: Path, tmp_path: Path) -> None:
+    """A new interpreter imports all that the command does, in the environment that `zero3.yaml` makes."""
+    code = "import os, trl_dpo_ext.cli.training; print(os.environ['ACCELERATE_DEEPSPEED_ZERO_STAGE'])"
+    (tmp_path / "imports.py").write_text(code)
+    command = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(STAGE[3])]
+    program = forked.start([*command, "--num_processes", "1", str(tmp_path / "imports.py")], tmp_path / "log")
+    assert program.wait(FAILURE_SECONDS) == 0, program.output[-3000:]
+    assert program.output.splitlines()[-1] == "3"

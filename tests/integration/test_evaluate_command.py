@@ -51,6 +51,13 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
         return save_tiny(tiny_llama(1), tiny_tokenizer(), tmp_path_factory.mktemp("models") / "policy")
 
 
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the page, whose pictures are two thirds of a command's time, where others of these tests draw it."""
+    drawing = "trl_dpo_ext.report.evaluation_page.write_evaluation_page"
+    monkeypatch.setattr(drawing, lambda path: (path.with_suffix(".html"), path.with_suffix(".png")))
+
+
 def evaluate(*words: str, output: str = "out") -> int:
     return main(["evaluate", *words, "--output", output, *WORDS])
 
@@ -177,6 +184,7 @@ def test_chat_and_a_warped_policy(policy, llama_folder):
 # Interruptions, processes, and what is kept
 
 
+@pytest.mark.usefixtures("no_page")
 def test_what_exists_is_kept(policy, llama_folder, monkeypatch, capsys):
     words = ("prompts.jsonl", "--reference", llama_folder, "--reward_function", "my_rewards.py:letters")
     assert evaluate(policy, *words) == 0
@@ -210,6 +218,7 @@ def test_what_exists_is_kept(policy, llama_folder, monkeypatch, capsys):
     assert "`temperature` was 1.0, is 0.5" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_page")
 def test_killed_while_it_measures_and_resumed(policy, llama_folder, monkeypatch):
     words = ("prompts.jsonl", "--reference", llama_folder, "--reward_function", "my_rewards.py:letters")
     assert evaluate(policy, *words, output="straight") == 0
@@ -257,6 +266,7 @@ def test_two_processes_give_the_same_results(policy, llama_folder, monkeypatch):
 # Samples of others
 
 
+@pytest.mark.usefixtures("no_page")
 def test_samples_in_place_of_sampling(policy, llama_folder, capsys):
     words = ("prompts.jsonl", "--reference", llama_folder)
     assert evaluate(policy, *words, output="straight") == 0

@@ -303,7 +303,8 @@ def test_smoke_recipe_from_a_launcher(start, tmp_path):
     if start == "two processes":  # `torchrun` starts them in `distributed/test_two_machines.py`
         programs = forked.start_ranks(2, words, tmp_path, env=env)
     else:
-        launch = [forked.LAUNCHER, "--cpu", "--config_file", str(ROOT / "recipes/accelerate/single_gpu.yaml")]
+        launch = [forked.LAUNCHER, "accelerate-launch", "--cpu"]
+        launch += ["--config_file", str(ROOT / "recipes/accelerate/single_gpu.yaml")]
         programs = [forked.start([*launch, *words], tmp_path / "log", env=env)]
     statuses = forked.wait_for_all(programs, 120)
     assert not any(statuses), [program.output[-3000:] for program in programs]

@@ -280,11 +280,11 @@ def scored_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.float32  # as another process computes
 @pytest.mark.slow
 def test_killed_and_resumed(score, model, scored_parts):
-    lines = [json.dumps(row) for row in preference_rows(300)]
-    lines[7] = lines[210] = "junk"
+    lines = [json.dumps(row) for row in preference_rows(200)]
+    lines[7] = lines[110] = "junk"
     Path("rows.jsonl").write_text("\n".join(lines))
     assert score("rows.jsonl", "straight.jsonl", "--rows_per_part", "2") == 1
-    assert len(scored_parts) == 150
+    assert len(scored_parts) == 100
 
     command = ["-m", "trl_dpo_ext.cli", "score", *model, "rows.jsonl", "--output", "out.jsonl"]
     program = forked.start([*command, "--rows_per_part", "2"], Path("log"))
@@ -296,12 +296,12 @@ def test_killed_and_resumed(score, model, scored_parts):
     assert program.wait(60) == -signal.SIGKILL
     assert not Path("out.jsonl").exists()
     done = {path.name for path in Path("out.jsonl.parts").glob("part-*.jsonl")}
-    assert 3 <= len(done) < 150
+    assert 3 <= len(done) < 100
 
     third.write_text(third.read_text()[:-20])  # what a full disk may leave; a killed process does not
     scored_parts.clear()
     assert score("rows.jsonl", "out.jsonl", "--rows_per_part", "2") == 1
-    assert len(scored_parts) == 150 - len(done) + 1
+    assert len(scored_parts) == 100 - len(done) + 1
     for suffix in ("", ".errors.jsonl"):
         assert Path(f"out.jsonl{suffix}").read_bytes() == Path(f"straight.jsonl{suffix}").read_bytes()
     assert not Path("out.jsonl.parts").exists()
