@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from trl_dpo_ext.frontier.config import FrontierConfig
 from trl_dpo_ext.frontier.reward_fit import REWARD_FIT
 from trl_dpo_ext.frontier.runs import train_runs
@@ -62,8 +64,11 @@ def make_frontier(config: FrontierConfig, folder: Path, *, retry: bool = False) 
         `dict`: contents of `frontier.json`.
 
     Raises:
-        ValueError: If a shared part cannot be made, or another run writes the same folder.
+        ValueError: If a shared part cannot be made, or another run writes the same folder, or there are several
+            processes.
     """
+    if PartialState().num_processes > 1:
+        raise ValueError("A frontier is made by one process. Leave `accelerate launch` out.")
     files = FrontierFiles(folder)
     folder.mkdir(parents=True, exist_ok=True)
     lock = Parts(files.table)
