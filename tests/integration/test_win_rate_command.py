@@ -96,14 +96,14 @@ def test_closed_form():
             return prefer(of_policy(first) == (drawn(prompt, "policy") < 0.8))
         return prefer(drawn(prompt, first, second) < 0.7)
 
-    num = 300
+    num = 200
     write_completions(num, "a"), write_completions(num, "b")
     with served(ScriptedJudge(decide)) as judge:
         assert main(words(judge.url)) == 0
     found = summary()
     assert judge.num_requests == 2 * num == found["num_verdicts"] and found["num_items"] == found["num_prompts"] == num
-    assert abs(found["win_rate"] - 0.65) < 4 * found["win_rate_se"] < 0.12
-    assert abs(found["first_position_rate"] - 0.6) < 4 * found["first_position_rate_se"] < 0.12
+    assert abs(found["win_rate"] - 0.65) < 4 * found["win_rate_se"] < 0.14
+    assert abs(found["first_position_rate"] - 0.6) < 4 * found["first_position_rate_se"] < 0.14
     assert found["first_position_rate_low"] > 0.5
     # Flips: 2 * 0.7 * 0.3 of the undecided take the same completion twice, the rest the same position
     assert abs(found["flips"] - num * 0.5 * (1 - 0.42)) < 4 * (num * 0.29 * 0.71) ** 0.5
@@ -283,12 +283,22 @@ def test_interrupted():
 
     with served(ScriptedJudge(lambda *question: prefer(True), before_answer=interrupt)) as judge:
         given = words(judge.url, "--concurrency", "4", "--timeout", "5")
-        running.append(start(["-m", "trl_dpo_ext.cli", *given], Path("log")))
+        Path("interruptible.py").write_text(_INTERRUPTIBLE)
+        running.append(start(["interruptible.py", *given], Path("log")))
         assert running[0].wait(120) == 130
         assert "interrupted. verdicts.jsonl has the verdicts so far" in running[0].output
         assert len(lines()) == sum(judge.questions.values()) < 80  # also what was on its way
         assert main(given) == 0
     assert judge.num_requests == 80 and set(judge.questions.values()) == {1}
+
+
+# A process in the background of a shell ignores SIGINT, and so do its children
+_INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from trl_dpo_ext.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 # Keys, addresses and other mistakes
