@@ -46,8 +46,8 @@ def optimal_reward(points: list[Point], kl: float) -> float:
     return low.reward + (kl - low.kl) / (high.kl - low.kl) * (high.reward - low.reward)
 
 
-def test_a_table_of_each_seed():
-    assert [path.stem for path in TABLES] == ["synthetic", "synthetic_seed1"]
+def test_there_is_a_table():
+    assert TABLES
 
 
 def test_kl_falls_with_beta_and_rises_with_alpha(points):
