@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from closeness import same
+from transformers import AutoModelForCausalLM
 
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.evaluation.rewards.classifier_reward import ClassifierReward
@@ -215,8 +216,13 @@ def test_a_changed_beta_trains_its_run_alone(whole, monkeypatch):
     monkeypatch.setattr(runs, "_train", noted)
     options = config()
     options["runs"][0] = {"method": "dpo", "beta": [0.1, 2]}
-    assert frontier(whole, options) == 0
+    assert frontier(whole, options | {"save_policies": True}) == 0
     assert trained == ["dpo_beta=2_seed=0"]
+    [saved] = Path(whole, "runs").glob("*/policy")
+    parts = SharedParts(FrontierConfig.from_dict(options), Path(whole))
+    evaluation = parts.evaluator.evaluate(AutoModelForCausalLM.from_pretrained(saved), parts.prompts[1])
+    [end] = [row for row in table(whole) if (row["knob"], row["update"]) == ("beta=2", str(UPDATES))]
+    assert evaluation.summary()["kl"] == pytest.approx(float(end["kl"]), rel=1e-5)
     knobs = {row["knob"] for row in table(whole) if row["method"] == "DPO"}
     assert knobs == {"beta=0.1", "beta=2"}
     assert frontier(whole, config()) == 0  # the other one is still there
@@ -312,6 +318,8 @@ MISTAKES = {
     "model": ({"model": None}, "`model` is missing."),
     "option": ({"num_promts": 3}, "There is no option `num_promts`. Did you mean `num_prompts`?"),
     "type": ({"num_prompts": "many"}, "`num_prompts` is 'many'. Expected a whole number."),
+    "bool": ({"save_policies": "no"}, "`save_policies` is 'no'. Expected true or false."),
+    "bool for int": ({"seed": True}, "`seed` is True. Expected a whole number."),
     "method": ({"runs": [{"method": "dpoo", "beta": 1}]}, "There is no method `dpoo` in `runs`"),
     "knob": ({"runs": [{"method": "dpo"}]}, "A run of `dpo` needs one of `beta`."),
     "two knobs": ({"runs": [{"method": "ppo", "beta": 1, "kl_target": 3}]}, "needs one of `beta` and `kl_target`."),

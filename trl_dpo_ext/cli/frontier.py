@@ -25,7 +25,7 @@ OUTPUT_DIR then has
   frontier.csv        a row for each evaluation, and for best of N and the optimum, estimated from the initial policy
   frontier.json       the states of the runs, and what the table shows, in sentences
   frontier.html, .png the same as a page with pictures
-  sft/, preferences.jsonl, reward_model/, runs/   what was made on the way
+  sft/, preferences.jsonl, reward_model/, runs/   what was made on the way; the policies too with `save_policies: true`
 
 To resume, repeat the same command. A run is trained again if something that it depends on has changed, and kept
 otherwise. A run that fails is marked, and the others go on.

@@ -94,6 +94,8 @@ class FrontierConfig:
             Options of the configs of all trainers that sample.
         reward_model (`dict`, *optional*):
             Options of [`trl.RewardConfig`], for the reward model of Eq. 2.
+        save_policies (`bool`, *optional*, defaults to `False`):
+            Whether to save the policy of each run in its folder, for runs that are trained from now on.
         runs (`list[dict]`):
             Runs. `method`, optionally a knob (`beta`, `alpha` or `kl_target`: a number or a list) and `seed` (a number
             or a list), and other options of the trainer's config.
@@ -123,6 +125,7 @@ class FrontierConfig:
     training: Mapping[str, Any] = field(default_factory=dict)
     rl: Mapping[str, Any] = field(default_factory=dict)
     reward_model: Mapping[str, Any] = field(default_factory=dict)
+    save_policies: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -162,14 +165,14 @@ class FrontierConfig:
         return cls(**{**options, "runs": runs})
 
 
-_WORDS = {str: "a text", int: "a whole number", dict: "a mapping of options", list: "a list"}
+_WORDS = {bool: "true or false", str: "a text", int: "a whole number", dict: "a mapping of options", list: "a list"}
 
 
 def _check_type(name: str, value: Any, annotation: Any) -> None:
     expected = [_kind(one) for one in get_args(annotation) if get_origin(annotation) is UnionType] or [
         _kind(annotation)
     ]
-    if not isinstance(value, tuple(expected)) or isinstance(value, bool):
+    if not isinstance(value, tuple(expected)) or (isinstance(value, bool) and bool not in expected):
         raise ValueError(f"`{name}` is {value!r}. Expected {_WORDS[expected[0]]}.")
 
 

@@ -163,6 +163,8 @@ def _train(folder: RunFolder, parts: SharedParts) -> None:
 
         trainer.add_callback(KLTargetCallback(trainer, float(run.value or 0), run.options.get("kl_horizon", 10_000)))
     trainer.train(resume_from_checkpoint=newest_whole_here(checkpoints))
+    if config.save_policies:
+        trainer.save_model(str(folder.folder / "policy"))
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
