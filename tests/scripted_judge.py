@@ -12,7 +12,7 @@ from typing import Any
 
 # What a judge prompt of the tests looks like, so that the server finds its parts
 JUDGE_PROMPT = "{prompt}\x1f{first}\x1f{second}"
-HANG = 0.7  # seconds that a hanging response takes; the clients wait less
+HANG = 3  # seconds that a hanging response takes; the clients wait less
 
 
 class ScriptedJudge:

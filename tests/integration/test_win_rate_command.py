@@ -59,7 +59,7 @@ def write_completions(num: int, word: str, path: str | None = None, samples: int
 def words(url: str, *more: str, policy: str = "a.jsonl", output: str = "verdicts.jsonl") -> list[str]:
     return [
         *("win-rate", "--policy", policy, "--baseline", "b.jsonl", "--output", output),
-        *("--judge", url, "--judge_model", "scripted", "--judge_prompt", "judge.txt", "--timeout", "0.3", *more),
+        *("--judge", url, "--judge_model", "scripted", "--judge_prompt", "judge.txt", "--timeout", "30", *more),
     ]
 
 
@@ -172,7 +172,7 @@ def test_faults_are_asked_again_and_answers_never(capfd):
     num = 108
     write_completions(num, "a"), write_completions(num, "b")
     with served(ScriptedJudge(decide, faults)) as judge:
-        assert main(words(judge.url)) == 0
+        assert main(words(judge.url, "--timeout", "1.5")) == 0  # a hang takes longer
     injected = sum(judge.faults_given.values())
     assert judge.faults_given == dict.fromkeys(FAULTS, injected // 6) and injected == 72
     assert judge.num_requests == 2 * num + injected
@@ -282,7 +282,7 @@ def test_interrupted():
         time.sleep(0.05)
 
     with served(ScriptedJudge(lambda *question: prefer(True), before_answer=interrupt)) as judge:
-        given = words(judge.url, "--concurrency", "4", "--timeout", "5")
+        given = words(judge.url, "--concurrency", "4")
         Path("interruptible.py").write_text(_INTERRUPTIBLE)
         running.append(start(["interruptible.py", *given], Path("log")))
         assert running[0].wait(120) == 130
@@ -427,7 +427,7 @@ def test_two_runs_on_one_output(capsys):
             second.append(subprocess.run([sys.executable, "-c", _LOCK], check=False).returncode)
 
     with served(ScriptedJudge(lambda *question: prefer(True), before_answer=start_another)) as judge:
-        assert main(words(judge.url, "--timeout", "60")) == 0
+        assert main(words(judge.url)) == 0
     assert second == [0]
 
 
