@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.evaluation.rewards.classifier_reward import ClassifierReward
 from trl_dpo_ext.frontier import points, runs, stages
-from trl_dpo_ext.frontier.config import FrontierConfig
+from trl_dpo_ext.frontier.config import KL_TARGET_OPTIONS, FrontierConfig
 from trl_dpo_ext.frontier.runs import run_folder
 from trl_dpo_ext.frontier.stages import SharedParts
 
@@ -67,7 +67,7 @@ def config(*more: dict[str, Any], **changed: Any) -> dict[str, Any]:
             {"method": "preferred-ft", "seed": [0, 1]},
             {"method": "rloo-gt", "beta": 0.1},
             {"method": "rloo", "beta": 0.1},
-            {"method": "ppo-gt", "kl_target": 1, "kl_horizon": 100},
+            {"method": "ppo-gt", "kl_target": 1, "kl_horizon": 100, "initial_beta": 0.5},
             {"method": "ppo", "beta": 0.1},
             *more,
         ],
@@ -323,6 +323,7 @@ MISTAKES = {
     "method": ({"runs": [{"method": "dpoo", "beta": 1}]}, "There is no method `dpoo` in `runs`"),
     "knob": ({"runs": [{"method": "dpo"}]}, "A run of `dpo` needs one of `beta`."),
     "two knobs": ({"runs": [{"method": "ppo", "beta": 1, "kl_target": 3}]}, "needs one of `beta` and `kl_target`."),
+    "no target": ({"runs": [{"method": "ppo", "beta": 1, "kl_horizon": 9}]}, "`kl_horizon` of a run of `ppo` has no"),
     "value": ({"runs": [{"method": "dpo", "beta": "small"}]}, "`beta` in `runs` is 'small'. Expected a number"),
     "twice": ({"runs": [{"method": "dpo", "beta": [1, 1.0]}]}, "`runs` has dpo_beta=1_seed=0 2 times."),
     "prefix": (
@@ -353,4 +354,4 @@ def test_recipes_are_read(pytestconfig):
         read = FrontierConfig.from_dict(yaml.safe_load(path.read_text()))
         for run in read.runs:
             names = {option.name for option in fields(run.of.load().config)}
-            assert set(run.options) - {"kl_horizon"} <= names
+            assert set(run.options) - set(KL_TARGET_OPTIONS) <= names

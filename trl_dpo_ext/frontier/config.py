@@ -9,7 +9,10 @@ from trl_dpo_ext.frontier.methods import METHODS, Method
 from trl_dpo_ext.spelling import did_you_mean
 
 
-__all__ = ["FrontierConfig", "Run"]
+__all__ = ["KL_TARGET_OPTIONS", "FrontierConfig", "Run"]
+
+# Options of a run with a KL target that are not those of a config: of its callback, and the beta that it starts with
+KL_TARGET_OPTIONS = ("kl_horizon", "initial_beta")
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,8 @@ class FrontierConfig:
             Whether to save the policy of each run in its folder, for runs that are trained from now on.
         runs (`list[dict]`):
             Runs. `method`, optionally a knob (`beta`, `alpha` or `kl_target`: a number or a list) and `seed` (a number
-            or a list), and other options of the trainer's config.
+            or a list), and other options of the trainer's config. With `kl_target`, `kl_horizon` is the horizon of
+            [`~trl_dpo_ext.rl.kl_target.KLTargetCallback`], and `initial_beta` the weight of the KL term at the start.
         seed (`int`, *optional*, defaults to 0):
             Seed of everything that the runs share.
 
@@ -197,6 +201,9 @@ def _runs(entry: Any, training: Mapping[str, Any], rl: Mapping[str, Any]) -> lis
     if len(knobs) > 1 or (method.knobs and not knobs):
         raise ValueError(f"A run of `{name}` needs one of {' and '.join(f'`{knob}`' for knob in method.knobs)}.")
     values = _numbers(options.pop(knobs[0]), knobs[0], float) if knobs else [None]
+    for option in KL_TARGET_OPTIONS:
+        if option in options and knobs != ["kl_target"]:
+            raise ValueError(f"`{option}` of a run of `{name}` has no effect without `kl_target`.")
     shared = rl if method.is_rl else training
     knob = knobs[0] if knobs else None
     return [Run(name, knob, value, seed, {**shared, **options}) for value in values for seed in seeds]

@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, set_seed
 
 from trl_dpo_ext.evaluation.rewards.reward_identity import identity_of_reward
-from trl_dpo_ext.frontier.config import Run
+from trl_dpo_ext.frontier.config import KL_TARGET_OPTIONS, Run
 from trl_dpo_ext.frontier.points import CountedReward, RunPoints
 from trl_dpo_ext.frontier.stages import SharedParts
 from trl_dpo_ext.frontier.table import Point
@@ -161,7 +161,8 @@ def _train(folder: RunFolder, parts: SharedParts) -> None:
     if run.knob == "kl_target":
         from trl_dpo_ext.rl.kl_target import KLTargetCallback
 
-        trainer.add_callback(KLTargetCallback(trainer, float(run.value or 0), run.options.get("kl_horizon", 10_000)))
+        horizon = {"horizon": run.options["kl_horizon"]} if "kl_horizon" in run.options else {}
+        trainer.add_callback(KLTargetCallback(trainer, float(run.value or 0), **horizon))
     trainer.train(resume_from_checkpoint=newest_whole_here(checkpoints))
     if config.save_policies:
         trainer.save_model(str(folder.folder / "policy"))
@@ -180,9 +181,11 @@ def _options(run: Run, parts: SharedParts) -> dict[str, Any]:
     }
     if run.of.is_rl:
         defaults["max_completion_length"] = parts.config.max_new_tokens
-    options = {name: value for name, value in run.options.items() if name != "kl_horizon"}
-    if run.knob not in (None, "kl_target"):
-        options[str(run.knob)] = run.value
+    options = {name: value for name, value in run.options.items() if name not in KL_TARGET_OPTIONS}
+    if run.knob == "kl_target":
+        options |= {"beta": run.options["initial_beta"]} if "initial_beta" in run.options else {}
+    elif run.knob is not None:
+        options[run.knob] = run.value
     return defaults | options
 
 
