@@ -1,7 +1,6 @@
 """Win rates as files: a PNG, and an HTML page that needs no other file."""
 
 import json
-from collections.abc import Callable, Iterator
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -103,8 +102,10 @@ def _differences(summary: dict[str, Any]) -> str:
 def _examples(verdicts: Path, raters: list[str]) -> str:
     """Comparisons that the raters decided in each way."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in _rows(verdicts, lambda row: row["rater"] in raters):
-        found.setdefault(row["item"], []).append(row)
+    with verdicts.open(encoding="utf-8") as file:
+        for row in map(json.loads, file):
+            if row["rater"] in raters:
+                found.setdefault(row["item"], []).append(row)
     kinds = {"lost": {"b"}, "won": {"a"}, "undecided": {"a", "b"}, "unparsable": {"unparsable"}}
     shown = []
     for kind, of_kind in kinds.items():
@@ -114,8 +115,3 @@ def _examples(verdicts: Path, raters: list[str]) -> str:
             shown.append([escape(text) for text in texts])
     head = ("outcome", "prompt", "policy", "baseline", "first answer")
     return f"<h2>Examples</h2>\n{samples_table(head, shown)}"
-
-
-def _rows(verdicts: Path, wanted: Callable[[dict[str, Any]], bool]) -> Iterator[dict[str, Any]]:
-    with verdicts.open(encoding="utf-8") as file:
-        yield from filter(wanted, map(json.loads, file))

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import xxhash
 
+from trl_dpo_ext.evaluation.judging.judgements import required_value
 from trl_dpo_ext.reward_model.files.row_sources import Record, RowSource
-from trl_dpo_ext.spelling import likely_column
 
 
 __all__ = ["Comparison", "Completions", "compare", "hash_prompt", "read_completions", "text_of_prompt"]
@@ -35,12 +36,12 @@ class Comparison:
     b: str
     prompt_id: int | str | None = None
 
-    @property
+    @cached_property
     def prompt_hash(self) -> str:
         """Hash of the prompt, which estimates are clustered by."""
         return hash_prompt(self.prompt)
 
-    @property
+    @cached_property
     def item(self) -> str:
         """Hash of prompt and completions. The same comparison has the same item in every file."""
         return _hash([self.prompt, self.a, self.b])
@@ -161,11 +162,7 @@ def _row(record: Record, name: str) -> _Row:
 
 
 def _value(row: dict[str, Any], name: str, where: str) -> Any:
-    if name not in row:
-        similar = likely_column(name, row)
-        hint = f" Is it `{similar}`? Rename it to `{name}`." if similar else ""
-        raise ValueError(f"There is no `{name}` in {where}, only {', '.join(row) or 'no column'}.{hint}")
-    value = row[name]
+    value = required_value(row, name, where)
     if isinstance(value, str) or (value and _are_messages(value)):
         return value
     raise ValueError(f"`{name}` in {where} is {json.dumps(value, default=str)[:60]}. Expected a text or messages.")

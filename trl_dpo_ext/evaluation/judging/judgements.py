@@ -8,7 +8,7 @@ from trl_dpo_ext.reward_model.files.row_sources import RowSource
 from trl_dpo_ext.spelling import did_you_mean, likely_column
 
 
-__all__ = ["FAILED", "TIE", "UNPARSABLE", "VERDICTS", "Judgement", "read_judgements", "score_of"]
+__all__ = ["FAILED", "TIE", "UNPARSABLE", "VERDICTS", "Judgement", "read_judgements", "required_value", "score_of"]
 
 TIE, UNPARSABLE, FAILED = "tie", "unparsable", "failed"
 # Preferred: the first completion, the second, neither; an answer that says none of these, and no answer
@@ -106,12 +106,23 @@ def _judgement(row: Mapping[str, Any], where: str) -> Judgement:
     return Judgement(item, rater, verdict, kind)
 
 
-def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+def required_value(row: Mapping[str, Any], name: str, where: str) -> Any:
+    """
+    Returns the value of a column.
+
+    Raises:
+        ValueError: If there is no such column. The message names a similar one.
+    """
     if name not in row:
         similar = likely_column(name, row)
         hint = f" Is it `{similar}`? Rename it to `{name}`." if similar else ""
         raise ValueError(f"There is no `{name}` in {where}, only {', '.join(row) or 'no column'}.{hint}")
-    text = "" if row[name] is None else str(row[name]).strip()
+    return row[name]
+
+
+def _text(row: Mapping[str, Any], name: str, where: str) -> str:
+    value = required_value(row, name, where)
+    text = "" if value is None else str(value).strip()
     if not text:
         raise ValueError(f"`{name}` in {where} is empty.")
     return text
