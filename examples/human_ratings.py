@@ -23,6 +23,7 @@ version, whose numbers have no meaning.
 import argparse
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
@@ -32,7 +33,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import quickstart  # before torch: the thread library then waits without using a core
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported: threads wait without a core
+
 import torch
 from accelerate import PartialState
 from datasets import Dataset
@@ -83,6 +86,7 @@ from trl_dpo_ext import (
 from trl_dpo_ext.data import all_pairs, scores_to_ranking
 from trl_dpo_ext.evaluation import PolicyEvaluator
 from trl_dpo_ext.evaluation.json_results import as_json
+from trl_dpo_ext.quickstart import quickstart
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole_here
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from training_curves import BLUE, GREY, INK, ORANGE
 
 from trl_dpo_ext.evaluation import kendall_tau, preference_accuracy, preference_calibration
+from trl_dpo_ext.quickstart.training_curves import BLUE, GREY, INK, ORANGE
 
 
 BASE, REFERENCE, RANKINGS, PAIRS = "SmolLM2-Instruct", "Preferred-FT", "DPO on rankings", "DPO on pairs"

@@ -12,10 +12,10 @@ import tempfile
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
-from sentiment_task import small_gpt2, train_tokenizer
 from torch import Tensor
 
 from trl_dpo_ext import BaseDPOTrainer, DPOPaperConfig
+from trl_dpo_ext.quickstart.sentiment_task import small_gpt2, train_tokenizer
 
 
 class MarginDPOTrainer(BaseDPOTrainer):

@@ -37,13 +37,14 @@ from comparison import (  # before torch: the thread library then waits without 
     write_results,
 )
 from datasets import load_dataset
-from sentiment_task import MAX_NEW_TOKENS, SentimentReward
-from training_curves import BLUE, GREY, ORANGE
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer
 from trl_dpo_ext.data import all_pairs
 from trl_dpo_ext.evaluation import Sampler
+from trl_dpo_ext.quickstart.sentiment_reward import SentimentReward
+from trl_dpo_ext.quickstart.sentiment_task import MAX_NEW_TOKENS
+from trl_dpo_ext.quickstart.training_curves import BLUE, GREY, ORANGE
 
 
 NUM_COMPLETIONS = 4

@@ -3,7 +3,7 @@ The quickstart's policy as a reward model: how good is the implicit reward that 
 
     python examples/reward_model.py [--run_dir outputs/quickstart] [--num_completions 8]
 
-Needs the output folder of `quickstart.py`. On held-out beginnings of reviews:
+Needs the output folder of `trl-dpo-ext quickstart`. On held-out beginnings of reviews:
 
     1. Accuracy: how often the implicit reward and the true reward prefer the same completion, with its calibration.
     2. Best of N: the model before DPO answers N times, and the implicit reward picks an answer. The true reward of
@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from datasets import load_dataset
-from sentiment_task import MAX_NEW_TOKENS, SentimentReward, load_reviews
 
 from trl_dpo_ext import ImplicitRewardModel
 from trl_dpo_ext.evaluation import Sampler, preference_calibration, reward_margin
+from trl_dpo_ext.quickstart.sentiment_reward import SentimentReward
+from trl_dpo_ext.quickstart.sentiment_task import MAX_NEW_TOKENS, load_reviews
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     options = parser.parse_args()
     policy = options.run_dir / "policy"
     if not policy.is_dir():
-        raise SystemExit(f"`{policy}` does not exist. Run examples/quickstart.py first.")
+        raise SystemExit(f"`{policy}` does not exist. Run `trl-dpo-ext quickstart` first.")
     reward_model = ImplicitRewardModel.from_pretrained(policy)  # with the reference that the policy was trained with
     test_file = str(options.run_dir / "preferences_test.jsonl")
     pairs = load_dataset("json", data_files=test_file, split="train")

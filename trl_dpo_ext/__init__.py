@@ -13,6 +13,7 @@ from trl_dpo_ext.lazy_names import lazy_names
 __version__ = "0.1.0"
 
 __all__ = [
+    "BaseDPOConfig",
     "BaseDPOTrainer",
     "DPOPaperConfig",
     "DPOPaperTrainer",
@@ -41,6 +42,7 @@ __getattr__, __dir__ = lazy_names(
         "trl_dpo_ext.rl.ppo_trainer": ("PPOPaperTrainer",),
         "trl_dpo_ext.rl.rloo_config": ("RLOOPaperConfig",),
         "trl_dpo_ext.rl.rloo_trainer": ("RLOOPaperTrainer",),
+        "trl_dpo_ext.trainers.base_config": ("BaseDPOConfig",),
         "trl_dpo_ext.trainers.base_trainer": ("BaseDPOTrainer",),
         "trl_dpo_ext.trainers.dpo_config": ("DPOPaperConfig",),
         "trl_dpo_ext.trainers.dpo_trainer": ("DPOPaperTrainer",),
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from trl_dpo_ext.rl.ppo_trainer import PPOPaperTrainer
     from trl_dpo_ext.rl.rloo_config import RLOOPaperConfig
     from trl_dpo_ext.rl.rloo_trainer import RLOOPaperTrainer
+    from trl_dpo_ext.trainers.base_config import BaseDPOConfig
     from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
     from trl_dpo_ext.trainers.dpo_config import DPOPaperConfig
     from trl_dpo_ext.trainers.dpo_trainer import DPOPaperTrainer

@@ -102,9 +102,9 @@ def test_memory(tmp_path: Path):
     assert row["contender"] == "ours cached" and row["groups"] == "2"
 
 
-def test_readme_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_page_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(ROOT)
-    from benchmarks.readme_table import END, START, main, table
+    from benchmarks.page_table import END, START, main, table
 
     start = '2026-01-02,"CPU X, 2 threads",2.13,1.16,small,full,'
     pair, ragged = "hh-like,160,80,2,4", "hh-like-ragged,160,80,2,4"
@@ -147,19 +147,19 @@ Sixteen answers, two at a time, peak at 1.25 times the memory of two answers.
 """
     assert table(tmp_path) == expected
 
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{START}\nold\n{END}\nafter\n", encoding="utf-8")
-    main(readme, tmp_path)
-    assert readme.read_text(encoding="utf-8") == f"before\n{START}\n{expected}{END}\nafter\n"
-    main(readme, tmp_path)  # the same again
-    assert readme.read_text(encoding="utf-8") == f"before\n{START}\n{expected}{END}\nafter\n"
-    readme.write_text("no marks", encoding="utf-8")
+    page = tmp_path / "performance.md"
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n", encoding="utf-8")
+    main(page, tmp_path)
+    assert page.read_text(encoding="utf-8") == f"before\n{START}\n{expected}{END}\nafter\n"
+    main(page, tmp_path)  # the same again
+    assert page.read_text(encoding="utf-8") == f"before\n{START}\n{expected}{END}\nafter\n"
+    page.write_text("no marks", encoding="utf-8")
     with pytest.raises(ValueError, match="benchmark:start"):
-        main(readme, tmp_path)
+        main(page, tmp_path)
 
 
-def test_the_readme_shows_the_results():
-    from benchmarks.readme_table import END, START, table
+def test_the_page_shows_the_results():
+    from benchmarks.page_table import END, START, table
 
-    block = (ROOT / "README.md").read_text(encoding="utf-8").partition(START)[2].partition(END)[0]
+    block = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8").partition(START)[2].partition(END)[0]
     assert block == f"\n{table(ROOT / 'benchmarks' / 'results')}"

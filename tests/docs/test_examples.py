@@ -16,7 +16,11 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 def run_example(name: str, *options: str, folder: Path) -> str:
     """What an example prints that runs in `folder`."""
-    program = forked.start([str(EXAMPLES / name), *options], folder / f"{name}.log", cwd=folder)
+    return run([str(EXAMPLES / name), *options], folder / f"{name}.log", folder)
+
+
+def run(words: list[str], log: Path, folder: Path) -> str:
+    program = forked.start(words, log, cwd=folder)
     assert program.wait(300) == 0, program.output[-3000:]
     return program.output
 
@@ -25,7 +29,7 @@ def run_example(name: str, *options: str, folder: Path) -> str:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new checkout's folder, with what `make quickstart` leaves in `outputs`, made of less."""
     folder = tmp_path_factory.mktemp("checkout")
-    run_example("quickstart.py", "--quick", folder=folder)
+    run(["-m", "trl_dpo_ext.cli", "quickstart", "--quick"], folder / "quickstart.log", folder)
     return folder
 
 
@@ -82,11 +86,10 @@ def test_quickstart(folder: Path):
 
 @pytest.mark.slow
 def test_the_command_that_the_quickstart_prints(folder: Path):
-    printed = (folder / "quickstart.py.log").read_text()
+    printed = (folder / "quickstart.log").read_text()
     [command] = re.findall(r"^  trl-dpo-ext (evaluate .*)$", printed, flags=re.MULTILINE)
-    words = command.replace("examples/", f"{EXAMPLES}/").replace("--num_samples 8", "--num_samples 2").split()
-    program = forked.start(["-m", "trl_dpo_ext.cli", *words], folder / "evaluate.log", cwd=folder)
-    assert program.wait(300) == 0, program.output[-3000:]
+    words = command.replace("--num_samples 8", "--num_samples 2").split()
+    run(["-m", "trl_dpo_ext.cli", *words], folder / "evaluate.log", folder)
     output_dir = folder / "outputs" / "quickstart_quick"
     found = json.loads((output_dir / "evaluation" / "evaluation.json").read_text())
     expected = json.loads((output_dir / "results.json").read_text())

@@ -20,7 +20,7 @@ from benchmarks.gpu_check.questions import QUESTIONS, TARGETS
 from benchmarks.gpu_check.sections import Section, run_sections
 from benchmarks.gpu_check.steps import PLAN
 from benchmarks.gpu_check.verdicts import answer
-from benchmarks.readme_table import table
+from benchmarks.page_table import table
 from trl_dpo_ext.shared_prompt.cascade import cascade, cascade_of
 from trl_dpo_ext.shared_prompt.segments import segments_of
 from trl_dpo_ext.shared_prompt.varlen import varlen

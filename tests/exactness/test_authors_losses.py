@@ -68,7 +68,7 @@ def test_rewards(name: str, dtype_name: str):
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case["kwargs"].get("reference_free")])
 def test_reference_free_rewards_differ_from_the_authors(name: str):
-    # Ours are the rewards that the reference-free loss optimizes (DESIGN: beta log pi), and so explain the loss.
+    # Ours are the rewards that the reference-free loss optimizes (beta log pi), and so explain the loss.
     kwargs, expected = CASES[name]["kwargs"], CASES[name]["float64"]
     rewards = implicit_rewards(pairs("policy", torch.float64), None, beta=kwargs["beta"])
     assert (rewards[:, 0] - torch.tensor(expected["chosen_rewards"], dtype=torch.float64)).abs().max() > 1.0

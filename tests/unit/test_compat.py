@@ -78,7 +78,7 @@ def test_every_override_stands_in_one_file():
 
 
 def test_what_changes_too_often_is_not_overridden():
-    # `_compute_loss` had ten bodies in fifteen releases (DESIGN.md, section 5)
+    # `_compute_loss` had ten bodies in fifteen releases
     assert "_compute_loss" not in set().union(*map(overridden, OURS))
 
 

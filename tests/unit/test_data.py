@@ -92,7 +92,7 @@ class TestAuthorsTokens:
         assert prepare(rows).rows == expected
 
     def test_a_border_that_joint_tokens_merge(self, prepare):
-        # EXACTNESS.md, 1.5: apart, the answer of "say: the ca" + "t runs" starts with its own first letter
+        # Apart, the answer of "say: the ca" + "t runs" starts with its own first letter
         row = {"prompt": "say: the ca", "chosen": "st runs", "rejected": "t"}
         separate, joint = (prepare([row], tokenization=how).rows[0] for how in ("separate", "joint"))
         assert separate["prompt_ids"] == ids("say: the ca") and separate["chosen_ids"] == [*ids("st runs"), EOS]
@@ -190,7 +190,7 @@ def texts(prompt: int, chosen: int, rejected: int = 2) -> dict[str, str]:
 
 
 class TestAuthorsCut:
-    """Measured with the authors' code (EXACTNESS.md, 1.5)."""
+    """Measured with the authors' code."""
 
     def test_a_long_answer_is_cut_to_256_whatever_the_prompt(self, prepare):
         prepared = prepare([texts(10, 600)])

@@ -1,7 +1,6 @@
 """The doctor on columns that nobody reads and on text that is not what was meant; and its silence on good data."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,7 @@ from unit.doctor_rows import TOKENIZER, found, look, names
 from trl_dpo_ext.data.conversion.public_datasets import from_nectar, from_ultrafeedback
 from trl_dpo_ext.data.doctor.column_checks import columns_read
 from trl_dpo_ext.data.doctor.examination import worst_of_first
-
-
-REVIEWS = Path(__file__).parents[2] / "examples" / "film_reviews" / "reviews.jsonl"
+from trl_dpo_ext.quickstart.sentiment_task import load_reviews
 
 
 def said(role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -360,8 +357,8 @@ class TestSilence:
     def test_preferences_of_the_tests(self, kind, tokenization):
         assert worst_of_first(preference_rows(24, kind), TOKENIZER, tokenization=tokenization) is None
 
-    def test_the_film_reviews_of_the_examples(self):
-        reviews = [json.loads(line) for line in REVIEWS.read_text().splitlines()[:400]]
+    def test_the_film_reviews_of_the_quickstart(self):
+        reviews = load_reviews()[:400]
         good, bad = ([r["text"] for r in reviews if r["sentiment"] == kind] for kind in ("good", "bad"))
         rows = [
             {"prompt": f"Review {i}:", "chosen": f" {best}", "rejected": f" {worst}", "source": "examples"}

@@ -1,4 +1,4 @@
-"""Who may import whom (`DESIGN.md`, section 4), how long a module may be, and what an import costs."""
+"""Who may import whom (`docs/architecture.md`), how long a module may be, and what an import costs."""
 
 import ast
 import subprocess
@@ -40,6 +40,7 @@ MAY_IMPORT["reward_model"] = {*MAY_IMPORT, "version"}
 MAY_IMPORT["report"] = {"run_files", "whole_file", "trainers"}
 MAY_IMPORT["evaluation"] = {*MAY_IMPORT, "version"}
 MAY_IMPORT["rl"] = {"compat", "processes", "whole_file", "reference", "evaluation"}
+MAY_IMPORT["quickstart"] = {"evaluation", "trainers", "public names"}
 MAY_IMPORT["frontier"] = {*MAY_IMPORT, "version"} - {"report"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "version", "public names"}
 

@@ -154,12 +154,28 @@ def test_batches_do_not_change_the_sequence_kl(monkeypatch):
         assert found == pytest.approx(expected, rel=1e-4)  # float32, and far from any other row
 
 
-def test_the_reference_inside_an_adapter():
-    policy = get_peft_model(tiny_llama(0), lora_config())
+def adapted(seed: int):
+    policy = get_peft_model(tiny_llama(seed), lora_config())
     with torch.no_grad():
         for name, parameter in policy.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
+    return policy
+
+
+def test_two_policies_with_references_of_their_own():
+    prompts, options = ["The film was", "A"], {"num_samples": 4, "max_new_tokens": 6, "progress": False}
+    inside = PolicyEvaluator(None, tiny_tokenizer(), lambda prompts, completions: map(len, completions), **options)
+    for seed in (0, 1):
+        apart = PolicyEvaluator(tiny_llama(seed), tiny_tokenizer(), inside.rewards, **options)
+        policy = adapted(seed)
+        found, expected = (evaluator.evaluate(policy, prompts) for evaluator in (inside, apart))
+        assert found.reference.completions == expected.reference.completions
+        assert found.summary()["win_over_reference"] == expected.summary()["win_over_reference"]
+
+
+def test_the_reference_inside_an_adapter():
+    policy = adapted(0)
     options = {"num_samples": 2, "max_new_tokens": 6, "progress": False}
     inside = PolicyEvaluator(None, tiny_tokenizer(), **options).evaluate(policy, ["The film was", "A"])
     apart = PolicyEvaluator(tiny_llama(0), tiny_tokenizer(), **options).evaluate(policy, ["The film was", "A"])

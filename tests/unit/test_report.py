@@ -252,7 +252,7 @@ def titles(folder: Path, line: dict, distributions: list[dict] = ()) -> list[str
         (["loss"], ["Loss"]),
         (["rewards/accuracies", "rewards/accuracies_from_length"], ["Pairs in the right order"]),
         (["rewards/accuracies_from_length"], []),
-        (["logps/chosen"], ["Log-probability of answers"]),
+        (["logps/chosen"], ["Log-probability of completions"]),
         (["logps/chosen", "logps/chosen_drift"], ["Drift from the reference"]),
         (["kl_per_token", "entropy"], ["KL from the reference", "Entropy"]),
         (["logits/rejected", "entropy", "logits/chosen", "grad_norm"], ["Entropy", "Mean logits", "Gradient norm"]),
@@ -309,10 +309,10 @@ def test_what_a_curve_panel_draws(tmp_path):
         (
             {"rewards/margins": 0.6, "rewards/margins_neighbors": 0.2},
             [0.6, 0.2],
-            ["best minus worst", "neighbouring ranks"],
+            ["best minus worst", "neighboring ranks"],
         ),
         ({"rewards/margins": 0.6}, [0.6], None),
-        ({"logits/chosen": -1.5, "logits/rejected": -1.25}, [-1.5, -1.25], ["preferred", "dispreferred"]),
+        ({"logits/chosen": -1.5, "logits/rejected": -1.25}, [-1.5, -1.25], ["chosen", "rejected"]),
         ({"logits/chosen": -1.5}, [-1.5], None),  # of single answers
     ],
 )

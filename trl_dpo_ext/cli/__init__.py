@@ -8,12 +8,13 @@ from trl_dpo_ext import __version__
 from trl_dpo_ext.spelling import did_you_mean
 
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main"]
 
-_COMMANDS = {
-    "dpo": "train DPOPaperTrainer from a YAML recipe and options (the options are listed by `dpo --help`)",
-    "rank": "train RankingDPOTrainer, on ranked or scored answers",
-    "preferred-ft": "train PreferredFTTrainer, on preferred answers only: the stage before DPO",
+COMMANDS = {
+    "quickstart": "train and evaluate a small DPO policy on film reviews, without a download",
+    "dpo": "train DPOPaperTrainer on preference pairs, from a YAML recipe and options",
+    "rank": "train RankingDPOTrainer on ranked or scored completions",
+    "preferred-ft": "train PreferredFTTrainer on preferred completions: the stage before DPO",
     "unlikelihood": "train UnlikelihoodTrainer, a baseline",
     "prompts": "write prompts of the paper's tasks, with their human answers",
     "sample": "sample completions of the prompts of a file",
@@ -29,7 +30,7 @@ _COMMANDS = {
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<13} {what}" for name, what in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<13} {what}" for name, what in COMMANDS.items())
     return (
         "usage: trl-dpo-ext [-h] [--version] COMMAND ...\n\n"
         "Direct Preference Optimization as the paper describes it.\n\n"
@@ -57,12 +58,13 @@ def main(argv: list[str] | None = None) -> int:
     if command == "--version":
         print(__version__)
         return 0
-    if command not in _COMMANDS:
+    if command not in COMMANDS:
         # Commands are short, so a small distance is needed: `rank` is close to `trainn`
-        hint = did_you_mean(command, _COMMANDS, cutoff=0.75)
+        hint = did_you_mean(command, COMMANDS, cutoff=0.75)
         sys.stderr.write(f"trl-dpo-ext: there is no command `{command}`.{hint}\n\n{_usage()}\n")
         return 2
     with warnings.catch_warnings():
         # These announce changes of libraries, which are not a concern of users; this package raises none itself
         warnings.simplefilter("ignore", FutureWarning)
+        warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true")  # on a CPU
         return import_module(f"trl_dpo_ext.cli.{command.replace('-', '_')}").run(argv[1:])

@@ -30,7 +30,9 @@ OUTPUT_DIR then has
 To resume, repeat the same command. A run is trained again if something that it depends on has changed, and kept
 otherwise. A run that fails is marked, and the others go on.
 """
-_EPILOG = "exit status: 0, all runs are done; 1, some failed (--retry tries them again); 2, there are no results."
+_EPILOG = """\
+exit status: 0, all runs are done; 1, some failed (--retry tries them again); 2, there are no results; 130, interrupted
+"""
 
 
 def run(argv: list[str]) -> int:

@@ -21,7 +21,7 @@ class CurvePanel:
 
     Args:
         title (`str`): Title.
-        metrics (`dict[str, tuple[str, str]]`): Label and colour by name. A run without the first has no such panel.
+        metrics (`dict[str, tuple[str, str]]`): Label and color by name. A run without the first has no such panel.
         ylabel (`str`): Label of the value axis.
         reading (`str`): How to read it.
         bad_sign (`str`): What to look out for.
@@ -59,29 +59,29 @@ CURVE_PANELS = (
         "Loss",
         {"loss": ("loss", INK)},
         "nats",
-        "Should fall, in training and in evaluation. DPO starts at log 2 = 0.69, a ranking of K answers at log K!.",
+        "Should fall, in training and in evaluation. DPO starts at log 2 = 0.69, a ranking of K at log K!.",
         "evaluation rises while training falls (overfitting).",
     ),
     CurvePanel(
         "Pairs in the right order",
         {
             "rewards/accuracies": ("implicit reward", INK),
-            "rewards/accuracies_from_length": ("rule: the longer answer", REJECTED),
+            "rewards/accuracies_from_length": ("rule: the longer completion", REJECTED),
         },
         "share of pairs",
-        "Share of the pairs whose preferred answer has the larger implicit reward; dotted: chance.",
-        "no better than the rule that the longer answer is preferred: the policy may have learnt only the length.",
+        "Share of the pairs whose chosen completion has the larger implicit reward; dotted: chance.",
+        "no better than the rule that the longer completion is preferred: the policy may only have learned length.",
         level=0.5,
     ),
     CurvePanel(
         "Reward margin",
         {
             "rewards/margins": ("best minus worst", INK),
-            "rewards/margins_neighbors": ("neighbouring ranks", REJECTED),
+            "rewards/margins_neighbors": ("neighboring ranks", REJECTED),
         },
         "reward",
-        "Implicit reward of the preferred answer minus that of the dispreferred one; it should grow. In a ranking: "
-        "the best minus the worst answer, and the mean difference between neighbouring ranks.",
+        "Implicit reward of the chosen completion minus that of the rejected one; it should grow. In a ranking: "
+        "the best minus the worst completion, and the mean difference between neighboring ranks.",
         "it grows while the share in the right order stays the same: the policy only becomes more confident.",
         level=0,
     ),
@@ -89,31 +89,31 @@ CURVE_PANELS = (
         "Implicit rewards",
         {f"rewards/{name}": (label, color) for name, label, color in ANSWERS},
         "reward",
-        "beta log(policy/reference) of either answer, 0 at the start; the two lines should move apart.",
-        "both fall together: the policy moves away from all answers of the data.",
+        "beta log(policy/reference) of either completion, 0 at the start; the two lines should move apart.",
+        "both fall together: the policy moves away from all completions of the data.",
         level=0,
     ),
     CurvePanel(
         "Drift from the reference",
         {f"logps/{name}_drift": (label, color) for name, label, color in ANSWERS},
         "nats",
-        "log(policy/reference), summed over an answer's tokens. Above 0, an answer is likelier than at the start.",
-        "preferred answers keep falling (likelihood displacement): probability moves to answers that are in no pair.",
+        "log(policy/reference), summed over a completion's tokens. Above 0, it is likelier than at the start.",
+        "chosen completions keep falling (likelihood displacement): probability moves to others, in no pair.",
         level=0,
     ),
     CurvePanel(
-        "Log-probability of answers",
+        "Log-probability of completions",
         {f"logps/{name}": (label, color) for name, label, color in ANSWERS},
         "nats",
-        "Log-probability under the policy, summed over the tokens of an answer.",
-        "preferred answers keep falling: probability moves to answers that are not in the data.",
+        "Log-probability under the policy, summed over the tokens of a completion.",
+        "chosen completions keep falling: probability moves to completions that are not in the data.",
         instead_of="logps/chosen_drift",
     ),
     CurvePanel(
         "KL from the reference",
         {"kl_per_token": ("KL", INK)},
         "nats per token",
-        "Estimate, on the answers of the data, of how far the policy is from its reference.",
+        "Estimate, on the completions of the data, of how far the policy is from its reference.",
         "it keeps growing while the share in the right order stays the same: the policy moves without a gain.",
         level=0,
     ),
@@ -124,7 +124,7 @@ CURVE_PANELS = (
             "rewards/gradient_weight_near_0": ("share of pairs below 0.05", REJECTED),
         },
         "weight, share",
-        "Mean of sigmoid(dispreferred - preferred reward), the weight of a pair in DPO's gradient; 0.5 at first.",
+        "Mean of sigmoid(rejected - chosen reward), the weight of a pair in DPO's gradient; 0.5 at first.",
         "the share near 0 approaches 1: there is nothing left to learn from these pairs.",
         limits=_SHARE,
     ),
@@ -132,7 +132,7 @@ CURVE_PANELS = (
         "Reward and length",
         {"rewards/length_correlation": ("correlation", INK)},
         "correlation",
-        "Correlation of implicit reward and length among the answers of a prompt; dotted: none.",
+        "Correlation of implicit reward and length among the completions of a prompt; dotted: none.",
         "close to 1: the reward mostly measures length.",
         level=0,
         limits=(-1.05, 1.05),
@@ -156,20 +156,20 @@ CURVE_PANELS = (
     CurvePanel(
         "Rankings",
         {
-            "rewards/top1_accuracies": ("best answer first", INK),
+            "rewards/top1_accuracies": ("best completion first", INK),
             "rewards/order_probabilities": ("probability of the order", REJECTED),
         },
         "share of rankings, probability",
-        "How often the best answer has the largest reward, and the mean probability of the observed order (Eq. 20).",
-        "the share of the best answers does not improve while other metrics do: only the low ranks are learnt.",
+        "How often the best completion has the largest reward; mean probability of the observed order (Eq. 20).",
+        "the share of the best completions does not improve while other metrics do: only the low ranks are learned.",
         limits=_SHARE,
     ),
     CurvePanel(
         "Tokens predicted",
         {"mean_token_accuracy": ("accuracy", INK)},
         "share of tokens",
-        "Share of the tokens of preferred answers that are the policy's first choice.",
-        "it keeps falling: the policy forgets how to write preferred answers.",
+        "Share of the tokens of chosen completions that are the policy's first choice.",
+        "it keeps falling: the policy forgets how to write chosen completions.",
     ),
     CurvePanel(
         "Entropy",
@@ -182,7 +182,7 @@ CURVE_PANELS = (
         "Mean logits",
         {f"logits/{name}": (label, color) for name, label, color in ANSWERS},
         "logit",
-        "Mean of the policy's logits over the vocabulary and the tokens of an answer. Only changes matter: adding a "
+        "Mean of the policy's logits over vocabulary and tokens of a completion. Only changes matter: adding a "
         "constant to all logits of a token leaves its probabilities as they are.",
         "jumps, or growth without end: training is unstable.",
     ),

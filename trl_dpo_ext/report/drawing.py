@@ -46,11 +46,11 @@ __all__ = [
 
 Draw = Callable[[Axes], None]
 
-# Okabe and Ito's palette, for colour-blind readers. The page has its own shades of them in dark mode
+# Okabe and Ito's palette, for color-blind readers. The page has its own shades of them in dark mode
 INK, GREY, GRID = "#2d3748", "#718096", "#e2e8f0"
 CHOSEN, REJECTED, SECOND = "#0072b2", "#d55e00", "#009e73"
-# Of the two answers of a pair: the name in metrics, the label and the colour
-ANSWERS = (("chosen", "preferred", CHOSEN), ("rejected", "dispreferred", REJECTED))
+# Of the two completions of a pair: the name in metrics, the label and the color
+ANSWERS = (("chosen", "chosen", CHOSEN), ("rejected", "rejected", REJECTED))
 COLORS = {"ink": INK, "grey": GREY, "grid": GRID, "chosen": CHOSEN, "rejected": REJECTED, "second": SECOND}
 
 _STYLE: dict[Any, Any] = {
@@ -130,7 +130,7 @@ def draw_curves(axes: Axes, run: RunData, metrics: dict[str, tuple[str, str]], y
         run ([`~trl_dpo_ext.report.run_data.RunData`]):
             The run.
         metrics (`dict[str, tuple[str, str]]`):
-            Label and colour of each metric, by its name; those that the run did not log are left out.
+            Label and color of each metric, by its name; those that the run did not log are left out.
         ylabel (`str`):
             Label of the value axis.
     """
@@ -185,7 +185,7 @@ def draw_reference_line(axes: Axes, value: float) -> None:
 
 
 def draw_key(axes: Axes, colors: dict[str, str]) -> None:
-    """Draws the legend of the colours below the axes, where it hides no curve."""
+    """Draws the legend of the colors below the axes, where it hides no curve."""
     handles = [Line2D([], [], color=color, linewidth=3, label=label) for label, color in colors.items()]
     axes.legend(
         handles=handles,
@@ -200,7 +200,7 @@ def draw_key(axes: Axes, colors: dict[str, str]) -> None:
 
 
 def rank_colors(places: int) -> dict[str, str]:
-    """Colours of the ranks 1 (best) to `places`, from the colour of chosen to that of rejected."""
+    """Colors of the ranks 1 (best) to `places`, from the color of chosen to that of rejected."""
     shades = LinearSegmentedColormap.from_list("ranks", [CHOSEN, "#b0a99f", REJECTED])
     return {str(place + 1): to_hex(shades(place / max(1, places - 1))) for place in range(places)}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_dpo_ext.report.drawing import write_png
-from trl_dpo_ext.report.frontier_panels import frontier_panels, method_styles, read_rows
+from trl_dpo_ext.report.frontier_panels import frontier_panels, legend_styles, read_rows
 from trl_dpo_ext.report.html import document, facts_list, panel_figure, table
 from trl_dpo_ext.report.summary import format_number
 from trl_dpo_ext.whole_file import whole_file, write_text
@@ -52,7 +52,7 @@ def write_frontier_page(folder: Path) -> tuple[Path, Path]:
     page, picture = folder / "frontier.html", folder / "frontier.png"
     with whole_file(picture) as unfinished:
         line = "    ".join(f"{name}: {value}" for name, value in described.items())
-        write_png(unfinished, _TITLE, line, [(panel.title, panel.draw) for panel in panels], method_styles(rows))
+        write_png(unfinished, _TITLE, line, [(panel.title, panel.draw) for panel in panels], legend_styles(rows))
     sentences = "".join(f"<li>{escape(line)}</li>" for line in [*summary["statements"], *summary["costs"]])
     body = (
         f"<h1>{_TITLE}</h1>\n{facts_list(described)}{_failures(summary)}"

@@ -16,10 +16,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-__all__ = ["frontier_panels", "method_styles", "read_rows"]
+__all__ = ["frontier_panels", "legend_styles", "read_rows"]
 
 # Of the initial policy alone
 _SFT, _BEST_OF_N, _OPTIMUM = "SFT", "Best of N", "Optimum (estimate)"
+_INITIAL_STYLES: dict[str, dict[str, Any]] = {
+    _SFT: {"color": INK, "marker": "D", "linestyle": "none"},
+    _BEST_OF_N: {"color": GREY, "marker": ".", "linewidth": 1.5},
+    _OPTIMUM: {"color": INK, "linewidth": 2},
+}
 _NUMBERS = ("reward", "reward_se", "kl", "kl_se", "kl_k1", "new_words", "wall_s", "samples_drawn", "reward_calls")
 Row = dict[str, Any]
 
@@ -33,8 +38,12 @@ def read_rows(table: Path) -> list[Row]:
     return rows
 
 
-def method_styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Returns colour and marker of each method, by name, as options of matplotlib's `plot`."""
+def legend_styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Returns the style of everything that is drawn, by name, as options of matplotlib's `plot`."""
+    return _method_styles(rows) | _INITIAL_STYLES
+
+
+def _method_styles(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
     return styles_of(dict.fromkeys(row["method"] for row in _of_runs(rows)))
 
 
@@ -104,12 +113,12 @@ def _runs(rows: Sequence[Row]) -> dict[tuple[str, str, str], list[Row]]:
 
 def _draw_frontier(rows: Sequence[Row], axes: "Axes") -> None:
     best = [row for row in rows if row["method"] == _BEST_OF_N]
-    axes.plot([row["kl"] for row in best], [row["reward"] for row in best], color=GREY, linewidth=1.5, marker=".")
+    axes.plot([row["kl"] for row in best], [row["reward"] for row in best], **_INITIAL_STYLES[_BEST_OF_N])
     axes.plot([row["kl_k1"] for row in best], [row["reward"] for row in best], color=GREY, linewidth=1, linestyle="--")
     optimum = [row for row in rows if row["method"] == _OPTIMUM]
-    axes.plot([row["kl"] for row in optimum], [row["reward"] for row in optimum], color=INK, linewidth=2)
+    axes.plot([row["kl"] for row in optimum], [row["reward"] for row in optimum], **_INITIAL_STYLES[_OPTIMUM])
     ends = [own[-1] for own in _runs(rows).values()]
-    for method, style in method_styles(rows).items():
+    for method, style in _method_styles(rows).items():
         own = sorted((row for row in ends if row["method"] == method), key=lambda row: row["kl"])
         axes.errorbar(
             [row["kl"] for row in own],
@@ -130,7 +139,7 @@ def _draw_paths(rows: Sequence[Row], axes: "Axes") -> None:
     initial = [row for row in rows if row["method"] == _SFT]
     for (method, _, _), own in _runs(rows).items():
         path = [*initial, *own]
-        style = method_styles(rows)[method]
+        style = _method_styles(rows)[method]
         axes.plot(
             [row["kl"] for row in path], [row["reward"] for row in path], markersize=3, linewidth=1, alpha=0.7, **style
         )
@@ -141,11 +150,14 @@ def _draw_paths(rows: Sequence[Row], axes: "Axes") -> None:
 def _draw_cost(rows: Sequence[Row], column: str, label: str, axes: "Axes") -> None:
     for (method, _, _), own in _runs(rows).items():
         places, rewards = [row[column] for row in own], [row["reward"] for row in own]
-        axes.plot(places, rewards, markersize=3, linewidth=1, alpha=0.7, **method_styles(rows)[method])
+        axes.plot(places, rewards, markersize=3, linewidth=1, alpha=0.7, **_method_styles(rows)[method])
     for row in rows:
         if row["method"] == _SFT:
             draw_reference_line(axes, row["reward"])
+    from matplotlib.ticker import LogLocator
+
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
     axes.set(xlabel=label, ylabel="true reward")
@@ -153,7 +165,7 @@ def _draw_cost(rows: Sequence[Row], column: str, label: str, axes: "Axes") -> No
 
 def _draw_new_words(rows: Sequence[Row], axes: "Axes") -> None:
     for own in _runs(rows).values():
-        style = method_styles(rows)[own[-1]["method"]]
+        style = _method_styles(rows)[own[-1]["method"]]
         axes.plot(own[-1]["kl"], own[-1]["new_words"], markersize=5, **{**style, "linestyle": "none"})
     _kl_axis(axes)
     axes.set(ylabel="share of new words")
@@ -162,7 +174,7 @@ def _draw_new_words(rows: Sequence[Row], axes: "Axes") -> None:
 def _draw_initial(rows: Sequence[Row], axes: "Axes") -> None:
     for row in rows:
         if row["method"] == _SFT:
-            axes.errorbar(0, row["reward"], yerr=row["reward_se"], color=INK, marker="D", markersize=5, capsize=2)
+            axes.errorbar(0, row["reward"], yerr=row["reward_se"], markersize=5, capsize=2, **_INITIAL_STYLES[_SFT])
 
 
 def _kl_axis(axes: "Axes") -> None:

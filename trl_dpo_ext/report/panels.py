@@ -75,8 +75,8 @@ def _rank_panels(run: RunData, where: str) -> list[Panel]:
     return [
         Panel(
             f"Reward by rank, {where}",
-            "Mean implicit reward of the answers of each rank, 1 the best. The lines should move apart in this order.",
-            "neighbouring lines cross or stay together: the policy does not distinguish these ranks.",
+            "Mean implicit reward of each rank, 1 the best. The lines should move apart in this order.",
+            "neighboring lines cross or stay together: the policy does not distinguish these ranks.",
             partial(_draw_ranks, ranks),
         )
     ]
@@ -101,7 +101,7 @@ def _reward_histograms(where: str, last: dict[str, Distribution]) -> list[Panel]
     return [
         Panel(
             f"Rewards, {where} at update {max(one.step for one in both.values()):,}",
-            "Implicit rewards of preferred and dispreferred answers. The two histograms should move apart.",
+            "Implicit rewards of chosen and rejected completions. The two histograms should move apart.",
             "both lie left of 0, or they overlap.",
             partial(_draw_reward_histograms, both),
         )
@@ -113,7 +113,7 @@ def _draw_reward_histograms(both: dict[str, Distribution], axes: "Axes") -> None
         if name in both:
             _draw_histogram(axes, both[name], color)
     draw_key(axes, {label: color for name, label, color in ANSWERS if name in both})
-    axes.set(xlabel="implicit reward", ylabel="answers")
+    axes.set(xlabel="implicit reward", ylabel="completions")
 
 
 def _draw_histogram(axes: "Axes", distribution: Distribution, color: str) -> None:
@@ -127,7 +127,7 @@ def _margin_histogram(where: str, last: dict[str, Distribution]) -> list[Panel]:
     return [
         Panel(
             f"Margins, {where} at update {last['rewards/margins'].step:,}",
-            "Reward margin of each pair (ranking: best minus worst answer). Pairs right of 0 are in the right order.",
+            "Reward margin of each pair (ranking: best minus worst). Pairs right of 0 are in the right order.",
             "a long tail left of 0: pairs with a wrong label, or on which the policy is confident and wrong.",
             partial(_draw_margin_histogram, last["rewards/margins"]),
         )
@@ -150,7 +150,7 @@ def _margin_spread(where: str, distributions: dict[str, list[Distribution]]) -> 
         Panel(
             f"Spread of margins, {where}",
             "Median of the reward margin (line), and where the middle 50 % and 90 % of the pairs lie (bands).",
-            "the lower edge falls as fast as the upper one rises: some pairs are learnt at the expense of others.",
+            "the lower edge falls as fast as the upper one rises: some pairs are learned at the expense of others.",
             partial(_draw_margin_spread, margins),
         )
     ]

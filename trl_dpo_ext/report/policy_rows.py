@@ -19,7 +19,7 @@ _MOST_LETTERS = 24
 
 
 def styles_of(names: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Returns colour and marker of each policy, by name, as options of matplotlib's `plot`."""
+    """Returns color and marker of each policy, by name, as options of matplotlib's `plot`."""
     return {
         name: {"color": _COLORS[i % len(_COLORS)], "marker": _MARKERS[i // len(_COLORS) % len(_MARKERS)]}
         for i, name in enumerate(names)

@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import PartialState
@@ -11,7 +11,6 @@ from accelerate.utils import is_peft_model
 from huggingface_hub import HfApi
 from transformers import AutoTokenizer
 from transformers.utils import logging
-from typing_extensions import Self
 
 import trl_dpo_ext
 from trl_dpo_ext.data.options import RowOptions

@@ -5,13 +5,12 @@ import math
 import os
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import get_int_from_env, parse_flag_from_env
 from trl import DPOConfig
-from typing_extensions import Self
 
 from trl_dpo_ext.data.options import RowOptions
 from trl_dpo_ext.shared_prompt.paths import PATHS

@@ -1,9 +1,9 @@
 """Options of `DPOPaperTrainer`."""
 
 from dataclasses import dataclass, field, fields
+from typing import Self
 
 from trl import DPOConfig
-from typing_extensions import Self
 
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 

@@ -1,9 +1,9 @@
 """Options of the baselines whose objectives need no reference."""
 
 from dataclasses import dataclass, field
+from typing import Self
 
 from trl import DPOConfig
-from typing_extensions import Self
 
 from trl_dpo_ext.trainers.base_config import BaseDPOConfig
 

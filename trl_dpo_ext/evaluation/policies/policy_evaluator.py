@@ -65,7 +65,7 @@ class PolicyEvaluator:
         self.processing_class = processing_class
         self.rewards = _by_name(rewards)
         self._options = {"mixed_precision": mixed_precision, "progress": progress, **options}
-        self._of_reference: dict[str, PolicyEvaluation] = {}
+        self._of_reference: dict[tuple[Any, str], PolicyEvaluation] = {}
 
     def evaluate(self, policy: Any, prompts: Sequence[Any]) -> PolicyEvaluation:
         """
@@ -88,7 +88,7 @@ class PolicyEvaluator:
         if not prompts:
             raise ValueError("There are no prompts to evaluate on.")
         reference = self._reference_sampler(policy)
-        key = json.dumps(prompts)
+        key = (policy if self.reference is None else None, json.dumps(prompts))  # whose reference, on which prompts
         if key not in self._of_reference:
             self._of_reference[key] = self._evaluation(reference, reference, prompts, None)
         if policy is self.reference:

@@ -1,14 +1,13 @@
 """A sequence classifier, or a reward model trained by Eq. 2, as a reward."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import AutoTokenizer
-from typing_extensions import Self
 
 from trl_dpo_ext.data.remote_code import remote_code_explained
 from trl_dpo_ext.models.limits import Limits

@@ -3,13 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from accelerate import PartialState
 from transformers import AutoTokenizer
 from transformers.utils import logging
-from typing_extensions import Self
 
 from trl_dpo_ext.data.remote_code import remote_code_explained
 from trl_dpo_ext.evaluation.samples.prompts import PromptTokenizer, TokenizedPrompt

@@ -25,11 +25,11 @@ _PROBLEMS_SHOWN = 5
 @dataclass
 class ScoredFile:
     """
-    Files written by [`score_file`](trl_dpo_ext.reward_model.files.score_file), and their numbers of rows.
+    Files written by [`~trl_dpo_ext.reward_model.score_file`], and their numbers of rows.
 
     Args:
+        output (`Path`, *optional*):
             File with the scored rows, or `None` without any.
-            File with the scored rows; `None` if there are none.
         errors (`Path`, *optional*):
             File with the rows that could not be scored, or `None` without any.
         scored (`int`):

@@ -16,7 +16,7 @@ __all__ = ["batch_distributions", "batch_metrics"]
 
 def batch_metrics(result: BatchResult, largest: int) -> dict[str, Sums]:
     """
-    Returns the metrics of a batch as sums. They include TRL's, under TRL's names. See the table in the README.
+    Returns the metrics of a batch as sums. They include TRL's, under TRL's names. See the table in `docs/metrics.md`.
 
     "Chosen" and "rejected" are the best and the worst completion, or the mean of those that tie. Losses, rewards and
     log-probabilities are means over examples; KL, entropy, logits and token accuracy are means over tokens.
@@ -85,7 +85,7 @@ def _of_orders(result: BatchResult, best: Tensor, worst: Tensor, largest: int) -
     assert result.order_losses is not None
     sums = means({"rewards/order_probabilities": torch.exp(-result.order_losses)}, weights)
     comparing = {
-        # The margins between neighbouring ranks add up to the margin between the best and the worst
+        # The margins between neighboring ranks add up to the margin between the best and the worst
         "rewards/margins_neighbors": margins / result.worst_rank.clamp(min=1),
         "rewards/top1_accuracies": best_reward > other_reward,
         "rewards/kendall_tau": kendall_tau_b(rewards, ranks, exists),

@@ -35,7 +35,7 @@ class DisplacementWatch:
         return (
             f"Likelihood displacement: the log-probability of preferred answers is {-chosen:.3g} nats lower than "
             f"under the reference{of_rejected}, and fell over the last {_LOGS} logs. The loss only depends on the "
-            "margin, so both answers of a pair may become less likely, in favour of answers that are in no pair. Look "
+            "margin, so both answers of a pair may become less likely, in favor of answers that are in no pair. Look "
             "at samples (`log_samples=8`). Try fewer updates, a smaller `learning_rate` or a larger `beta`; "
             "Preferred-FT first, so that preferred answers are likely under the reference; an SFT term "
             '(`loss_type=["sigmoid", "sft"]`); or leave out pairs whose answers are nearly the same.'

@@ -1,7 +1,7 @@
 """
-Puts the results of the benchmarks in the README, between its two `benchmark` comments.
+Puts the results of the benchmarks into `docs/performance.md`, between its two `benchmark` comments.
 
-    python -m benchmarks.readme_table
+    python -m benchmarks.page_table
 """
 
 import csv
@@ -24,15 +24,17 @@ _ROOT = Path(__file__).parents[1]
 Row = Mapping[str, Any]
 
 
-def main(readme: Path = _ROOT / "README.md", results_folder: Path = _ROOT / "benchmarks" / "results") -> None:
-    """Rewrites the block of the README."""
-    text = readme.read_text(encoding="utf-8")
+def main(
+    page: Path = _ROOT / "docs" / "performance.md", results_folder: Path = _ROOT / "benchmarks" / "results"
+) -> None:
+    """Rewrites the block of the page."""
+    text = page.read_text(encoding="utf-8")
     for mark in (START, END):
         if text.count(mark) != 1:
-            raise ValueError(f"{readme} should have `{mark}` once, found {text.count(mark)} times.")
+            raise ValueError(f"{page} should have `{mark}` once, found {text.count(mark)} times.")
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{START}\n{table(results_folder)}{END}{after}", encoding="utf-8")
+    page.write_text(f"{before}{START}\n{table(results_folder)}{END}{after}", encoding="utf-8")
 
 
 def table(results_folder: Path) -> str:

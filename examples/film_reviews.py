@@ -1,7 +1,7 @@
 """
-Writes the film reviews of the quickstart to `reviews.jsonl`: one short review per line, with its sentiment.
+Writes the film reviews of `trl_dpo_ext/quickstart/reviews.jsonl`: one short review per line, with its sentiment.
 
-    python examples/film_reviews/generate.py
+    python examples/film_reviews.py
 
 The reviews come from the grammar below, so their sentiment is known. The output is always the same.
 """
@@ -581,7 +581,8 @@ def spell(text: str) -> str:
     return re.sub(r"(^|[.!?] )(\w)", lambda start: start[1] + start[2].upper(), text)
 
 
-def main() -> None:
+def review_lines() -> list[str]:
+    """All reviews as JSON Lines."""
     writer = ReviewWriter(SEED)
     reviews: dict[str, str] = {}  # text -> sentiment, in the order of writing
     while len(reviews) < NUM_REVIEWS:
@@ -589,8 +590,12 @@ def main() -> None:
         text = writer.review(sentiment)
         if len(text.split()) <= MAX_WORDS:
             reviews.setdefault(text, sentiment)
-    path = Path(__file__).with_name("reviews.jsonl")
-    lines = [json.dumps({"text": text, "sentiment": sentiment}) + "\n" for text, sentiment in reviews.items()]
+    return [json.dumps({"text": text, "sentiment": sentiment}) + "\n" for text, sentiment in reviews.items()]
+
+
+def main() -> None:
+    path = Path(__file__).parents[1] / "trl_dpo_ext" / "quickstart" / "reviews.jsonl"
+    lines = review_lines()
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
     print(f"wrote {len(lines):,} reviews to {path}")
 

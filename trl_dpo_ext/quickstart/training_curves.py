@@ -3,24 +3,25 @@
 from pathlib import Path
 
 import matplotlib
-import numpy as np
-
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 
+__all__ = ["BLUE", "GREY", "INK", "ORANGE", "draw_training_curves"]
+
+matplotlib.use("Agg")
+
+
 BLUE, ORANGE, GREY, INK = "#2b6cb0", "#d9722e", "#718096", "#2d3748"
-TRAINING = {"linewidth": 1, "alpha": 0.6}
-HELD_OUT = {"linewidth": 1.5, "marker": "o", "markersize": 4}
-Log = list[dict[str, float]]
+_TRAINING = {"linewidth": 1, "alpha": 0.6}
+_HELD_OUT = {"linewidth": 1.5, "marker": "o", "markersize": 4}
+_Log = list[dict[str, float]]
 
 
-def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarray, rewards_after: np.ndarray) -> None:
+def draw_training_curves(path: Path, log_history: _Log, rewards_before: np.ndarray, rewards_after: np.ndarray) -> None:
     """
     Writes the plot to `path`.
 
@@ -37,25 +38,25 @@ def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarra
     figure, axes = plt.subplots(2, 3, figsize=(13, 7), layout="constrained")
     loss, accuracy, margin, rewards, logps, histogram = axes.flat
 
-    draw_metric(loss, log_history, "loss", INK)
+    _draw_metric(loss, log_history, "loss", INK)
     loss.axhline(np.log(2), color=GREY, linewidth=1, linestyle=":")
     loss.annotate("log 2", (1, np.log(2)), xycoords=loss.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
     loss.set(title="DPO loss", ylabel="nats")
 
-    draw_metric(accuracy, log_history, "rewards/accuracies", INK)
+    _draw_metric(accuracy, log_history, "rewards/accuracies", INK)
     accuracy.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
     # The first update compares equal rewards, which gives no accuracy
     accuracy.set(title="Pairs in the right order", ylabel="share", ylim=(0.4, 1))
 
-    draw_metric(margin, log_history, "rewards/margins", INK)
+    _draw_metric(margin, log_history, "rewards/margins", INK)
     margin.set(title="Implicit reward, chosen - rejected")
 
     for axis, metric, title in (
         (rewards, "rewards", "Implicit rewards"),
-        (logps, "logps", "Log-probabilities of completions"),
+        (logps, "logps", "_Log-probabilities of completions"),
     ):
-        draw_metric(axis, log_history, f"{metric}/chosen", BLUE)
-        draw_metric(axis, log_history, f"{metric}/rejected", ORANGE)
+        _draw_metric(axis, log_history, f"{metric}/chosen", BLUE)
+        _draw_metric(axis, log_history, f"{metric}/rejected", ORANGE)
         axis.set(title=title)
     logps.set(ylabel="nats")
 
@@ -70,8 +71,8 @@ def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarra
     for axis in axes.flat[:-1]:
         axis.set_xlabel("update")
     keys = [
-        Line2D([], [], color=INK, label="training batches", **TRAINING),
-        Line2D([], [], color=INK, label="held-out pairs", **HELD_OUT),
+        Line2D([], [], color=INK, label="training batches", **_TRAINING),
+        Line2D([], [], color=INK, label="held-out pairs", **_HELD_OUT),
         Patch(color=BLUE, label="chosen"),
         Patch(color=ORANGE, label="rejected"),
     ]
@@ -83,8 +84,8 @@ def draw_training_curves(path: Path, log_history: Log, rewards_before: np.ndarra
     plt.close(figure)
 
 
-def draw_metric(axis: Axes, log_history: Log, name: str, color: str) -> None:
+def _draw_metric(axis: Axes, log_history: _Log, name: str, color: str) -> None:
     """Draws one metric by update, on training batches and on held-out pairs."""
-    for key, style in ((name, TRAINING), (f"eval_{name}", HELD_OUT)):
+    for key, style in ((name, _TRAINING), (f"eval_{name}", _HELD_OUT)):
         points = [(entry["step"], entry[key]) for entry in log_history if key in entry]
         axis.plot(*zip(*points, strict=True), color=color, **style)

@@ -1,49 +1,33 @@
 """
 DPO from start to end on film reviews, in a few minutes on two CPU cores and without a download.
 
-    python examples/quickstart.py [--output_dir FOLDER] [--quick]
-
 A small GPT-2 is fine-tuned on reviews of both sentiments and completes beginnings of reviews four times each.
 `DPOPaperTrainer` then trains on pairs of completions, ranked by a ground-truth reward. The result is measured on
-held-out beginnings: true reward, and KL from the initial model. The output folder (`outputs/quickstart`) then
-contains:
-
-    sft/                    the fine-tuned model: initial policy and reference
-    preferences.jsonl       training pairs, and preferences_test.jsonl, pairs of held-out beginnings
-    prompts_test.jsonl      the held-out beginnings
-    dpo/                    the last checkpoint and the logs: `trl-dpo-ext report outputs/quickstart/dpo`
-    policy/                 the trained model, also a reward model: `examples/reward_model.py`
-    results.json            true reward and KL, before and after
-    training_curves.png     the course of training
-
-An interrupted run continues where it stopped. `--quick` is a smaller version, in `outputs/quickstart_quick`.
+held-out beginnings: true reward, and KL from the initial model.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
-import os
 import random
 import shutil
 import sys
 import textwrap
 import time
-import warnings
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
-
-
-# Busy waiting of threads makes a small model several times slower if another program uses the cores. The thread
-# library reads this variable when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from datasets import load_dataset
-from sentiment_task import (
+from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, set_seed
+
+from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
+from trl_dpo_ext.evaluation import PolicyEvaluation, PolicyEvaluator
+from trl_dpo_ext.quickstart.sentiment_reward import SentimentReward
+from trl_dpo_ext.quickstart.sentiment_task import (
     MAX_NEW_TOKENS,
     REVIEWS,
-    SentimentReward,
     cut_prefixes,
     fine_tune,
     language_modeling_loss,
@@ -52,17 +36,19 @@ from sentiment_task import (
     small_gpt2,
     train_tokenizer,
 )
-from training_curves import draw_training_curves
-from transformers import AutoModelForCausalLM, AutoTokenizer, ProgressCallback, set_seed
-
-from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer
-from trl_dpo_ext.evaluation import PolicyEvaluation, PolicyEvaluator
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole_here
 
 
-# TRL 1.16 uses names that transformers 5.23 deprecates. torch warns that there is no accelerator
-warnings.filterwarnings("ignore", message=".*deprecated and will be removed in v6", category=FutureWarning)
-warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true")
+__all__ = [
+    "FULL",
+    "QUICK",
+    "ProgressBarWithMetrics",
+    "Settings",
+    "make_sft_model",
+    "run_quickstart",
+    "train_dpo",
+    "write_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -102,16 +88,19 @@ class ProgressBarWithMetrics(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", accuracy=f"{logs['rewards/accuracies']:.2f}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Train and evaluate a small DPO policy on film reviews.")
-    parser.add_argument("--output_dir", type=Path, help="defaults to outputs/quickstart")
-    parser.add_argument("--quick", action="store_true", help="run a smaller version as a test")
-    options = parser.parse_args()
-    settings = QUICK if options.quick else FULL
-    output_dir = options.output_dir or Path("outputs", "quickstart_quick" if options.quick else "quickstart")
+def run_quickstart(output_dir: Path, settings: Settings) -> None:
+    """
+    Trains and evaluates, and prints what it does.
+
+    Args:
+        output_dir (`Path`):
+            Output folder. An interrupted run continues where it stopped.
+        settings ([`Settings`]):
+            Sizes of the run.
+    """
     start = time.perf_counter()
     sys.stdout.reconfigure(line_buffering=True)  # keeps headings and progress bars in order in a log file
-    start_or_continue(output_dir, settings)
+    _start_or_continue(output_dir, settings)
     reviews = load_reviews()
     reward = SentimentReward(reviews)
     texts = [review["text"] for review in reviews]
@@ -152,36 +141,41 @@ def main() -> None:
         reference, tokenizer, reward, num_samples=1, max_new_tokens=MAX_NEW_TOKENS, seed=settings.seed
     )
     before, after = (evaluator.evaluate(model, test_prefixes) for model in (reference, trainer.model))
-    print_results(before, after)
-    print_samples(test_prefixes, before, after)
-    picture = output_dir / "training_curves.png"
-    draw_training_curves(picture, trainer.state.log_history, before.reward[:, 0], after.reward[:, 0])
+    _print_results(before, after)
+    _print_samples(test_prefixes, before, after)
+    if find_spec("matplotlib"):
+        from trl_dpo_ext.quickstart.training_curves import draw_training_curves
+
+        picture = output_dir / "training_curves.png"
+        draw_training_curves(picture, trainer.state.log_history, before.reward[:, 0], after.reward[:, 0])
+        print(f"\nTraining curves: {picture}")
+    else:
+        print('\nThe training curves are drawn by matplotlib: pip install "trl-dpo-ext[report]"')
     seconds = time.perf_counter() - start
     results = {"before": before.summary(), "after": after.summary(), "seconds": seconds, "settings": asdict(settings)}
     (output_dir / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\nTotal time: {seconds:.0f} s. The training curves are in {picture}")
+    print(f"Total time: {seconds:.0f} s")
     print("Next:")
     print(f"  trl-dpo-ext report {output_dir / 'dpo'}")
-    print(f"  python examples/reward_model.py --run_dir {output_dir}")
     print(
         f"  trl-dpo-ext evaluate {output_dir / 'policy'} {output_dir / 'prompts_test.jsonl'} --output "
-        f"{output_dir / 'evaluation'} --reward_function examples/sentiment_task.py:true_reward --num_samples 8 "
-        f"--max_new_tokens {MAX_NEW_TOKENS}"
+        f"{output_dir / 'evaluation'} --reward_function trl_dpo_ext.quickstart.sentiment_task:true_reward "
+        f"--num_samples 8 --max_new_tokens {MAX_NEW_TOKENS}"
     )
 
 
-def start_or_continue(output_dir: Path, settings: Settings) -> None:
+def _start_or_continue(output_dir: Path, settings: Settings) -> None:
     """
     Keeps the results of an earlier run with the same settings in `output_dir`, and deletes those with other settings.
 
     Raises:
-        SystemExit: If the folder has other contents.
+        ValueError: If the folder has other contents.
     """
     record = output_dir / "settings.json"
     reviews_hash = hashlib.sha256(REVIEWS.read_bytes()).hexdigest()
     wanted = json.dumps(asdict(settings) | {"reviews_sha256": reviews_hash}, indent=2) + "\n"
     if not record.is_file() and output_dir.is_dir() and any(output_dir.iterdir()):
-        raise SystemExit(f"`{output_dir}` has files that are not the quickstart's. Choose another `--output_dir`.")
+        raise ValueError(f"`{output_dir}` has files that are not the quickstart's. Choose another `--output_dir`.")
     if record.is_file() and record.read_text() != wanted:
         for folder in ("sft", "dpo", "policy"):
             shutil.rmtree(output_dir / folder, ignore_errors=True)
@@ -255,7 +249,7 @@ def train_dpo(
     return trainer
 
 
-def print_results(before: PolicyEvaluation, after: PolicyEvaluation) -> None:
+def _print_results(before: PolicyEvaluation, after: PolicyEvaluation) -> None:
     """Prints a table of true reward, KL and unfinished completions, with standard errors."""
     print(f"{'':8}{'true reward':>18}{'KL, nats':>18}{'unfinished':>13}")
     for name, summary in (("before", before.summary()), ("after", after.summary())):
@@ -267,7 +261,7 @@ def print_results(before: PolicyEvaluation, after: PolicyEvaluation) -> None:
     print(f"{'gain':8}{gains.mean():>9.3f} +- {gains.std(ddof=1) / len(gains) ** 0.5:.3f}")
 
 
-def print_samples(
+def _print_samples(
     prefixes: list[str], before: PolicyEvaluation, after: PolicyEvaluation, num_samples: int = 8, width: int = 50
 ) -> None:
     """Prints completions of the same prefixes before and after training, with their true rewards."""
@@ -282,7 +276,3 @@ def print_samples(
             )
         for left, right in itertools.zip_longest(*columns, fillvalue=""):
             print(f"{left:{width + 8}} | {right}")
-
-
-if __name__ == "__main__":
-    main()
