@@ -57,7 +57,9 @@ def _link_on_site(link: re.Match[str]) -> str:
 
 def _api_page(module: str) -> str:
     entries = "\n".join(_entry(name) for name in public_names(module))
-    return f"# {module}\n\n::: {module}\n    options:\n      members: false\n      show_root_heading: false\n\n{entries}"
+    return (
+        f"# {module}\n\n::: {module}\n    options:\n      members: false\n      show_root_heading: false\n\n{entries}"
+    )
 
 
 def _entry(name: str) -> str:

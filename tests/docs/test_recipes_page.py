@@ -1,41 +1,16 @@
 """Every command of `recipes/README.md` is one of the real command lines, and reads what an earlier one writes."""
 
 import re
-import shlex
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-from accelerate.commands.launch import launch_command_parser
-
-from trl_dpo_ext import DPOPaperConfig, PreferredFTConfig
-from trl_dpo_ext.cli import main
-from trl_dpo_ext.cli.recipe import parse
-from trl_dpo_ext.cli.words import WordParser
+from docs.commands import CONFIGS, options_of, words_of
 
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
-CONFIGS = {"dpo": DPOPaperConfig, "preferred-ft": PreferredFTConfig}
 TEMPERATURES = ["0", "0.25", "0.5", "0.75", "1.0"]
-
-# The programs print their words as the shell has expanded them
-PRINTED = """
-say() { for word in "$@"; do printf '%q ' "$word"; done; echo; }
-trl-dpo-ext() { say trl-dpo-ext "$@"; }
-accelerate() { say accelerate "$@"; }
-set -eu
-"""
-
-
-def run_page(folder: Path) -> list[list[str]]:
-    """Runs the page in a folder, with programs that only print, and returns their words."""
-    script = PRINTED + "\n".join(re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL))
-    shell = ["bash", "--norc", "-c", script]
-    printed = subprocess.run(shell, check=True, capture_output=True, text=True, cwd=folder).stdout
-    return [shlex.split(line) for line in printed.splitlines()]
 
 
 @pytest.fixture
@@ -43,35 +18,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     """The commands of the page as words after `trl-dpo-ext`, in a folder with the recipes and what `mkdir` makes."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.chdir(tmp_path)
-    found = []
-    for program, *words in run_page(tmp_path):
-        if program == "accelerate":
-            assert words.pop(0) == "launch"
-            launch = launch_command_parser().parse_args(words)
-            assert Path(launch.config_file).is_file() and launch.module and launch.training_script == "trl_dpo_ext.cli"
-            words = launch.training_script_args
-        found.append(words)
-    return found
-
-
-class Parsed(Exception):
-    """Options that a command has read. It goes no further."""
-
-
-def options_of(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Options as the command reads them."""
-    command, *options = words
-    if command in CONFIGS:
-        return parse(command, CONFIGS[command], [*options, "--use_cpu", "--bf16", "false"])
-
-    def stop(self, args=None, namespace=None):
-        raise Parsed(parse_args(self, args, namespace))
-
-    parse_args = WordParser.parse_args
-    with monkeypatch.context() as patched, pytest.raises(Parsed) as found:
-        patched.setattr(WordParser, "parse_args", stop)
-        main(words)
-    return found.value.args[0]
+    return words_of("\n".join(re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)), tmp_path)
 
 
 COUNTS = {"preferred-ft": 2, "dpo": 2, "prompts": 3, "sample": 10 + 15 + 4, "win-rate": 3 + 4, "agreement": 1}
