@@ -7,7 +7,7 @@ QUICKSTART := $(VENV)/.quickstart
 # A file is one worker's, since its tests share what they train and launch; the longest files are in the first folders
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help quickstart real benchmark gpu-check test test-fast test-instruction-sets test-upstream docs lint clean
+.PHONY: help quickstart real benchmark gpu-check test test-fast test-instruction-sets test-upstream test-wheel docs lint clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,15 @@ test-instruction-sets: $(INSTALLED)  ## run the numeric tests as if on processor
 
 test-upstream: $(INSTALLED)  ## run the tests with the oldest and the newest versions of other libraries (downloads up to 10 GB)
 	$(VENV)/bin/python tests/upstream.py
+
+test-wheel: $(INSTALLED)  ## build wheel and sdist, install the wheel in an empty environment, and run all the tests there
+	rm -rf outputs/wheel
+	$(VENV)/bin/python -m hatchling build --directory outputs/wheel
+	$(PYTHON) -m venv outputs/wheel/venv
+	outputs/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt torch
+	outputs/wheel/venv/bin/python -m pip install --quiet --constraint constraints.txt "$$(echo outputs/wheel/*.whl)[test]"
+	cp -r benchmarks docs examples recipes tests *.md *.toml *.txt *.yml Makefile outputs/wheel
+	cd outputs/wheel && venv/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder tests
 
 docs: $(INSTALLED)  ## build the documentation in outputs/docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
