@@ -41,7 +41,7 @@ gpu-check: $(INSTALLED)  ## check and measure all that needs a GPU, in at most e
 	$(VENV)/bin/python -m benchmarks gpu-check
 
 test: $(INSTALLED)  ## run all the tests
-	$(PYTEST)
+	$(PYTEST) --durations 20
 
 test-fast: $(INSTALLED)  ## run the tests that take a moment
 	$(PYTEST) -m "not slow and not distributed"

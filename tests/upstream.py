@@ -115,11 +115,8 @@ def write_row(environment: Environment, result: str) -> None:
     table, after = rest.split(END)
     cells = [environment.name, environment.python, *environment.versions().values(), result, str(date.today())]
     row = f"| {' | '.join(cells)} |\n"
-    lines = table.splitlines(keepends=True)
-    same = [place for place, line in enumerate(lines) if line.startswith(f"| {environment.name} |")]
-    lines[same[0] : same[0] + 1] = [row] if same else []
-    table = "".join(lines if same else [*lines, row])
-    PAGE.write_text(f"{before}{START}{table}{END}{after}", encoding="utf-8")
+    others = [line for line in table.splitlines(keepends=True) if not line.startswith(f"| {environment.name} |")]
+    PAGE.write_text(f"{before}{START}{''.join([*others, row])}{END}{after}", encoding="utf-8")
 
 
 def main() -> int:

@@ -21,7 +21,15 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]
     return words_of("\n".join(re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)), tmp_path)
 
 
-COUNTS = {"preferred-ft": 2, "dpo": 2, "prompts": 3, "sample": 10 + 15 + 4, "win-rate": 3 + 4, "agreement": 1}
+COUNTS = {
+    "preferred-ft": 2,
+    "dpo": 2,
+    "prompts": 3,
+    "sample": 10 + 15 + 4,
+    "win-rate": 3 + 4,
+    "agreement": 1,
+    "frontier": 3,
+}
 
 
 def test_all_commands_are_checked(commands):
@@ -61,14 +69,14 @@ def test_files_are_those_of_earlier_commands(commands):
             assert recipe["model_name_or_path"] in {"EleutherAI/pythia-2.8b", sft} | written
             written.add(recipe["output_dir"])
             continue
-        read = {"sample": words[:2], "win-rate": [], "prompts": [], "agreement": words[:1]}[command]
+        read = {"sample": words[:2], "win-rate": [], "prompts": [], "agreement": words[:1], "frontier": []}[command]
         if command == "win-rate":
             policies = [word.rpartition("=")[2] for word in values_of(words, "--policy")]
             read = [*policies, value_of(words, "--baseline")]
             if "--human" in words:
                 assert "outputs/tldr/sheet.csv" in written  # of which people return copies
         assert set(read) <= {sft} | written
-        output = value_of(words, "--output")
+        output = value_of(words, "--output_dir" if command == "frontier" else "--output")
         assert output not in written or command == "win-rate"  # which appends
         written |= {output, *(value_of(words, option) for option in ("--write_sheet",) if option in words)}
 

@@ -242,7 +242,7 @@ def test_help_begins_with_what_trl_does_not_have(capsys):
         main(["dpo", "--help"])
     text = capsys.readouterr().out
     assert text.startswith("usage: trl-dpo-ext dpo [--config RECIPE] [--OPTION VALUE ...]\n")
-    flags = ["--config RECIPE", "--adapter {merge,keep}", "--dry_run [DRY_RUN]", "--dataset_name DATASET_NAME"]
+    flags = ["--config RECIPE", "--adapter {merge,keep}", "--dry_run", "--dataset_name"]
     places = [text.index(f"\n  {flag}") for flag in flags]
     assert places == sorted(places)
     with pytest.raises(SystemExit, match="^0$"):
