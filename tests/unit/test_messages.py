@@ -42,6 +42,10 @@ class TestColumns:
             ),
             ({"chosen": "Chosen"}, ("no column `chosen`", "Is it `Chosen`?")),
             (
+                {"chosen": "chosen_response", "rejected": "rejected_response"},
+                ("no column `chosen`", "Is it `chosen_response`?"),
+            ),
+            (
                 {"prompt": "promt"},
                 ("no column `prompt`, but one named `promt`", "`dataset.rename_column`, or remove it"),
             ),

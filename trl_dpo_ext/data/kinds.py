@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trl_dpo_ext.spelling import misspelt_column
+from trl_dpo_ext.spelling import likely_column
 
 
 __all__ = ["other_kind"]
@@ -82,7 +82,7 @@ def other_kind(columns: Sequence[str]) -> str:
 
     ```
     """
-    misspelt = any(misspelt_column(name, columns) for name in ("chosen", "rejected", "completions"))
+    misspelt = any(likely_column(name, columns) for name in ("chosen", "rejected", "completions"))
     for names, what, advice in _KINDS:
         if set(names) <= set(columns) and not (misspelt and names in (("prompt",), ("text",))):
             return f"It holds {what}. {advice}"
