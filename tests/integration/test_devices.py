@@ -146,5 +146,5 @@ def test_loss_and_metrics(name: str, adapter: bool, path: str, tmp_path, monkeyp
 def test_a_mixture_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with accelerator(monkeypatch) as mode:
         there = mode.put(torch.ones(3))
-        with pytest.raises(RuntimeError, match="found at least two devices, lazy and cpu"):
+        with pytest.raises(RuntimeError, match=r"two (different )?devices,? lazy"):
             there + torch.ones(3)
