@@ -79,6 +79,7 @@ class Bandit:
             "optim": "adamw_torch",
             "lr_scheduler_type": "linear",
             "warmup_steps": 5,
+            "gradient_checkpointing": False,  # it would compute every forward again, to the same numbers
         }
         args = config_class(**reinforced.options(folder, **size | optimization | options))
         return trainer_class(
