@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 
 # Read when `huggingface_hub`, `datasets` and `transformers` are imported, so they come before every such import.
@@ -55,6 +56,12 @@ def _threads_and_frozen_imports() -> None:
         if not devices.is_available():
             # It would keep every seed for a device to come, and with each the stack in which it was set
             devices.manual_seed_all = lambda seed: None
+    if not torch.cuda.is_available():
+        from accelerate.utils import memory
+
+        # It would collect garbage at every training, to give a device its memory back. Python's own collections find
+        # the little that a tiny run leaves.
+        memory.gc = SimpleNamespace(collect=lambda: 0)
     after_imports()  # of this file's tests, and of what the tests before it imported
 
 
