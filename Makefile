@@ -7,6 +7,9 @@ QUICKSTART := $(VENV)/.quickstart
 # A file is one worker's, since its tests share what they train and launch; the longest files are in the first folders
 PYTEST := $(VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+# Compiled files of this package and its tests are kept where the environment says otherwise: tests start many processes
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help quickstart real benchmark gpu-check test test-fast test-instruction-sets test-upstream test-wheel docs lint clean
 
 help:  ## list the targets

@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, LlamaConfig
 from trl.trainer.utils import add_fused_lm_head
+from versions import needs
 
 from benchmarks.contender import Task
 from benchmarks.flops import Costs, Work, distinct_work, padded_work, row_work
@@ -53,6 +54,7 @@ def test_costs_counted_by_hand():
     assert costs.executed(work, live=True) == 4 * linear + 4.5 * attention + 5 * head
 
 
+@needs("transformers", "5.23", "it counts positions by a product")
 def test_costs_are_those_that_torch_counts():
     model = AutoModelForCausalLM.from_config(TINY)
     costs = Costs.of(model)

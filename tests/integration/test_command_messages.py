@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from integration.conftest import assert_fits
 from tiny import preference_rows, save_tiny, tiny_llama, tiny_tokenizer
+from versions import needs
 
 from trl_dpo_ext import DPOPaperConfig
 from trl_dpo_ext.cli import main
@@ -269,6 +270,7 @@ def test_a_message_is_one_piece(monkeypatch):
     assert stream.pieces == ["trl-dpo-ext dpo: there is no option `bata`. Did you mean `beta`?\n"]
 
 
+@needs("transformers", "5.23", "it deprecates nothing that TRL uses")
 def test_deprecations_of_the_libraries_are_silent_in_commands_only(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     with warnings.catch_warnings(record=True) as caught:

@@ -12,6 +12,7 @@ from peft import PromptTuningConfig, get_peft_model
 from tiny import MODELS, lora_config, preference_rows, ranking_rows, tiny_gpt2, tiny_llama, tiny_tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from trl import GRPOConfig, GRPOTrainer
+from versions import needs
 
 from trl_dpo_ext import DPOPaperTrainer, ImplicitRewardModel, RankingDPOConfig, RankingDPOTrainer
 from trl_dpo_ext.data.conversion.to_pairs import all_pairs
@@ -283,7 +284,15 @@ class TestScores:
         single = [(prompt, text) for prompt, texts in zip(prompts, completions, strict=True) for text in texts]
         assert toy.score(*zip(*single, strict=True)) == same(whole)
 
-    @pytest.mark.parametrize("model", ["mistral", "gemma2", "moe", "qwen3"])
+    @pytest.mark.parametrize(
+        "model",
+        [
+            "mistral",
+            pytest.param("gemma2", marks=needs("transformers", "5.23", "sdpa has no soft cap")),
+            "moe",
+            "qwen3",
+        ],
+    )
     def test_other_models(self, model):
         policy, reference, tokenizer = MODELS[model](1), MODELS[model](0), tiny_tokenizer()
         rows = ranking_rows(4, SIZES)

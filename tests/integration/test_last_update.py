@@ -12,6 +12,7 @@ from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tiny import lora_config, preference_rows, tiny_llama, tiny_tokenizer
 from transformers import TrainerCallback
+from versions import needs
 
 from trl_dpo_ext import DPOPaperTrainer, ImplicitRewardModel
 from trl_dpo_ext.report.run_data import read_run
@@ -229,6 +230,7 @@ class TestNothingToTrain:
         with pytest.raises(ValueError, match="The gradient of update 1 is 0.*`lora_alpha=0`"):
             self._trainer(config, model).train()
 
+    @needs("peft", "0.20", "adapters that are not active are trained")
     def test_an_adapter_that_is_not_active(self, config):
         model = get_peft_model(tiny_llama(), lora_config())
         model.add_adapter("other", lora_config())
