@@ -67,4 +67,5 @@ def main(argv: list[str] | None = None) -> int:
         # These announce changes of libraries, which are not a concern of users; this package raises none itself
         warnings.simplefilter("ignore", FutureWarning)
         warnings.filterwarnings("ignore", message=".*'pin_memory' argument is set as true")  # on a CPU
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")  # of GPT-2, and PEFT then sets it
         return import_module(f"trl_dpo_ext.cli.{command.replace('-', '_')}").run(argv[1:])
