@@ -3,8 +3,11 @@
 import re
 from pathlib import Path
 
+import trl_dpo_ext
+
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = Path(trl_dpo_ext.__file__).parent  # not in the repository if a wheel is tested
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
 
 _PYTHON = re.compile(r"(?:^<!-- snippet: ([\w-]+) -->\n)?^```python\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from docs.commands import options_of, words_of
-from docs.pages import PAGES, ROOT
+from docs.pages import PACKAGE, PAGES, ROOT
 
 from trl_dpo_ext.shared_prompt.support import TESTED
 from trl_dpo_ext.trainers.presets import PRESETS, preset_values
@@ -29,7 +29,8 @@ def test_size_of_the_readme():
 @pytest.mark.parametrize("page", PAGES)
 def test_paths_exist(page: str):
     for path in _PATH.findall(PAGES[page]):
-        assert (ROOT / path).exists(), path
+        folder = PACKAGE.parent if path.startswith("trl_dpo_ext/") else ROOT
+        assert (folder / path).exists(), path
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -67,12 +68,11 @@ def test_every_folder_has_its_line_in_the_tree():
     for nested, name in folders:
         parent = parent if nested else name
         listed.append(f"{parent}/{name}" if nested else name)
-    package = ROOT / "trl_dpo_ext"
-    found = {str(path.parent.relative_to(package)) for path in package.rglob("__init__.py")}
+    found = {str(path.parent.relative_to(PACKAGE)) for path in PACKAGE.rglob("__init__.py")}
     assert {name for name in found if not name.startswith("evaluation/modules/")} - {"."} == set(listed)
     files = {name for line in tree.splitlines() for name in re.findall(r"^  (?=\w)(.*?)  ", line)}
     single = {word for names in files for word in names.split() if word.endswith(".py")}
-    assert single == {path.name for path in package.glob("*.py")} - {"__init__.py"}
+    assert single == {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
 
 
 def test_model_types_whose_prompts_are_shared():
