@@ -15,20 +15,15 @@ export PYTHONDONTWRITEBYTECODE :=
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-# Only what the quickstart needs
-$(QUICKSTART): pyproject.toml constraints.txt
+# The quickstart needs little of what the tests do
+$(QUICKSTART): EXTRA := report
+$(INSTALLED): EXTRA := dev
+$(QUICKSTART) $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[report]"
-	touch $(QUICKSTART)
-
-$(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt torch
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	touch $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRA)]"
+	touch $@
 
 quickstart: $(QUICKSTART)  ## train and evaluate a small DPO policy on film reviews (about 3 minutes on two CPU cores)
 	$(VENV)/bin/trl-dpo-ext quickstart

@@ -1,6 +1,7 @@
 """The public names: `__all__` of the modules that users import from."""
 
 import importlib
+from functools import cache
 
 
 PUBLIC_MODULES = (
@@ -19,6 +20,7 @@ def public_names(module: str) -> list[str]:
     return [f"{module}.{name}" for name in importlib.import_module(module).__all__]
 
 
+@cache
 def all_public_names() -> dict[str, str]:
     """Full name of every public name. Of a name in several modules it is the first."""
     found: dict[str, str] = {}

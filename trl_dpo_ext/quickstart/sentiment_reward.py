@@ -31,9 +31,9 @@ class SentimentReward:
         good = torch.tensor([float(review["sentiment"] == "good") for review in reviews], dtype=torch.float64)
         self._weights = torch.zeros(len(self._index), 1, dtype=torch.float64, requires_grad=True)
         self._bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
-        self._fit([[self._index[feature] for feature in features] for features in found], good)
+        self._fit(self._bags(found), good)
 
-    def _fit(self, features: list[list[int]], good: Tensor) -> None:
+    def _fit(self, bags: tuple[Tensor, Tensor], good: Tensor) -> None:
         optimizer = torch.optim.LBFGS(
             [self._weights, self._bias],
             max_iter=500,
@@ -44,25 +44,28 @@ class SentimentReward:
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            data = binary_cross_entropy_with_logits(self._logits(features), good, reduction="sum")
+            data = binary_cross_entropy_with_logits(self._logits(*bags), good, reduction="sum")
             total = _STRENGTH * data + 0.5 * self._weights.square().sum()
             total.backward()
             return total
 
         optimizer.step(loss)
 
-    def _logits(self, features: list[list[int]]) -> Tensor:
+    def _bags(self, features: list[set[str]]) -> tuple[Tensor, Tensor]:
+        """Places of the known features of all texts, one text after another, and where each text starts."""
+        rows = [[self._index[feature] for feature in row if feature in self._index] for row in features]
+        ids = torch.tensor([place for row in rows for place in row], dtype=torch.long)
+        return ids, torch.tensor([0, *(len(row) for row in rows)][:-1]).cumsum(0)
+
+    def _logits(self, ids: Tensor, starts: Tensor) -> Tensor:
         """Sums of weights, shape `(n,)`."""
-        ids = torch.tensor([place for row in features for place in row], dtype=torch.long)
-        starts = torch.tensor([0, *(len(row) for row in features)][:-1]).cumsum(0)
         return embedding_bag(ids, self._weights, starts, mode="sum")[:, 0] + self._bias
 
     @torch.no_grad()
     def __call__(self, prompts: list[str], completions: list[str]) -> np.ndarray:
         """Returns the rewards of prompts with completions, in [0, 1], shape `(n,)`."""
         texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        rows = [[self._index[found] for found in _words_and_pairs(text) if found in self._index] for text in texts]
-        return torch.sigmoid(self._logits(rows)).numpy()
+        return torch.sigmoid(self._logits(*self._bags([_words_and_pairs(text) for text in texts]))).numpy()
 
 
 def _words_and_pairs(text: str) -> set[str]:
