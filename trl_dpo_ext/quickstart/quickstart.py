@@ -37,6 +37,7 @@ from trl_dpo_ext.quickstart.sentiment_task import (
     train_tokenizer,
 )
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import newest_whole_here
+from trl_dpo_ext.whole_file import write_text
 
 
 __all__ = [
@@ -205,9 +206,7 @@ def make_sft_model(sft_dir: Path, texts: list[str], settings: Settings) -> None:
 
 def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
     """Writes one row per line to `path`, which is created when complete."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    unfinished.rename(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def train_dpo(
