@@ -8,11 +8,12 @@ from closeness import EXACT
 from integration.conftest import TINY
 from integration.test_lm_heads import by_logits
 from peft import LoraConfig, get_peft_model
-from tiny import preference_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_tokenizer
+from tiny import MODELS, preference_rows, tiny_gpt2, tiny_llama, tiny_mistral, tiny_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, ImplicitRewardModel
 from trl_dpo_ext.shared_prompt.forward import GroupedForward
-from trl_dpo_ext.shared_prompt.support import is_ordinary, windows_of
+from trl_dpo_ext.shared_prompt.support import is_ordinary, is_tested, windows_of
 
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -105,6 +106,14 @@ def test_the_comparison_is_short_for_a_tested_type(ordinary, tmp_path, monkeypat
     sizes.clear()
     logps(trainer)
     assert first == ([] if ordinary else [4 * 32, 2 * (16 + 2 * 15)]) + sizes
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_from_a_folder_is_as_ordinary_as_in_memory(name, tiny_folder):
+    """So it is not compared. What a loaded config has besides says nothing about its layers."""
+    config = AutoConfig.from_pretrained(tiny_folder(name))
+    model = (AutoModelForImageTextToText if "vlm" in name else AutoModelForCausalLM).from_config(config)
+    assert is_ordinary(model) and is_tested(model)
 
 
 @pytest.mark.parametrize(
