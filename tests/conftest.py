@@ -62,6 +62,11 @@ def _threads_and_frozen_imports() -> None:
         # It would collect garbage at every training, to give a device its memory back. Python's own collections find
         # the little that a tiny run leaves.
         memory.gc = SimpleNamespace(collect=lambda: 0)
+    from datasets import arrow_dataset, fingerprint
+
+    # No test but `test_column_types.py` has a use for a hash of rows and functions, which takes longer than they do
+    arrow_dataset.generate_fingerprint = lambda dataset: fingerprint.generate_random_fingerprint()
+    arrow_dataset.update_fingerprint = lambda *hashed: fingerprint.generate_random_fingerprint()
     after_imports()  # of this file's tests, and of what the tests before it imported
 
 

@@ -302,8 +302,8 @@ def test_smoke_recipe_from_a_launcher(start, tmp_path):
     env = {"OMP_WAIT_POLICY": "passive"}
     if start == "two processes":  # `torchrun` starts them in `distributed/test_two_machines.py`
         programs = forked.start_ranks(2, words, tmp_path, env=env)
-    else:  # a new interpreter, as users start it
-        launch = ["-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
+    else:
+        launch = [forked.LAUNCHER, "accelerate-launch", "--cpu"]
         launch += ["--config_file", str(ROOT / "recipes/accelerate/single_gpu.yaml")]
         programs = [forked.start([*launch, *words], tmp_path / "log", env=env)]
     statuses = forked.wait_for_all(programs, 120)

@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from itertools import combinations
 from pathlib import Path
 
 import datasets
 import evaluate
+import forked
 import numpy as np
 import pytest
 import torch
@@ -418,19 +416,14 @@ print(json.dumps(found))
 def test_two_processes_that_start_at_once_without_a_network(tmp_path):
     rewards, ranks = rankings()
     arguments = [str(Path(modules.__file__).parent), json.dumps([rewards, ranks])]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", ONE_OF_TWO.format(first_line=first_line), str(place), *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        )
-        for place, first_line in enumerate(FIRST_LINES)
-    ]
-    outputs = [process.communicate(timeout=200) for process in started]
-    assert [process.returncode for process in started] == [0, 0], [error[-2000:] for _, error in outputs]
-    main, other = (json.loads(output.splitlines()[-1]) for output, _ in outputs)
+    programs = []
+    for place, first_line in enumerate(FIRST_LINES):
+        (tmp_path / f"{place}.py").write_text(ONE_OF_TWO.format(first_line=first_line))
+        words = [str(tmp_path / f"{place}.py"), str(place), *arguments]
+        programs.append(forked.start(words, tmp_path / f"log{place}", env={"HF_HOME": str(tmp_path)}))
+    outputs = [program.output for program in programs] if not any(forked.wait_for_all(programs, 200)) else None
+    assert outputs, [program.output[-2000:] for program in programs]
+    main, other = (json.loads(output.splitlines()[-1]) for output in outputs)
     assert len(other) == 10 and set(other.values()) == {None}
     for split in ("alternate", "uneven"):
         for name in OF_RANKINGS:
