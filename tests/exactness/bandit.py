@@ -45,6 +45,8 @@ class Bandit:
             n_layer=2,
             n_head=2,
             n_positions=16,
+            n_inner=64,
+            activation_function="relu",
             initializer_range=0.2,
             bos_token_id=None,
             eos_token_id=0,
@@ -75,7 +77,7 @@ class Bandit:
         trainer_class, config_class = reinforced.TRAINERS[kind]
         size = {"per_device_train_batch_size": 256, "num_generations": 128, "max_completion_length": self.length}
         optimization = {
-            "learning_rate": 5e-3,
+            "learning_rate": 7e-3,
             "optim": "adamw_torch",
             "lr_scheduler_type": "linear",
             "warmup_steps": 5,
