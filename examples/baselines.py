@@ -59,7 +59,7 @@ RED = "#b03030"
 COLORS = {DPO: BLUE, PREFERRED_FT: GREY, WEAK: ORANGE, FULL_WEIGHT: RED}
 
 FULL = Settings(beta=1.0, num_updates=320, updates_between_evaluations=40)
-QUICK = FULL.quick(num_updates=4, updates_between_evaluations=2)
+QUICK = FULL.quick(num_updates=2, updates_between_evaluations=2)
 
 
 def trainer_of(method: str, settings: Settings) -> tuple[type, type, dict[str, Any]]:

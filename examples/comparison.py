@@ -54,8 +54,8 @@ class Settings:
         return replace(
             self,
             seeds=(0,),
-            num_prefixes=100,
-            num_test_prefixes=96,
+            num_prefixes=64,
+            num_test_prefixes=64,
             warmup_steps=3,
             num_updates=num_updates,
             updates_between_evaluations=updates_between_evaluations,

@@ -52,7 +52,7 @@ RANKINGS, PAIRS = "whole rankings", "all pairs"
 COLORS = {RANKINGS: BLUE, PAIRS: ORANGE}
 
 FULL = Settings(beta=0.3, num_updates=120, updates_between_evaluations=20)
-QUICK = FULL.quick(num_updates=6, updates_between_evaluations=3)
+QUICK = FULL.quick(num_updates=4, updates_between_evaluations=4)
 
 
 def main() -> None:
