@@ -78,6 +78,14 @@ def with_attention(implementation: str) -> LlamaForCausalLM:
     return model
 
 
+def with_one_layer(model: PreTrainedModel) -> PreTrainedModel:
+    """A layer is as the next, and every operation on the device takes long."""
+    [layers] = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    del layers[1:]
+    model.config.num_hidden_layers = 1
+    return model
+
+
 # Trainer, options, model
 CASES: dict[str, tuple[str, dict[str, Any], Callable[[], PreTrainedModel]]] = {
     "pairs": ("DPOPaper", {}, tiny_llama),
@@ -118,7 +126,7 @@ def test_loss_and_metrics(name: str, adapter: bool, path: str, tmp_path, monkeyp
         monkeypatch.setattr(trl.trainer.utils, "_use_triton", lambda device: True)
     # Its comparison of two ways to run the model reads values
     monkeypatch.setattr(forward.GroupedForward, "_check", lambda grouped: None)
-    model = make()
+    model = with_one_layer(make())
     trainer = getattr(trl_dpo_ext, f"{method}Trainer")(
         model,
         args=getattr(trl_dpo_ext, f"{method}Config")(str(tmp_path), **TINY | options),
