@@ -62,11 +62,11 @@ class Environment:
         return program is not None and subprocess.run([program, "--version"], capture_output=True).returncode == 0
 
     def make(self) -> None:
-        """Installs the package with its tests' packages, unless this was done before."""
+        """Installs the package with its tests' packages, unless this was done since they have changed."""
         done = self.folder / ".installed"
-        if done.exists():
+        if done.exists() and done.stat().st_mtime > (ROOT / "pyproject.toml").stat().st_mtime:
             return
-        subprocess.run([f"python{self.python}", "-m", "venv", "--clear", self.folder], check=True)
+        subprocess.run([f"python{self.python}", "-m", "venv", self.folder], check=True)
         pip = [self.interpreter, "-m", "pip", "install", "--quiet"]
         subprocess.run([*pip, "--upgrade", "pip"], check=True)
         subprocess.run([*pip, *self.words, "--editable", f"{ROOT}[test]"], check=True)
@@ -136,7 +136,7 @@ def main() -> int:
         if options.install_only:
             continue
         result = environment.test([word for word in pytest_options if word != "--"])
-        write_row(environment, re.sub(r" in .*", "", result))
+        write_row(environment, re.sub(r", \d+ warnings?| in .*", "", result))
         failed |= "failed" in result or "error" in result
         if not options.keep:
             shutil.rmtree(environment.folder)

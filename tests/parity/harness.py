@@ -46,7 +46,7 @@ CONFIG = {
     "gradient_checkpointing": False,
     "learning_rate": 1e-2,
     "logging_steps": 1,
-    "max_steps": 3,
+    "max_steps": 2,
     "per_device_train_batch_size": 4,
     "per_device_eval_batch_size": 4,
     "report_to": "none",
