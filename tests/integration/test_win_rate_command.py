@@ -169,12 +169,12 @@ def test_faults_are_asked_again_and_answers_never(capfd):
             return ["I prefer A.", "", "Preferred: C", "Preferred: A\nor rather B"][int(prompt.split()[1]) % 4]
         return prefer(of_policy(first))
 
-    num = 108
+    num = 54
     write_completions(num, "a"), write_completions(num, "b")
     with served(ScriptedJudge(decide, faults)) as judge:
         assert main(words(judge.url, "--timeout", "1.5")) == 0  # a hang takes longer
     injected = sum(judge.faults_given.values())
-    assert judge.faults_given == dict.fromkeys(FAULTS, injected // 6) and injected == 72
+    assert judge.faults_given == dict.fromkeys(FAULTS, injected // 6) and injected == 36
     assert judge.num_requests == 2 * num + injected
     assert set(judge.questions.values()) == {1} and len(judge.questions) == 2 * num
     assert judge.waits and min(judge.waits) >= 0.2  # as `Retry-After` says

@@ -61,8 +61,7 @@ def exact_values(policy, reference, tokenizer, options: SamplingOptions) -> dict
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize(("kind", "temperature"), [("gpt2", 0.7), ("llama", 1.0)])
 def test_estimates_and_their_standard_errors(kind, temperature):
     policy, tokenizer = few_tokens(kind, seed=1)
     reference, _ = few_tokens(kind, seed=0)
