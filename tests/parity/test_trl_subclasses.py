@@ -105,7 +105,7 @@ class _StopsAt3(TrainerCallback):
     ids=["last_window", "short_run", "no", "stopped_early", "ipo", "epoch"],
 )
 def test_the_end_of_the_log(llama_folder, tmp_path, config, has_metrics):
-    case = Case("end", config, build=lambda folder, tag: {"callbacks": [_StopsAt3()]})
+    case = Case("end", {"max_steps": 3} | config, build=lambda folder, tag: {"callbacks": [_StopsAt3()]})
     theirs, ours = (run.trainer.state.log_history[-1] for run in _runs(case, llama_folder, tmp_path))
     assert ("rewards/margins" in theirs) == ("rewards/margins" in ours) == has_metrics
     assert_same_metrics([theirs], [ours], case)
