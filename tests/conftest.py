@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 
 # Read when `huggingface_hub`, `datasets` and `transformers` are imported, so they come before every such import.
@@ -32,6 +33,7 @@ os.environ.update(
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
 )
+import forked
 import pytest
 from import_costs import after_imports, before_imports
 
@@ -41,6 +43,19 @@ before_imports()
 
 # The process that hands the tests to workers reads this file, too, and they wait for it: torch is imported where it is
 # used.
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Called by xdist before it starts a worker."""
+    if node.config.args_source == pytest.Config.ArgsSource.TESTPATHS:
+        node.workerinput["server_of_forks"] = forked.server_address()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    address = getattr(config, "workerinput", {}).get("server_of_forks")
+    if address is not None:
+        forked.share_server(address)
 
 
 def pytest_unconfigure() -> None:

@@ -2,12 +2,12 @@
 Python programs in processes of their own, which need not import torch, transformers and TRL again.
 
 Those imports take ten seconds of a processor in every new interpreter, far longer than what a test runs in it.
-`multiprocessing`'s forkserver imports them once, trains nothing, and every program is a fork of it.
+`multiprocessing`'s forkserver imports them once, trains nothing, and every program is a fork of it. If all the tests
+are run, the process that hands them to workers starts it, and the workers share it.
 """
 
 import ctypes
 import multiprocessing
-import multiprocessing.forkserver
 import os
 import runpy
 import socket
@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def start(
         namespace (`str`, *optional*): Network namespace that it runs in, as by `ip netns exec`.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    _start_server()
+    server_address()
     environment = dict(os.environ) | dict(env or {})
     process = _CONTEXT.Process(
         target=_run, args=(list(words), str(log), environment, str(cwd or Path.cwd()), namespace)
@@ -112,11 +113,30 @@ def wait_for_all(programs: Sequence[Program], seconds: float) -> list[int]:
 
 
 @cache
-def _start_server() -> None:
+def server_address() -> str:
+    """Where the server of this process listens, which is started first if it does not run."""
     # It finds modules where a new interpreter does
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
-        multiprocessing.forkserver.ensure_running()
+        forkserver.ensure_running()
+    return str(vars(forkserver._forkserver)["_forkserver_address"])
+
+
+class _ServerOfAnother(forkserver.ForkServer):
+    def __init__(self, address: str):
+        super().__init__()
+        self._forkserver_address = address
+        self._forkserver_alive_fd = os.open(os.devnull, os.O_RDONLY)  # the other process holds the pipe
+
+    def ensure_running(self) -> None:
+        resource_tracker.ensure_running()
+
+
+def share_server(address: str) -> None:
+    """Programs of this process are forks of the server of another, which lives longer."""
+    forkserver._forkserver = _ServerOfAnother(address)
+    forkserver.ensure_running = forkserver._forkserver.ensure_running
+    forkserver.connect_to_new_process = forkserver._forkserver.connect_to_new_process
 
 
 def run(words: Sequence[str], env: Mapping[str, str], cwd: str) -> None:

@@ -13,18 +13,16 @@ import tempfile
 from contextlib import suppress
 
 
+kept = os.dup(1), os.dup(2)
 with tempfile.TemporaryFile("w+") as file:
-    kept = os.dup(1), os.dup(2)
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
     import trl_dpo_ext
 
     public = [getattr(trl_dpo_ext, name) for name in trl_dpo_ext.__all__]
     sys.stdout.flush()
-    os.dup2(kept[0], 1)
-    os.dup2(kept[1], 2)
     file.seek(0)
-    PRINTED = file.read()  # `docs/test_pages.py` looks at it, for a new interpreter only to import takes ten seconds
+    PRINTED = file.read()  # `docs/test_pages.py` looks at it. A new interpreter would import for ten seconds
 
 import datasets  # noqa: F401
 import matplotlib.pyplot  # noqa: F401
@@ -46,5 +44,7 @@ with suppress(ImportError):
     # It would compile an operator for inference, which no training uses, for a minute of two processors
     deepspeed.ops.__compatible_ops__ = {}
 
+os.dup2(kept[0], 1)
+os.dup2(kept[1], 2)
 
 after_imports()
