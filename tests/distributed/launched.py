@@ -70,6 +70,23 @@ def start(
     return forked.wait_for_all(programs, seconds), "".join(program.output for program in programs)
 
 
+def run_cases(num_processes: int, model: str, out: Path, cases: list[str], reuse: Path | None = None) -> Launched:
+    """Runs what has not been run. A case that ends its launch is noted, and the next launch goes on behind it."""
+    launched = Launched(out, num_processes, {})
+
+    def is_finished(name: str) -> bool:
+        paths = [out / f"{name}.rank{rank}.json" for rank in range(num_processes)]
+        return all(path.is_file() and "traceback" not in json.loads(path.read_text()) for path in paths)
+
+    left = [name for name in cases if not is_finished(name)]
+    while left:
+        _, log = start(num_processes, model, out, left, reuse, seconds=LAUNCH_SECONDS)
+        left = [name for name in left if not is_finished(name)]
+        if left:
+            launched.log[left.pop(0)] = log
+    return launched
+
+
 def weights_distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:
     assert one.keys() == two.keys()
     return float(np.sqrt(sum(np.square(one[name].astype(float) - two[name]).sum() for name in one)))

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from launched import (
     assert_float32_training,
     assert_same_entries,
     assert_same_training,
-    start,
+    run_cases,
 )
 from safetensors.numpy import load_file
 from tiny import preference_rows
@@ -140,9 +140,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(machines: Machines, llama_folder: str, folder: Path) -> Launched:
+def one(machines: Machines, on_one_process: Callable[[list[str]], Launched]) -> Launched:
     """One process."""
-    return one_process(llama_folder, folder / "one", ONE)
+    return on_one_process(ONE)
 
 
 @pytest.fixture(scope="module")
@@ -160,13 +160,7 @@ def two(ending: tuple[list[int], list[str]], folder: Path) -> Launched:
 @pytest.fixture(scope="module")
 def after(two: Launched, llama_folder: str, folder: Path) -> Launched:
     """One process that goes on after the loss."""
-    return one_process(llama_folder, folder / "after", ["resumes_after_loss"], two.out)
-
-
-def one_process(model: str, out: Path, cases: list[str], reuse: Path | None = None) -> Launched:
-    statuses, log = start(1, model, out, cases, reuse, seconds=LAUNCH_SECONDS)
-    assert statuses == [0], log[-3000:]
-    return Launched(out, 1, {})
+    return run_cases(1, llama_folder, folder / "after", ["resumes_after_loss"], two.out)
 
 
 # Training

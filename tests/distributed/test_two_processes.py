@@ -5,8 +5,8 @@ One process and two processes give the same numbers.
 `test_two_machines.py` and `test_recipes.py` start processes by `torchrun` and `accelerate launch`.
 """
 
-import json
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,6 @@ from closeness import EXACT, same
 from launch import RESUME_AFTER
 from launched import (
     FAILURE_SECONDS,
-    LAUNCH_SECONDS,
     TIMINGS,
     Launched,
     assert_exact_means,
@@ -28,6 +27,7 @@ from launched import (
     assert_same_entries,
     assert_same_samples,
     assert_same_training,
+    run_cases,
     sigmoid_loss,
     start,
     weights_distance,
@@ -44,36 +44,24 @@ class Both:
 
     model: str
     folder: Path
+    on_one_process: Callable[[list[str]], Launched]
 
     @cached_property
     def one(self) -> Launched:
-        return run_cases(1, self.model, self.folder / "one")
+        return self.on_one_process(cases_for(1))
 
     @cached_property
     def two(self) -> Launched:
-        return run_cases(2, self.model, self.folder / "two", reuse=self.one.out)
-
-
-def run_cases(num_processes: int, model: str, out: Path, reuse: Path | None = None) -> Launched:
-    """Runs all cases; a case that ends its launch is noted, and another launch goes on behind it."""
-    launched = Launched(out, num_processes, {})
-    left = cases_for(num_processes)
-    while left:
-        _, log = start(num_processes, model, out, left, reuse, seconds=LAUNCH_SECONDS)
-        left = [name for name in left if not _finished(launched, name)]
-        if left:
-            launched.log[left.pop(0)] = log
-    return launched
-
-
-def _finished(launched: Launched, name: str) -> bool:
-    paths = [launched.out / f"{name}.rank{rank}.json" for rank in range(launched.num_processes)]
-    return all(path.is_file() and "traceback" not in json.loads(path.read_text()) for path in paths)
+        return run_cases(2, self.model, self.folder, cases_for(2), reuse=self.one.out)
 
 
 @pytest.fixture(scope="module")
-def both(llama_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Both:
-    return Both(llama_folder, tmp_path_factory.mktemp("processes"))
+def both(
+    llama_folder: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    on_one_process: Callable[[list[str]], Launched],
+) -> Both:
+    return Both(llama_folder, tmp_path_factory.mktemp("two_processes"), on_one_process)
 
 
 # Training

@@ -4,6 +4,7 @@ DeepSpeed ZeRO on two CPU processes gives the numbers of one process.
 DeepSpeed itself, with its gloo back end: weights are in parts (`ds_id`), gathered for each layer and put back.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import forked
@@ -52,10 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(folder: Path, llama_folder: str) -> Launched:
-    statuses, log = start(1, llama_folder, folder / "one", ONE, seconds=LAUNCH_SECONDS)
-    assert statuses == [0], log[-3000:]
-    return Launched(folder / "one", 1, {})
+def one(folder: Path, on_one_process: Callable[[list[str]], Launched]) -> Launched:
+    return on_one_process(ONE)
 
 
 @pytest.fixture(scope="module")
