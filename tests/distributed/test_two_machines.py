@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,9 +140,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def one(machines: Machines, on_one_process: Callable[[list[str]], Launched]) -> Launched:
-    """One process."""
-    return on_one_process(ONE)
+def one(machines: Machines, llama_folder: str, folder: Path) -> Launched:
+    """One process. The file of two processes, which runs these cases too, is tested at the same time."""
+    return run_cases(1, llama_folder, folder / "one", ONE)
 
 
 @pytest.fixture(scope="module")

@@ -70,8 +70,8 @@ _INEXACT = {
 
 _ATTENTION_TYPES = {"full_attention", "sliding_attention"}
 
-# Options that transformers adds to a config of these types, also when it reads one from a file, and those that change no
-# token's view of another
+# Options that transformers adds to a config of these types, also when it reads one from a file, and those that do not
+# change what a token sees of another
 _NO_OPTIONS = {"head_dim", "ignore_keys_at_rope_validation", "model_type", "num_key_value_heads", "num_local_experts"}
 _NO_OPTIONS |= {"output_router_logits", "quantization_config", "tie_word_embeddings", "use_cache"}
 
