@@ -80,8 +80,9 @@ def run_cases(num_processes: int, model: str, out: Path, cases: list[str], reuse
 
     left = [name for name in cases if not is_finished(name)]
     while left:
-        _, log = start(num_processes, model, out, left, reuse, seconds=LAUNCH_SECONDS)
+        statuses, log = start(num_processes, model, out, left, reuse, seconds=LAUNCH_SECONDS)
         left = [name for name in left if not is_finished(name)]
+        assert left or not any(statuses), f"all cases are done, and the launch ended with {statuses}: {log[-3000:]}"
         if left:
             launched.log[left.pop(0)] = log
     return launched

@@ -421,9 +421,8 @@ def test_two_processes_that_start_at_once_without_a_network(tmp_path):
         (tmp_path / f"{place}.py").write_text(ONE_OF_TWO.format(first_line=first_line))
         words = [str(tmp_path / f"{place}.py"), str(place), *arguments]
         programs.append(forked.start(words, tmp_path / f"log{place}", env={"HF_HOME": str(tmp_path)}))
-    outputs = [program.output for program in programs] if not any(forked.wait_for_all(programs, 200)) else None
-    assert outputs, [program.output[-2000:] for program in programs]
-    main, other = (json.loads(output.splitlines()[-1]) for output in outputs)
+    assert forked.wait_for_all(programs, 200) == [0, 0], [program.output[-2000:] for program in programs]
+    main, other = (json.loads(program.output.splitlines()[-1]) for program in programs)
     assert len(other) == 10 and set(other.values()) == {None}
     for split in ("alternate", "uneven"):
         for name in OF_RANKINGS:
