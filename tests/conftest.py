@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 
@@ -35,10 +34,12 @@ os.environ.update(
 )
 import forked
 import pytest
-from import_costs import after_imports, before_imports
+from import_costs import after_imports, before_imports, without_devices
 
 
 before_imports()
+
+collect_ignore = ["forked_imports.py"]  # for doctests, which it has not: it is for a process of its own
 
 
 # The process that hands the tests to workers reads this file, too, and they wait for it: torch is imported where it is
@@ -67,16 +68,7 @@ def _threads_and_frozen_imports() -> None:
     import torch
 
     torch.set_num_threads(int(_THREADS))
-    for devices in (torch.cuda, torch.xpu, torch.mtia):
-        if not devices.is_available():
-            # It would keep every seed for a device to come, and with each the stack in which it was set
-            devices.manual_seed_all = lambda seed: None
-    if not torch.cuda.is_available():
-        from accelerate.utils import memory
-
-        # It would collect garbage at every training, to give a device its memory back. Python's own collections find
-        # the little that a tiny run leaves.
-        memory.gc = SimpleNamespace(collect=lambda: 0)
+    without_devices()
     from datasets import arrow_dataset, fingerprint
 
     # No test but `test_column_types.py` has a use for a hash of rows and functions, which takes longer than they do

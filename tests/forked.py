@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from import_costs import without_devices
 
 
 LAUNCHER = str(Path(__file__).with_name("forked_launcher.py"))
@@ -148,6 +149,7 @@ def run(words: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
     os.environ.update(env)
     datasets.config.HF_DATASETS_CACHE = Path(env["HF_DATASETS_CACHE"])  # as if it were read now
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
+    without_devices()
     if words[0] == "-m":
         sys.argv = list(words[1:])
         sys.path.insert(0, cwd)

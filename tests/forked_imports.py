@@ -13,6 +13,18 @@ import tempfile
 from contextlib import suppress
 
 
+# Names of environment variables that are read by imports. A fork, whose environment is another, does not read them
+# again (`distributed/test_zero.py`)
+READ = set()
+getitem = os._Environ.__getitem__
+
+
+def noted(environ: os._Environ[str], name: str) -> str:
+    READ.add(name)
+    return getitem(environ, name)
+
+
+os._Environ.__getitem__ = noted
 kept = os.dup(1), os.dup(2)
 with tempfile.TemporaryFile("w+") as file:
     os.dup2(file.fileno(), 1)
@@ -46,5 +58,6 @@ with suppress(ImportError):
 
 os.dup2(kept[0], 1)
 os.dup2(kept[1], 2)
+os._Environ.__getitem__ = getitem
 
 after_imports()

@@ -1,8 +1,9 @@
-"""Python processes that start faster, and do not pay for their imports again in every training."""
+"""Python processes that start faster, and do not pay for their imports or for devices they lack in every training."""
 
 import gc
 import importlib.metadata
 from functools import cache
+from types import SimpleNamespace
 
 
 def before_imports() -> None:
@@ -17,6 +18,21 @@ def before_imports() -> None:
 def after_imports() -> None:
     """To be called once everything is imported, and again where more may have been."""
     gc.enable()
-    # accelerate collects garbage after every training. Half of a tiny run would go into the objects of the imports.
+    # Every later collection would look at the objects of the imports again
     gc.collect()
     gc.freeze()
+
+
+def without_devices() -> None:
+    """To be called in a process that trains. Where there are devices they stay as they are."""
+    import torch
+    from accelerate.utils import memory
+
+    for devices in (torch.cuda, torch.xpu, torch.mtia):
+        if not devices.is_available():
+            # It would keep every seed for a device to come, and with each the stack in which it was set
+            devices.manual_seed_all = lambda seed: None
+    if not torch.cuda.is_available():
+        # It would collect garbage at every training, to give a device its memory back. Python's own collections find
+        # the little that a tiny run leaves.
+        memory.gc = SimpleNamespace(collect=lambda: 0)

@@ -4,6 +4,8 @@ DeepSpeed ZeRO on two CPU processes gives the numbers of one process.
 DeepSpeed itself, with its gloo back end: weights are in parts (`ds_id`), gathered for each layer and put back.
 """
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,11 +169,15 @@ def test_accelerate_launch(one: Launched, llama_folder: str, tmp_path: Path, sta
     assert_float32_training(one, llama_folder, load_file(tmp_path / "run" / "model.safetensors"))
 
 
-def test_imports_under_accelerate_launch(folder: Path, tmp_path: Path) -> None:
-    """A new interpreter imports all that the command does, in the environment that `zero3.yaml` makes."""
-    code = "import os, trl_dpo_ext.cli.training; print(os.environ['ACCELERATE_DEEPSPEED_ZERO_STAGE'])"
-    (tmp_path / "imports.py").write_text(code)
-    command = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(STAGE[3])]
-    program = forked.start([*command, "--num_processes", "1", str(tmp_path / "imports.py")], tmp_path / "log")
+def test_imports_read_nothing_of_a_launch(tmp_path: Path) -> None:
+    """So a fork, which does not import again, does what a new interpreter does in the environment of a launch."""
+    script = "import json, os, forked_imports; print(json.dumps([list(os.environ), list(forked_imports.READ)]))"
+    (tmp_path / "script.py").write_text(script)
+    launcher = [forked.LAUNCHER, "accelerate-launch", "--config_file", str(STAGE[3]), "--num_processes", "1"]
+    program = forked.start([*launcher, str(tmp_path / "script.py")], tmp_path / "log")
     assert program.wait(FAILURE_SECONDS) == 0, program.output[-3000:]
-    assert program.output.splitlines()[-1] == "3"
+    environment, read = map(set, json.loads(program.output.splitlines()[-1]))
+    launch = environment - set(os.environ)
+    assert {"ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE", "RANK", "WORLD_SIZE"} <= launch
+    assert "HF_HOME" in read
+    assert launch & read <= {"PYTHONPATH"}  # a fork is given the paths of modules

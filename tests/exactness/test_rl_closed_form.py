@@ -26,8 +26,7 @@ TO_A_TARGET = {"rloo": {"max_steps": 45} | FEWER, "ppo": {"max_steps": 60} | FEW
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("beta", [0.5, 1.0])
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize(("kind", "beta"), [("rloo", 0.5), ("rloo", 1.0), ("ppo", 0.5)])
 def test_ends_at_eq_4(kind, beta, tmp_path):
     bandit = Bandit()
     ref = bandit.logps()
@@ -45,8 +44,7 @@ def test_ends_at_eq_4(kind, beta, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", [1.0, 3.0])
-@pytest.mark.parametrize("kind", OPTIONS)
+@pytest.mark.parametrize(("kind", "target"), [("rloo", 1.0), ("rloo", 3.0), ("ppo", 3.0)])
 def test_ends_at_a_kl_target(kind, target, tmp_path):
     bandit = Bandit(length=3)
     rate = {"learning_rate": 3e-3, "lr_scheduler_type": "constant_with_warmup"}

@@ -8,7 +8,7 @@ import pytest
 
 
 KINDS = ["pairs", "lora_cached", "rankings", "experts_grouped", "epochs"]
-EVERY = 49  # points; of each three, before, within and after a write in turn
+EVERY = 53  # points; of each three, before, within and after a write in turn
 
 
 @pytest.mark.slow

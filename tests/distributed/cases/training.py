@@ -119,12 +119,6 @@ def trl_config(launch: Launch) -> dict[str, Any]:
 
 
 @case(TRAININGS)
-def smoothed(launch: Launch) -> dict[str, Any]:
-    """Conservative DPO."""
-    return train(launch, make_trainer(launch, 11, options={"label_smoothing": 0.1}), "smoothed")
-
-
-@case(TRAININGS)
 def reference_free(launch: Launch) -> dict[str, Any]:
     """Rewards are beta log pi, so that `predict` gives the log-probabilities of each row."""
     rows = preference_rows(9, start=40)
