@@ -8,9 +8,10 @@ from types import SimpleNamespace
 
 def before_imports() -> None:
     """To be called before torch, transformers and TRL are imported."""
-    # accelerate reads a package's metadata from disk each time that it asks whether it is installed, many times a
-    # training
+    # A package's metadata are read from disk each time that accelerate asks whether it is installed, many times a
+    # training, and that a model card or a file of scores states its version
     importlib.metadata.metadata = cache(importlib.metadata.metadata)
+    importlib.metadata.version = cache(importlib.metadata.version)
     # Imports make objects that stay, and to look for garbage among them is a sixth of their time
     gc.disable()
 
