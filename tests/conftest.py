@@ -3,10 +3,11 @@
 # ruff: noqa: E402
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -38,6 +39,8 @@ from import_costs import after_imports, before_imports, without_devices
 
 
 before_imports()
+if "datasets" in sys.modules:  # this worker is a fork
+    forked.follow_environment()
 
 collect_ignore = ["forked_imports.py"]  # for doctests, which it has not: it is for a process of its own
 
@@ -47,16 +50,11 @@ collect_ignore = ["forked_imports.py"]  # for doctests, which it has not: it is 
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Called by xdist before it starts a worker."""
-    if node.config.args_source == pytest.Config.ArgsSource.TESTPATHS:
-        node.workerinput["server_of_forks"] = forked.server_address()
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    address = getattr(config, "workerinput", {}).get("server_of_forks")
-    if address is not None:
-        forked.share_server(address)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """Called by xdist before it starts the workers. If all tests are run, these are forks."""
+    if config.args_source == pytest.Config.ArgsSource.TESTPATHS:
+        for spec in specs:
+            spec.python = shlex.join([sys.executable, forked.WORKER, forked.server_address()])
 
 
 def pytest_unconfigure() -> None:

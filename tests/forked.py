@@ -3,7 +3,7 @@ Python programs in processes of their own, which need not import torch, transfor
 
 Those imports take ten seconds of a processor in every new interpreter, far longer than what a test runs in it.
 `multiprocessing`'s forkserver imports them once, trains nothing, and every program is a fork of it. If all the tests
-are run, the process that hands them to workers starts it, and the workers share it.
+are run, the process that hands them to workers starts it, and the workers are forks, too (`forked_worker.py`).
 """
 
 import ctypes
@@ -26,8 +26,9 @@ from import_costs import without_devices
 
 
 LAUNCHER = str(Path(__file__).with_name("forked_launcher.py"))
-_CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["forked_imports"])
+WORKER = str(Path(__file__).with_name("forked_worker.py"))
+CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["forked_imports"])
 
 
 @dataclass
@@ -78,7 +79,7 @@ def start(
     log.parent.mkdir(parents=True, exist_ok=True)
     server_address()
     environment = dict(os.environ) | dict(env or {})
-    process = _CONTEXT.Process(
+    process = CONTEXT.Process(
         target=_run, args=(list(words), str(log), environment, str(cwd or Path.cwd()), namespace)
     )
     process.start()
@@ -140,14 +141,20 @@ def share_server(address: str) -> None:
     forkserver.connect_to_new_process = forkserver._forkserver.connect_to_new_process
 
 
+def follow_environment() -> None:
+    """To be called in a fork whose environment is not its server's, which was read by imports."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = Path(os.environ["HF_DATASETS_CACHE"])
+
+
 def run(words: Sequence[str], env: Mapping[str, str], cwd: str) -> None:
     """Runs a program in this process, which is a fork, as in a new interpreter."""
-    import datasets
     import torch
 
     os.environ.clear()
     os.environ.update(env)
-    datasets.config.HF_DATASETS_CACHE = Path(env["HF_DATASETS_CACHE"])  # as if it were read now
+    follow_environment()
     torch.set_num_threads(int(env.get("OMP_NUM_THREADS", "1")))
     without_devices()
     if words[0] == "-m":
