@@ -3,10 +3,12 @@
 import re
 
 
-__all__ = ["DISTRIBUTIONS", "METRICS", "RUN_LOG", "SAMPLES", "STATE", "split_metric_name"]
+__all__ = ["DISTRIBUTIONS", "METRICS", "RL_STATE", "RUN_LOG", "SAMPLES", "STATE", "split_metric_name"]
 
 # Description of the run, saved with the weights: reference of the rewards, and training
 STATE = "trl_dpo_ext.json"
+# The same of a run on Eq. 3, in its checkpoints
+RL_STATE = "trl_dpo_ext_rl.json"
 # Folder of JSON Lines files. Each line has the `step` at which it was written
 RUN_LOG = "run_log"
 METRICS = "metrics.jsonl"
@@ -30,6 +32,12 @@ _METRICS = (
     "rewards/(?:kendall_tau|top1_accuracies|order_probabilities)",
     r"rewards/rank_\d+",
     "rewards/calibration",  # a distribution
+    "reward",
+    "objective",
+    "kl_sequence",
+    "beta",
+    "value_loss",
+    "completions/(?:finished|mean_length)",
 )
 # The shortest prefix is used: `eval_aux_loss` is the `aux_loss` of `eval`, not the `loss` of a set `aux`
 _NAME = re.compile(rf"(?:(?P<prefix>.+?)_)??(?P<metric>{'|'.join(_METRICS)})")

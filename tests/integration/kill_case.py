@@ -32,8 +32,8 @@ from tiny import lora_config, preference_rows, ranking_rows, tiny_moe, tiny_toke
 from transformers import TrainerCallback, TrainerState  # noqa: E402
 
 from trl_dpo_ext import DPOPaperConfig, DPOPaperTrainer, RankingDPOConfig, RankingDPOTrainer  # noqa: E402
+from trl_dpo_ext.run_log import RunLog  # noqa: E402
 from trl_dpo_ext.trainers.checkpoints.checkpoint_files import checkpoints_of, fault_of  # noqa: E402
-from trl_dpo_ext.trainers.logs.run_log import RunLog  # noqa: E402
 from trl_dpo_ext.trainers.logs.samples import SampleLog  # noqa: E402
 
 

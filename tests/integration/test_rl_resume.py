@@ -9,6 +9,7 @@ import torch
 from reinforced import changed_gpt2, logged, trainer_of
 
 from trl_dpo_ext import KLTargetCallback
+from trl_dpo_ext.report.run_data import read_run
 
 
 # Two updates a generation: two of eight completions for PPO, one update for RLOO
@@ -46,6 +47,11 @@ def test_a_resumed_run_is_the_run(whole, tmp_path):
         for trainer in (straight, resumed)
     )
     assert len(found) == 6 and found == expected
+    runs = [read_run(path) for path in (folder, tmp_path)]
+    assert runs[0].training == runs[1].training
+    assert len(runs[1].training["loss"].steps) == 6 and runs[1].notes == []
+    assert runs[1].training["kl_sequence"].values == [log["kl_sequence"] for log in found if "kl_sequence" in log]
+    assert runs[1].settings["trainer"] == type(straight).__name__
 
 
 def test_the_value_model_is_trained_and_not_part_of_the_policy(whole):

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "whole_file": set(),
     "lazy_names": set(),
     "run_files": set(),
+    "run_log": {"run_files", "whole_file"},
     "spelling": set(),
     "models": {"compat", "processes"},
     "shared_prompt": PURE | {"models", "compat", "processes"},
@@ -39,7 +40,7 @@ MAY_IMPORT["trainers"] = {*MAY_IMPORT, "version"}
 MAY_IMPORT["reward_model"] = {*MAY_IMPORT, "version"}
 MAY_IMPORT["report"] = {"run_files", "whole_file", "trainers"}
 MAY_IMPORT["evaluation"] = {*MAY_IMPORT, "version"}
-MAY_IMPORT["rl"] = {"compat", "processes", "whole_file", "reference", "evaluation"}
+MAY_IMPORT["rl"] = {"compat", "processes", "whole_file", "run_files", "run_log", "reference", "evaluation"}
 MAY_IMPORT["quickstart"] = {"whole_file", "evaluation", "trainers", "public names"}
 MAY_IMPORT["frontier"] = {*MAY_IMPORT, "version"} - {"report"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT, "version", "public names"}

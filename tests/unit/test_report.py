@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from trl_dpo_ext import run_files
+from trl_dpo_ext import run_files, run_log
 from trl_dpo_ext.cli import main
 from trl_dpo_ext.report.drawing import draw_curves, window_means
 from trl_dpo_ext.report.page import write_report
 from trl_dpo_ext.report.panels import panels_of, quantile
 from trl_dpo_ext.report.run_data import Curve, Distribution, RunData, Sample, find_runs, read_run
 from trl_dpo_ext.report.summary import SummaryRow, facts, summary_rows
-from trl_dpo_ext.trainers.logs import run_log
 from trl_dpo_ext.trainers.logs.distributions import Distributions
 
 
@@ -265,10 +264,34 @@ def titles(folder: Path, line: dict, distributions: list[dict] = ()) -> list[str
         ),
         (["eval_rewards/rank_1", "rewards/rank_1"], ["Reward by rank, evaluation"]),
         (["learning_rate", "grad_norm", "num_tokens"], ["Gradient norm", "Learning rate"]),
+        (
+            ["loss", "reward", "objective", "kl_sequence", "beta", "completions/finished", "completions/mean_length"],
+            [
+                "Reward of samples",
+                "KL of samples",
+                "Weight of the KL term",
+                "Finished completions",
+                "Length of completions",
+                "Reward against KL",
+            ],
+        ),
+        (["value_loss", "reward", "entropy"], ["Reward of samples", "Value loss", "Entropy"]),
     ],
 )
 def test_panels_are_those_of_the_metrics(tmp_path, metrics, expected):
     assert titles(tmp_path, dict.fromkeys(metrics, 0.5)) == expected
+
+
+def test_the_path_of_reward_against_kl(tmp_path):
+    """The mean of each window of updates that have both."""
+    rows = [{"step": i, "kl_sequence": i / 10} | ({"reward": float(i)} if i > 1 else {}) for i in range(1, 42)]
+    [panel] = [panel for panel in panels_of(a_run(tmp_path, rows)) if panel.title == "Reward against KL"]
+    axes = Figure().subplots()
+    panel.draw(axes)
+    path, last = axes.lines
+    assert path.get_xdata() == pytest.approx([(i + 0.5) / 10 for i in range(2, 42, 2)])
+    assert path.get_ydata() == pytest.approx([i + 0.5 for i in range(2, 42, 2)])
+    assert last.get_xydata() == pytest.approx(np.array([[4.05, 40.5]]))
 
 
 def test_panels_of_distributions(tmp_path):

@@ -3,7 +3,7 @@
 import json
 
 from trl_dpo_ext.run_files import METRICS
-from trl_dpo_ext.trainers.logs.run_log import RunLog
+from trl_dpo_ext.run_log import RunLog
 
 
 def test_a_link_is_replaced(tmp_path):

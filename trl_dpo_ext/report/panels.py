@@ -16,6 +16,7 @@ from trl_dpo_ext.report.drawing import (
     draw_reference_line,
     draw_update_axis,
     rank_colors,
+    window_means,
 )
 from trl_dpo_ext.report.run_data import Curve, Distribution, RunData
 
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Panel", "panels_of", "quantile"]
+
+
+_POINTS_OF_PATH = 20
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,38 @@ def panels_of(run: RunData) -> list[Panel]:
         for curves in CURVE_PANELS
         if curves.is_for(run)
     ]
-    special = [panel for where in ("training", *run.evaluation) for panel in _rank_panels(run, where)]
+    special = _reward_against_kl(run)
+    special += [panel for where in ("training", *run.evaluation) for panel in _rank_panels(run, where)]
     for where, distributions in run.distributions.items():
         last = {name: by_step[-1] for name, by_step in distributions.items()}
         special += _reward_histograms(where, last) + _margin_histogram(where, last) + _reliability(where, last)
         special += _margin_spread(where, distributions)
     return panels + special
+
+
+def _reward_against_kl(run: RunData) -> list[Panel]:
+    # Of training batches: evaluations are few
+    names = run.training
+    if not all(name in names and names[name].finite() for name in ("reward", "kl_sequence")):
+        return []
+    kls, rewards = (dict(names[name].finite()) for name in ("kl_sequence", "reward"))
+    steps = [step for step in kls if step in rewards]
+    return [
+        Panel(
+            "Reward against KL",
+            "What the policy gains for its distance from the reference, as means of windows; the dot is the last one. "
+            "The higher at the same KL, the better the run.",
+            "the path turns right: more KL for the same reward.",
+            partial(_draw_path, [Curve(steps, [values[step] for step in steps]) for values in (kls, rewards)]),
+        )
+    ]
+
+
+def _draw_path(curves: list[Curve], axes: "Axes") -> None:
+    across, up = ([mean for _, mean, _, _ in window_means(curve, _POINTS_OF_PATH)] for curve in curves)
+    axes.plot(across, up, color=INK, linewidth=1, alpha=0.5, marker=".")
+    axes.plot(across[-1:], up[-1:], "o", color=INK, markersize=8)
+    axes.set(xlabel="KL, nats per completion", ylabel="reward")
 
 
 def _rank_panels(run: RunData, where: str) -> list[Panel]:

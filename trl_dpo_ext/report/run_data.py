@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from trl_dpo_ext.run_files import DISTRIBUTIONS, METRICS, RUN_LOG, SAMPLES, STATE, split_metric_name
+from trl_dpo_ext.run_files import DISTRIBUTIONS, METRICS, RL_STATE, RUN_LOG, SAMPLES, STATE, split_metric_name
 
 
 __all__ = ["Curve", "Distribution", "RunData", "Sample", "find_runs", "read_run"]
@@ -85,7 +85,7 @@ class RunData:
         distributions (`dict[str, dict[str, list[Distribution]]]`):
             Histograms of each set, by name, ordered by update.
         samples (`list[Sample]`): Samples of the last evaluation of each set.
-        settings (`dict[str, Any]`): The trainer's `trl_dpo_ext.json`; empty if there is none.
+        settings (`dict[str, Any]`): The trainer's description of the run; empty if there is none.
         seconds (`float` or `None`): Duration of the training; `None` until it ends.
         notes (`list[str]`): What was damaged, missing or not finite.
     """
@@ -314,7 +314,7 @@ def _add_samples(run: RunData) -> None:
 
 def _add_settings(run: RunData) -> None:
     # Saved with the weights: in the folder once `save_model` has run, until then in the checkpoints
-    for path in (place / STATE for place in _with_checkpoints(run.folder)):
+    for path in (place / name for place in _with_checkpoints(run.folder) for name in (STATE, RL_STATE)):
         if path.is_file():
             try:
                 settings = _parse(path.read_text(encoding="utf-8"))

@@ -12,6 +12,12 @@ __all__ = ["SummaryRow", "facts", "format_number", "summary_rows"]
 # The metrics of the table, and whether the smallest or the largest value is best, if either is
 _BEST = {
     "loss": min,
+    "reward": max,
+    "objective": max,
+    "kl_sequence": None,
+    "completions/finished": max,
+    "completions/mean_length": None,
+    "value_loss": min,
     "rewards/accuracies": max,
     "rewards/accuracies_from_length": None,
     "rewards/kendall_tau": max,
@@ -71,10 +77,10 @@ def summary_rows(run: RunData) -> list[SummaryRow]:
 def facts(run: RunData) -> dict[str, str]:
     """Returns the entries at the head of the page; unknown ones are left out."""
     settings = run.settings
-    reference = settings.get("reference")
+    reference, beta = settings.get("reference"), settings.get("beta")
     described: dict[str, Any] = {
         "trainer": settings.get("trainer"),
-        "beta": settings.get("beta"),
+        "beta": f"{beta:.4g}" if isinstance(beta, float) else beta,
         "reference": reference.get("kind") if isinstance(reference, dict) else reference,
     }
     curves = [curve for names in (run.training, *run.evaluation.values()) for curve in names.values()]

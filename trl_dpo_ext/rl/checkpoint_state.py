@@ -10,14 +10,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SaveStrategy
 
 from trl_dpo_ext.processes import get_logger
+from trl_dpo_ext.run_files import RL_STATE
 from trl_dpo_ext.whole_file import write_text
 
 
 __all__ = ["RLState", "check_resumes", "read_state", "warn_of_save_steps", "write_state"]
 
 logger = get_logger(__name__)
-
-_FILE = "trl_dpo_ext_rl.json"
 
 
 class RLState(NamedTuple):
@@ -53,7 +52,7 @@ def warn_of_save_steps(args: Any) -> None:
 
 def write_state(folder: str | Path, state: RLState) -> None:
     """Saves `state` in the folder of a checkpoint."""
-    write_text(Path(folder, _FILE), json.dumps(state._asdict(), indent=2) + "\n")
+    write_text(Path(folder, RL_STATE), json.dumps(state._asdict(), indent=2) + "\n")
 
 
 def read_state(folder: str | Path) -> RLState:
@@ -63,9 +62,9 @@ def read_state(folder: str | Path) -> RLState:
     Raises:
         ValueError: If it has none.
     """
-    path = Path(folder, _FILE)
+    path = Path(folder, RL_STATE)
     if not path.is_file():
-        raise ValueError(f"{folder} cannot be resumed from: it has no {_FILE}, which each checkpoint has.")
+        raise ValueError(f"{folder} cannot be resumed from: it has no {RL_STATE}, which each checkpoint has.")
     return RLState(**json.loads(path.read_text()))
 
 

@@ -15,6 +15,7 @@ from trl_dpo_ext.reference import policy as reference_policy
 from trl_dpo_ext.reference.weights_hash import hash_weights
 from trl_dpo_ext.rl.checkpoint_state import RLState, check_resumes, read_state, warn_of_save_steps, write_state
 from trl_dpo_ext.rl.guards import checked_rewards, count_positions, turn_dropout_off
+from trl_dpo_ext.run_log import RunLog
 
 
 __all__ = ["Generation", "RLTrainer"]
@@ -50,6 +51,7 @@ class RLTrainer:
     trl_class: ClassVar[type]
 
     accelerator: Any
+    add_callback: Any
     args: Any
     beta: float
     model: Any
@@ -97,6 +99,8 @@ class RLTrainer:
                 peft_config=peft_config,
             )
         self._prepare_models()
+        self.run_log = RunLog(self.args.output_dir)
+        self.add_callback(self.run_log)
 
     def _check_model(self, model: Any, peft_config: Any) -> None:
         reference_policy.check_adapter_start(model, peft_config)
@@ -144,6 +148,7 @@ class RLTrainer:
         check_resumes(resume_from_checkpoint, state, self._state(), self.args)
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
         self.beta = state.beta
+        self.run_log.go_on_from(resume_from_checkpoint, {})
 
     # For subclasses
 

@@ -22,6 +22,7 @@ from trl_dpo_ext.data.preparation_report import DataReport
 from trl_dpo_ext.models.loading import whole_models
 from trl_dpo_ext.processes import get_logger, together
 from trl_dpo_ext.reference import policy as reference_policy
+from trl_dpo_ext.run_log import RunLog
 from trl_dpo_ext.trainers.argument_checks import (
     SAMPLED_BY_LENGTH,
     check_attention,
@@ -45,7 +46,6 @@ from trl_dpo_ext.trainers.forward.update_guard import UpdateGuard
 from trl_dpo_ext.trainers.logs.batch_metrics import batch_distributions
 from trl_dpo_ext.trainers.logs.evaluation_log import show_evaluation
 from trl_dpo_ext.trainers.logs.metrics_log import MetricsLog
-from trl_dpo_ext.trainers.logs.run_log import RunLog
 from trl_dpo_ext.trainers.logs.run_summary import RunSummary
 from trl_dpo_ext.trainers.logs.samples import SampleLog
 from trl_dpo_ext.trainers.objective import Objective

@@ -6,8 +6,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from trl_dpo_ext.run_files import DISTRIBUTIONS, SAMPLES
+from trl_dpo_ext.run_log import RunLog
 from trl_dpo_ext.trainers.logs.distributions import Distributions
-from trl_dpo_ext.trainers.logs.run_log import RunLog
 from trl_dpo_ext.trainers.logs.trackers import send_histograms, send_table
 
 
@@ -25,7 +25,7 @@ def show_evaluation(
     Writes the distributions and the samples of an evaluation. Only the main process may call it.
 
     Args:
-        run_log ([`~trl_dpo_ext.trainers.logs.run_log.RunLog`]):
+        run_log ([`~trl_dpo_ext.run_log.RunLog`]):
             The run's files.
         callbacks (`Sequence` of [`~transformers.TrainerCallback`]):
             The trainer's callbacks, including those of the trackers.
