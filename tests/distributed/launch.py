@@ -161,10 +161,15 @@ def run_log(trainer: BaseDPOTrainer) -> dict[str, list]:
     return {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
 
 
-def models_of(trainer: BaseDPOTrainer, is_shard: Callable[[torch.nn.Parameter], bool]) -> dict[str, Any]:
+def models_of(trainer: Any, is_shard: Callable[[torch.nn.Parameter], bool]) -> dict[str, Any]:
     """How the models are distributed: parameters in shards, and all, of policy and reference."""
     models = {"policy": trainer.model} | ({"reference": trainer.ref_model} if trainer.ref_model else {})
-    kind = trainer.accelerator.distributed_type.value
-    return {"distributed_type": kind, "prompts": str(trainer.runner)} | {
-        name: [sum(map(is_shard, model.parameters())), len(list(model.parameters()))] for name, model in models.items()
-    }
+    prompts = {"prompts": str(trainer.runner)} if isinstance(trainer, BaseDPOTrainer) else {}
+    return (
+        {"distributed_type": trainer.accelerator.distributed_type.value}
+        | prompts
+        | {
+            name: [sum(map(is_shard, model.parameters())), len(list(model.parameters()))]
+            for name, model in models.items()
+        }
+    )

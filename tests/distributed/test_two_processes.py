@@ -320,6 +320,12 @@ def test_sharded_rankings_in_parts(both: Both) -> None:
     assert_same_training(both.one, "ranks", both.two, "sharded_ranks")
 
 
+def test_sharded_reinforcement_learning(both: Both) -> None:
+    shards = both.two.result("sharded_rloo")["shards"]
+    assert shards == {"distributed_type": "FSDP", "policy": [21, 21], "reference": [21, 21]}
+    assert_same_training(both.two, "rloo_samples", both.two, "sharded_rloo")
+
+
 @pytest.mark.parametrize("name", ["ranks_varlen", "sharded_varlen"])
 def test_flash_attention(both: Both, name: str) -> None:
     result = both.two.result(name)

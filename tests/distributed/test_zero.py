@@ -41,6 +41,7 @@ ONE = [
     "cached",
     "ranks",
     "resumes_ragged",
+    "rloo",
 ]
 STAGE = {stage: Path(__file__).parents[2] / "recipes" / "accelerate" / f"zero{stage}.yaml" for stage in (2, 3)}
 PROMPTS = "computed once (attention by segments, packed)"
@@ -106,6 +107,15 @@ def test_adapter(one: Launched, zero: Launched) -> None:
 def test_rankings_in_parts_of_two(one: Launched, zero: Launched) -> None:
     assert zero.result("zero3_ranks")["parts"] == IN_PARTS
     assert_same_training(one, "ranks", zero, "zero3_ranks")
+
+
+def test_reinforcement_learning(one: Launched, zero: Launched) -> None:
+    assert zero.result("zero3_rloo")["parts"] == {
+        "distributed_type": "DEEPSPEED",
+        "policy": [21, 21],
+        "reference": [21, 21],
+    }
+    assert_same_training(one, "rloo", zero, "zero3_rloo")
 
 
 def test_parts_need_gradient_checkpointing(zero: Launched) -> None:

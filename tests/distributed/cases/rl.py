@@ -1,11 +1,13 @@
 """Reinforcement learning, on completions that do not depend on the number of processes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from datasets import Dataset
-from launch import TRAININGS, UPDATE, Launch, case, train
-from reinforced import PROMPTS, trainer_of
+from launch import TRAININGS, TWO_PROCESSES_ONLY, UPDATE, Launch, case, train
+from reinforced import PROMPTS, TRAINERS, options
+from tiny import tiny_tokenizer
 from transformers import PrinterCallback
 
 from trl_dpo_ext import KLTargetCallback
@@ -18,20 +20,30 @@ def _reward(prompts: list[str], completions: list[str]) -> list[float]:
     return [sum(map(ord, text)) % 97 / 97 for text in completions]
 
 
-def _trainer(launch: Launch, kind: str, **options: Any) -> Any:
-    trainer = trainer_of(
-        kind,
-        launch.model,
-        launch.folder / "run",
-        _reward,
-        per_device_train_batch_size=UPDATE // launch.num_processes,
-        num_iterations=2,
-        max_steps=4,
-        **options,
-    )
-    trainer.train_dataset = Dataset.from_dict({"prompt": PROMPTS * UPDATE})
+def rl_trainer(
+    launch: Launch, kind: str, *, samples: bool = False, prepare: Callable[[], None] = lambda: None, **changed: Any
+) -> Any:
+    """
+    Builds a trainer.
+
+    Args:
+        launch (`Launch`): Where it runs.
+        kind (`str`): `"rloo"` or `"ppo"`.
+        samples (`bool`): Whether it samples its completions, which then depend on the number of processes.
+        prepare (`Callable`): Called between its options and itself.
+        changed (*optional*): Its options.
+    """
+    trainer_class, config_class = TRAINERS[kind]
+    sizes = {"per_device_train_batch_size": UPDATE // launch.num_processes, "num_iterations": 2, "max_steps": 4}
+    args = config_class(**options(launch.folder / "run", **sizes, **changed))
+    prepare()
+    rows = Dataset.from_dict({"prompt": PROMPTS * UPDATE})
+    trainer = trainer_class(launch.model, _reward, args, train_dataset=rows, processing_class=tiny_tokenizer())
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(KLTargetCallback(trainer, target=1.0, horizon=40))
+
+    if samples:
+        return trainer
 
     def generate(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
         # The row in the batch of all processes decides
@@ -46,7 +58,7 @@ def _trainer(launch: Launch, kind: str, **options: Any) -> Any:
     return trainer
 
 
-def _train(launch: Launch, name: str, trainer: Any) -> dict[str, Any]:
+def train_rl(launch: Launch, name: str, trainer: Any) -> dict[str, Any]:
     result = train(launch, trainer, name)
     for log in result["history"]:
         log.pop("step_time", None)
@@ -56,10 +68,16 @@ def _train(launch: Launch, name: str, trainer: Any) -> dict[str, Any]:
 @case(TRAININGS)
 def rloo(launch: Launch) -> dict[str, Any]:
     """Two generations of RLOO with a KL target."""
-    return _train(launch, "rloo", _trainer(launch, "rloo"))
+    return train_rl(launch, "rloo", rl_trainer(launch, "rloo"))
+
+
+@case(TWO_PROCESSES_ONLY)
+def rloo_samples(launch: Launch) -> dict[str, Any]:
+    """The same on completions that it samples."""
+    return train_rl(launch, "rloo_samples", rl_trainer(launch, "rloo", samples=True))
 
 
 @case(TRAININGS)
 def ppo(launch: Launch) -> dict[str, Any]:
     """Two generations of PPO with a KL target. The value model is compared by its loss."""
-    return _train(launch, "ppo", _trainer(launch, "ppo", max_grad_norm=0.5))
+    return train_rl(launch, "ppo", rl_trainer(launch, "ppo", max_grad_norm=0.5))

@@ -22,6 +22,7 @@ from tiny import lora_config, preference_rows
 from torch.distributed.tensor import DTensor
 
 from cases.rankings import train_on_rankings
+from cases.rl import rl_trainer, train_rl
 from trl_dpo_ext import DPOPaperTrainer
 from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
 
@@ -62,6 +63,18 @@ def sharded_varlen(launch: Launch) -> dict[str, Any]:
     return trained | {"shards": _shards(trainer), "uses_kernel": calls["backward"] > 0}
 
 
+@case(TWO_PROCESSES_ONLY)
+def sharded_rloo(launch: Launch) -> dict[str, Any]:
+    """`rloo_samples` under FSDP2."""
+    trainer = rl_trainer(launch, "rloo", samples=True, prepare=_as_on_gpus, **FSDP2)
+    return train_rl(launch, "sharded_rloo", trainer) | {"shards": _shards(trainer)}
+
+
+def _as_on_gpus() -> None:
+    # On a CPU accelerate leaves FSDP out without a word and trains under DDP
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
 def _make_sharded(
     launch: Launch,
     rows: Any,
@@ -71,10 +84,9 @@ def _make_sharded(
     **arguments: Any,
 ) -> BaseDPOTrainer:
     args = make_config(launch, trainer_class.config_class, **FSDP2, **options)
-    # On a CPU accelerate leaves FSDP out without a word and trains under DDP
-    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    _as_on_gpus()
     return make_trainer(launch, rows, trainer_class, args=args, **arguments)
 
 
-def _shards(trainer: BaseDPOTrainer) -> dict[str, Any]:
+def _shards(trainer: Any) -> dict[str, Any]:
     return models_of(trainer, lambda parameter: isinstance(parameter, DTensor))

@@ -8,7 +8,7 @@ from tiny import lora_config, preference_rows
 from cases.cache import cached_options, files_of
 from cases.checkpoints import train_twice
 from cases.rankings import train_on_rankings
-from trl_dpo_ext.trainers.base_trainer import BaseDPOTrainer
+from cases.rl import rl_trainer, train_rl
 
 
 def _zero(stage: int, **settings: Any) -> dict[str, Any]:
@@ -100,5 +100,12 @@ def zero3_ranks(launch: Launch) -> dict[str, Any]:
     return trained | {"parts": _parts(trainer)}
 
 
-def _parts(trainer: BaseDPOTrainer) -> dict[str, Any]:
+@case(ZERO)
+def zero3_rloo(launch: Launch) -> dict[str, Any]:
+    """`rloo` under ZeRO-3."""
+    trainer = rl_trainer(launch, "rloo", **_zero(3))
+    return train_rl(launch, "zero3_rloo", trainer) | {"parts": _parts(trainer)}
+
+
+def _parts(trainer: Any) -> dict[str, Any]:
     return models_of(trainer, lambda parameter: hasattr(parameter, "ds_id"))
