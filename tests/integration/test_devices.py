@@ -101,6 +101,8 @@ CASES: dict[str, tuple[str, dict[str, Any], Callable[[], PreTrainedModel]]] = {
     "unlikelihood": ("Unlikelihood", {"unlikelihood_form": "token", "reference_free": False}, tiny_llama),
     "preferred-ft": ("PreferredFT", {"reference_free": False, "loss_reduction": "token_mean"}, tiny_llama),
 }
+# With another attention, or a row for each completion
+DENSE_ONLY = ("eager", "separate")
 
 
 def as_on_a_gpu(path: str) -> Callable[..., tuple[str | None, str]]:
@@ -114,9 +116,14 @@ def as_on_a_gpu(path: str) -> Callable[..., tuple[str | None, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["dense", "varlen"])
 @pytest.mark.parametrize(
-    ("name", "adapter"), [(name, False) for name in CASES] + [("pairs", True), ("rankings in parts", True)]
+    ("name", "adapter", "path"),
+    [
+        (name, adapter, path)
+        for name, adapter in [*((name, False) for name in CASES), ("pairs", True), ("rankings in parts", True)]
+        for path in ("dense", "varlen")
+        if path == "dense" or name not in DENSE_ONLY
+    ],
 )
 def test_loss_and_metrics(name: str, adapter: bool, path: str, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     method, options, make = CASES[name]
