@@ -276,11 +276,6 @@ def test_a_difference_is_seen(weight, precision, monkeypatch):
         assert_within_rounding({"logps": found}, {"logps": trusted}, {"logps": exact})
 
 
-@pytest.mark.slow
-@pytest.mark.float32  # flex attention has no other on a CPU
-@pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="torch.compile needs vector instructions on a CPU"
-)
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "gemma2", "gemma3"])
 def test_forward_of_flex_attention(name):
     """Its backward needs a GPU (torch 2.13). What a token sees is tested in `unit/test_layouts.py`."""
@@ -289,12 +284,11 @@ def test_forward_of_flex_attention(name):
     batch = ragged_batch()
     read = Batch.of(batch)
     groups, rows = read.groups, read.rows
-    with torch.no_grad():
+    # It is traced as for a GPU. Kernels for a CPU would be compiled for 15 s each, and know no float64
+    with torch.no_grad(), torch.compiler.set_stance("default", force_backend="eager"):
         expected = completion_logps(model, rows).logps
         found = completion_logps(flex, rows | {"prompt_groups": groups}).logps
-        with in_float64():
-            exact = completion_logps(build(name, "eager" if name == "gemma2" else "sdpa"), rows).logps
-    assert_within_rounding({"logps": found}, {"logps": expected}, {"logps": exact})
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
 
 
 @pytest.mark.float32
