@@ -292,6 +292,8 @@ def test_the_path_of_reward_against_kl(tmp_path):
     assert path.get_xdata() == pytest.approx([(i + 0.5) / 10 for i in range(2, 42, 2)])
     assert path.get_ydata() == pytest.approx([i + 0.5 for i in range(2, 42, 2)])
     assert last.get_xydata() == pytest.approx(np.array([[4.05, 40.5]]))
+    apart = [{"step": 1, "kl_sequence": 0.1}, {"step": 2, "reward": 1.0}]
+    assert "Reward against KL" not in [panel.title for panel in panels_of(a_run(tmp_path, apart))]
 
 
 def test_panels_of_distributions(tmp_path):

@@ -73,11 +73,11 @@ def panels_of(run: RunData) -> list[Panel]:
 
 def _reward_against_kl(run: RunData) -> list[Panel]:
     # Of training batches: evaluations are few
-    names = run.training
-    if not all(name in names and names[name].finite() for name in ("reward", "kl_sequence")):
-        return []
-    kls, rewards = (dict(names[name].finite()) for name in ("kl_sequence", "reward"))
+    names = ("kl_sequence", "reward")
+    kls, rewards = (dict(run.training[name].finite()) if name in run.training else {} for name in names)
     steps = [step for step in kls if step in rewards]
+    if not steps:
+        return []
     return [
         Panel(
             "Reward against KL",
