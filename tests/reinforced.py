@@ -1,6 +1,7 @@
 """Tiny runs of the trainers of Eq. 3."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -73,13 +74,23 @@ def options(folder: Any, **changed: Any) -> dict[str, Any]:
     } | changed
 
 
-def trainer_of(kind: str, model: Any, folder: Any, reward: Any = letters, peft_config: Any = None, **changed: Any):
-    """A trainer that has not been started."""
+def trainer_of(
+    kind: str,
+    model: Any,
+    folder: Any,
+    reward: Any = letters,
+    peft_config: Any = None,
+    prepare: Callable[[], None] = lambda: None,
+    **changed: Any,
+):
+    """A trainer that has not been started. `prepare` is called between its options and itself."""
     trainer_class, config_class = TRAINERS[kind]
+    args = config_class(**options(folder, **changed))
+    prepare()
     return trainer_class(
         model,
         reward,
-        config_class(**options(folder, **changed)),
+        args,
         train_dataset=Dataset.from_dict({"prompt": PROMPTS * 4}),
         processing_class=tiny_tokenizer(),
         peft_config=peft_config,

@@ -164,12 +164,9 @@ def run_log(trainer: BaseDPOTrainer) -> dict[str, list]:
 def models_of(trainer: Any, is_shard: Callable[[torch.nn.Parameter], bool]) -> dict[str, Any]:
     """How the models are distributed: parameters in shards, and all, of policy and reference."""
     models = {"policy": trainer.model} | ({"reference": trainer.ref_model} if trainer.ref_model else {})
-    prompts = {"prompts": str(trainer.runner)} if isinstance(trainer, BaseDPOTrainer) else {}
-    return (
-        {"distributed_type": trainer.accelerator.distributed_type.value}
-        | prompts
-        | {
-            name: [sum(map(is_shard, model.parameters())), len(list(model.parameters()))]
-            for name, model in models.items()
-        }
-    )
+    found: dict[str, Any] = {"distributed_type": trainer.accelerator.distributed_type.value}
+    if isinstance(trainer, BaseDPOTrainer):
+        found["prompts"] = str(trainer.runner)
+    for name, model in models.items():
+        found[name] = [sum(map(is_shard, model.parameters())), len(list(model.parameters()))]
+    return found

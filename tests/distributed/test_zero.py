@@ -179,7 +179,7 @@ def test_accelerate_launch(one: Launched, llama_folder: str, tmp_path: Path, sta
     assert_float32_training(one, llama_folder, load_file(tmp_path / "run" / "model.safetensors"))
 
 
-def test_imports_read_nothing_of_a_launch(tmp_path: Path) -> None:
+def test_imports_read_nothing_of_a_launch(folder: Path, tmp_path: Path) -> None:
     """So a fork, which does not import again, does what a new interpreter does in the environment of a launch."""
     script = "import json, os, forked_imports; print(json.dumps([list(os.environ), list(forked_imports.READ)]))"
     (tmp_path / "script.py").write_text(script)

@@ -1,13 +1,10 @@
 """Reinforcement learning, on completions that do not depend on the number of processes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from datasets import Dataset
 from launch import TRAININGS, TWO_PROCESSES_ONLY, UPDATE, Launch, case, train
-from reinforced import PROMPTS, TRAINERS, options
-from tiny import tiny_tokenizer
+from reinforced import trainer_of
 from transformers import PrinterCallback
 
 from trl_dpo_ext import KLTargetCallback
@@ -20,25 +17,10 @@ def _reward(prompts: list[str], completions: list[str]) -> list[float]:
     return [sum(map(ord, text)) % 97 / 97 for text in completions]
 
 
-def rl_trainer(
-    launch: Launch, kind: str, *, samples: bool = False, prepare: Callable[[], None] = lambda: None, **changed: Any
-) -> Any:
-    """
-    Builds a trainer.
-
-    Args:
-        launch (`Launch`): Where it runs.
-        kind (`str`): `"rloo"` or `"ppo"`.
-        samples (`bool`): Whether it samples its completions, which then depend on the number of processes.
-        prepare (`Callable`): Called between its options and itself.
-        changed (*optional*): Its options.
-    """
-    trainer_class, config_class = TRAINERS[kind]
+def rl_trainer(launch: Launch, kind: str, *, samples: bool = False, **changed: Any) -> Any:
+    """Builds a trainer. If it `samples` its completions, these depend on the number of processes."""
     sizes = {"per_device_train_batch_size": UPDATE // launch.num_processes, "num_iterations": 2, "max_steps": 4}
-    args = config_class(**options(launch.folder / "run", **sizes, **changed))
-    prepare()
-    rows = Dataset.from_dict({"prompt": PROMPTS * UPDATE})
-    trainer = trainer_class(launch.model, _reward, args, train_dataset=rows, processing_class=tiny_tokenizer())
+    trainer = trainer_of(kind, launch.model, launch.folder / "run", _reward, **sizes, **changed)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(KLTargetCallback(trainer, target=1.0, horizon=40))
 
